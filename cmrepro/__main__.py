@@ -1,0 +1,6 @@
+"""`python -m cmrepro`."""
+
+from cmrepro.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Checkpoints: weights, recipe and origin in one safetensors file."""

@@ -1,0 +1,57 @@
+"""Multistep consistency sampling (Algorithm 1); one step is its first stage."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from cmrepro.consistency.parameterization import Denoiser
+
+
+def check_times(times: Sequence[float], sigma_min: float, sigma_max: float) -> None:
+    """Refuse times of Algorithm 1 that are empty, not decreasing or outside the model's range.
+
+    Raises:
+        ValueError: With what was got and what is allowed.
+    """
+    listed = ", ".join(f"{t:g}" for t in times)
+    if not times:
+        raise ValueError("got no sampling times; give at least one, the first is sigma_max")
+    if any(s >= t for t, s in zip(times[:-1], times[1:], strict=True)):
+        raise ValueError(f"got times {listed}; they must decrease, e.g. 80, 0.8")
+    if times[0] > sigma_max or times[-1] <= sigma_min:
+        raise ValueError(
+            f"got times {listed}; allowed are times t with {sigma_min:g} < t <= {sigma_max:g}"
+        )
+
+
+def multistep_stages(
+    f: Denoiser,
+    times: Sequence[float],
+    z: Tensor,
+    sigma_min: float = 0.002,
+    clip_denoised: bool = True,
+) -> Iterator[Tensor]:
+    """Algorithm 1, yielding the images after each network evaluation.
+
+    Stage 1 is one-step generation f(t_1 z_1, t_1). Stage n adds noise of standard deviation
+    sqrt(t_n^2 - sigma_min^2) to the images of stage n - 1 and applies f at t_n. The images of
+    fewer steps are thus stages of those of more steps from the same noise, at no further cost.
+
+    Args:
+        f: Consistency function.
+        times: Decreasing times t_1 = sigma_max > t_2 > ... > sigma_min, one an evaluation.
+        z: (len(times), B, C, H, W), standard normal.
+        sigma_min: The paper's epsilon.
+        clip_denoised: Clip the images of each stage to [-1, 1], as the released PyTorch code does;
+            the paper's algorithm does not say.
+
+    Yields:
+        (B, C, H, W) images.
+    """
+    x = None
+    for t, noise in zip(times, z, strict=True):
+        x_t = t * noise if x is None else x + (t**2 - sigma_min**2) ** 0.5 * noise
+        x = f(x_t, x_t.new_full((len(x_t),), t))
+        if clip_denoised:
+            x = x.clamp(-1, 1)
+        yield x

@@ -1,0 +1,72 @@
+"""Time grid, number of scales N(k) and target decay mu(k) (Section 5, Appendix C)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MuForm = Literal["paper", "released"]
+
+
+def karras_times(
+    num_scales: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Tensor:
+    """Time grid of Karras et al. (2022, Equation 5), decreasing.
+
+    Args:
+        num_scales: N >= 2, the number of points.
+        sigma_min: Last time, > 0.
+        sigma_max: First time, > sigma_min.
+        rho: Exponent; larger values crowd the points at small times.
+
+    Returns:
+        (N,) float64, from exactly sigma_max to exactly sigma_min.
+
+    Raises:
+        ValueError: Fewer than two points, or 0 < sigma_min < sigma_max does not hold.
+    """
+    if num_scales < 2:
+        raise ValueError(f"got num_scales = {num_scales}; a time grid needs at least 2 points")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"got sigma_min = {sigma_min}, sigma_max = {sigma_max}; 0 < sigma_min < sigma_max"
+        )
+    ramp = torch.linspace(0, 1, num_scales, dtype=torch.float64)
+    largest, smallest = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    times = (largest + ramp * (smallest - largest)) ** rho
+    times[0], times[-1] = sigma_max, sigma_min  # the powers round in the last digit
+    return times
+
+
+def num_scales_at(step: int, total_steps: int, s0: int, s1: int) -> int:
+    """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 (Appendix C).
+
+    Grows from s0 points to s1 + 1 points. Paper and released code agree on it: both repositories
+    clamp the number of intervals to at least 1, which only matters for s0 = 1.
+
+    Args:
+        step: k in [0, total_steps].
+        total_steps: K.
+        s0: Points at k = 0.
+        s1: Intervals at k = K.
+    """
+    root = math.sqrt(step / total_steps * ((s1 + 1) ** 2 - s0**2) + s0**2)
+    return max(math.ceil(root - 1), 1) + 1
+
+
+def target_ema_at(num_scales: int, s0: int, mu0: float, form: MuForm = "paper") -> float:
+    """mu(k), the decay of the target network, as a function of N(k).
+
+    The paper has exp(s0 ln(mu0) / N(k)) with N(k) counting points; the released code divides by
+    the number of intervals, N(k) - 1 (deviation `target-ema-schedule`). We follow whichever
+    `form` names.
+
+    Args:
+        num_scales: N(k).
+        s0: Points at k = 0.
+        mu0: Decay at the start, in (0, 1).
+        form: "paper" or "released".
+    """
+    divisor = num_scales if form == "paper" else num_scales - 1
+    return math.exp(s0 * math.log(mu0) / divisor)

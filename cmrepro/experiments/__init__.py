@@ -1,0 +1,1 @@
+"""Experiments: sample a checkpoint, score the images, write records; the main job."""

@@ -1,0 +1,119 @@
+"""Files written atomically, checksums, resumable downloads, the cache folder."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` when the block ends without an error.
+
+    An interrupted or failing block leaves neither the temporary file nor a partial `path`.
+
+    Args:
+        path: Final name; its folder is made when missing.
+
+    Raises:
+        ValueError: The folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {path}: {error.strerror}; choose a folder that can be written with --out"
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `CMREPRO_CACHE`, or the user's cache folder."""
+    if folder := os.environ.get("CMREPRO_CACHE"):
+        return Path(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("cmrepro"))
+
+
+def download(url: str, path: Path, checksum: str) -> Path:
+    """Fetch `url` to `path`, going on where an interrupted download stopped.
+
+    A file that is already there is used after its checksum.
+
+    Args:
+        url: Address.
+        path: Final name; `path` + ".part" holds what has arrived so far.
+        checksum: "sha256:…" or "md5:…".
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: Address unreachable (says where to put the file by hand), or wrong checksum.
+    """
+    if not path.exists():
+        _fetch(url, path)
+    algorithm, expected = checksum.split(":")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{path} has {algorithm} {found}, expected {expected}; delete it and download again"
+        )
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    import requests
+    from tqdm import tqdm
+
+    part = path.with_name(path.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=30) as response:
+            if response.status_code != 416:  # 416: the part is the whole file already
+                response.raise_for_status()
+                resumed = response.status_code == 206
+                total = int(response.headers.get("Content-Length", 0)) + have * resumed
+                with (
+                    open(part, "ab" if resumed else "wb") as file,
+                    tqdm(
+                        total=total,
+                        initial=have * resumed,
+                        unit="B",
+                        unit_scale=True,
+                        desc=path.name,
+                    ) as bar,
+                ):
+                    for chunk in response.iter_content(CHUNK_BYTES):
+                        file.write(chunk)
+                        bar.update(len(chunk))
+    except requests.RequestException as error:
+        raise ValueError(
+            f"cannot download {url} ({type(error).__name__}); put the file at {path} by hand"
+        ) from error
+    os.replace(part, path)

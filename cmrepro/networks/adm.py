@@ -1,0 +1,220 @@
+"""The ADM U-Net (Dhariwal and Nichol 2021) as the released PyTorch models configure it.
+
+Parameter names equal those of the official file cm/unet.py, so that released state dicts load
+without a name map. Residual blocks resample (`resblock_updown`), attention heads have a fixed
+number of channels, and the order of query, key and value is that of flash-attention.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmrepro.networks.layers import (
+    GroupNorm32,
+    SelfAttention,
+    downsample,
+    timestep_embedding,
+    upsample,
+    zero_init,
+)
+
+C_NOISE_SCALE = 1000.0  # cm/karras_diffusion.py: rescaled_t = 1000 * ln(t) / 4
+
+
+@dataclass(frozen=True)
+class ADMConfig:
+    """Shape of one ADM U-Net.
+
+    Attributes:
+        num_channels: Width of the first level.
+        channel_mult: Width of each level in units of `num_channels`.
+        num_res_blocks: Residual blocks a level on the way down; one more on the way up.
+        attention_factors: Down-sampling factors at which attention follows each block.
+        num_head_channels: Channels of one attention head.
+        use_scale_shift_norm: The noise level scales and shifts the second normalisation (ImageNet)
+            instead of being added (LSUN).
+        num_classes: Number of class labels; 0 for an unconditional network.
+        dropout: Probability in [0, 1).
+        in_channels: Image channels, in and out.
+    """
+
+    num_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    attention_factors: tuple[int, ...]
+    num_head_channels: int
+    use_scale_shift_norm: bool = True
+    num_classes: int = 0
+    dropout: float = 0.0
+    in_channels: int = 3
+
+
+class ResBlock(nn.Module):
+    """Residual block with the noise embedding; `resample` acts before its first convolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        config: ADMConfig,
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.use_scale_shift_norm = config.use_scale_shift_norm
+        self.resample = resample
+        emb_channels = 4 * config.num_channels
+        emb_out = 2 * out_channels if self.use_scale_shift_norm else out_channels
+        self.in_layers = nn.Sequential(
+            GroupNorm32(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, 1, 1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
+        self.out_layers = nn.Sequential(
+            GroupNorm32(32, out_channels),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            zero_init(nn.Conv2d(out_channels, out_channels, 3, 1, 1)),
+        )
+        self.skip_connection = (
+            nn.Identity()
+            if in_channels == out_channels
+            else nn.Conv2d(in_channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, activation, conv = self.in_layers
+        h = activation(norm(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(h)
+        emb_out = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        norm, activation, dropout, conv = self.out_layers
+        if self.use_scale_shift_norm:
+            scale, shift = emb_out.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + emb_out)
+        return self.skip_connection(x) + conv(dropout(activation(h)))
+
+
+class Resample(nn.Module):
+    """Up- or down-sampling as a module without parameters, for `ResBlock`."""
+
+    def __init__(self, up: bool) -> None:
+        super().__init__()
+        self.up = up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(x) if self.up else downsample(x)
+
+
+class Stage(nn.Sequential):
+    """Blocks in a row; those that need the noise embedding receive it."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, emb) if isinstance(block, ResBlock) else block(x)
+        return x
+
+
+class UNet(nn.Module):
+    """The ADM U-Net."""
+
+    def __init__(self, config: ADMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.num_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
+        )
+        if config.num_classes:
+            self.label_emb = nn.Embedding(config.num_classes, 4 * width)
+
+        def blocks(in_channels: int, out_channels: int, factor: int) -> list[nn.Module]:
+            layers: list[nn.Module] = [ResBlock(in_channels, out_channels, config)]
+            if factor in config.attention_factors:
+                layers.append(SelfAttention(out_channels, config.num_head_channels))
+            return layers
+
+        channels = config.channel_mult[0] * width
+        self.input_blocks = nn.ModuleList(
+            [Stage(nn.Conv2d(config.in_channels, channels, 3, 1, 1))]
+        )
+        skips = [channels]
+        last_level = len(config.channel_mult) - 1
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks):
+                self.input_blocks.append(Stage(*blocks(channels, mult * width, 2**level)))
+                channels = mult * width
+                skips.append(channels)
+            if level < last_level:
+                down = ResBlock(channels, channels, config, Resample(up=False))
+                self.input_blocks.append(Stage(down))
+                skips.append(channels)
+
+        self.middle_block = Stage(
+            ResBlock(channels, channels, config),
+            SelfAttention(channels, config.num_head_channels),
+            ResBlock(channels, channels, config),
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            for i in range(config.num_res_blocks + 1):
+                layers = blocks(channels + skips.pop(), mult * width, 2**level)
+                channels = mult * width
+                if level and i == config.num_res_blocks:
+                    layers.append(ResBlock(channels, channels, config, Resample(up=True)))
+                self.output_blocks.append(Stage(*layers))
+
+        self.out = nn.Sequential(
+            GroupNorm32(32, channels),
+            nn.SiLU(),
+            zero_init(nn.Conv2d(channels, config.in_channels, 3, 1, 1)),
+        )
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Network output F(x, c_noise).
+
+        Args:
+            x: (B, C, H, W), the noisy image scaled by c_in.
+            c_noise: (B,), ln(t) / 4.
+            labels: (B,) int64 in [0, num_classes), exactly when the network has classes.
+
+        Returns:
+            (B, C, H, W) in the type of `x`.
+
+        Raises:
+            ValueError: Labels are missing or superfluous.
+        """
+        if (labels is not None) != bool(self.config.num_classes):
+            raise ValueError(
+                f"got {'labels' if labels is not None else 'no labels'} for a network of "
+                f"{self.config.num_classes} classes; pass labels exactly when it has classes"
+            )
+        emb = self.time_embed(
+            timestep_embedding(C_NOISE_SCALE * c_noise, self.config.num_channels)
+        )
+        if labels is not None:
+            emb = emb + self.label_emb(labels)
+        skips = []
+        for stage in self.input_blocks:
+            x = stage(x, emb)
+            skips.append(x)
+        x = self.middle_block(x, emb)
+        for stage in self.output_blocks:
+            x = stage(torch.cat([x, skips.pop()], dim=1), emb)
+        return self.out(x)
+
+
+class PatchUNet(UNet):
+    """The ADM U-Net on 2x2 patches: (B, 3, H, W) is read as (B, 12, H/2, W/2).
+
+    The demo's network. Half the resolution makes a U-Net of the same width four times cheaper,
+    which is what lets a laptop CPU sample it; nothing in the paper does this.
+    """
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        patches = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        return F.pixel_shuffle(super().forward(patches, c_noise, labels), 2)

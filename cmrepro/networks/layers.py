@@ -1,0 +1,78 @@
+"""Leaf layers shared by the networks: embedding, normalisation, resampling, attention."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding, cosines first (official file cm/nn.py, `timestep_embedding`).
+
+    Args:
+        timesteps: (B,), any real number.
+        dim: Even width of the embedding.
+        max_period: Longest period, in units of `timesteps`.
+
+    Returns:
+        (B, dim), float32.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group normalisation computed in float32 whatever the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def zero_init(module: nn.Conv2d) -> nn.Conv2d:
+    """The same convolution with all parameters zero, so that its block starts as the identity."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+def upsample(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 2H, 2W), nearest neighbour."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def downsample(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H/2, W/2), 2x2 mean."""
+    return F.avg_pool2d(x, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over pixels with a residual connection.
+
+    The 3C channels of `qkv` are ordered (query/key/value, head, head channel), which is what the
+    flash-attention layer of the released code reads. The order (head, query/key/value, head
+    channel) of earlier guided-diffusion code turns the released weights into noise.
+    """
+
+    def __init__(self, channels: int, num_head_channels: int) -> None:
+        super().__init__()
+        if channels % num_head_channels:
+            raise ValueError(
+                f"{channels} channels do not divide into heads of {num_head_channels}; "
+                "choose num_head_channels among the divisors"
+            )
+        self.num_heads = channels // num_head_channels
+        self.norm = GroupNorm32(32, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.num_heads, c // self.num_heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, H*W, C/heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = out.transpose(-1, -2).reshape(b, c, h, w)
+        return x + self.proj_out(out)

@@ -1,0 +1,1 @@
+"""Recipes and the loop that trains them: EDM teacher, consistency distillation and training."""

@@ -1,0 +1,370 @@
+"""The training loop: one process, any recipe.
+
+Everything random is a function of (seed, step), so that a resumed run sees the same images, flips,
+noise and times as an undisturbed one.
+"""
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cmrepro.checkpoints.io import CheckpointInfo, check_weights, load_model, save_checkpoint
+from cmrepro.consistency.distances import (
+    LPIPS,
+    Distance,
+    EfficientNetDistance,
+    l1,
+    l2,
+    pseudo_huber,
+)
+from cmrepro.consistency.losses import (
+    consistency_distillation_loss,
+    consistency_training_loss,
+    edm_loss,
+)
+from cmrepro.consistency.parameterization import PreconditionedModel
+from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
+from cmrepro.consistency.solvers import SOLVERS
+from cmrepro.datasets import ImageDataset
+from cmrepro.names import unknown
+from cmrepro.networks.presets import build_network
+from cmrepro.training.recipes import Recipe
+from cmrepro.training.state import load_state, save_state
+
+DISTANCES: dict[str, Callable[[], Distance]] = {
+    "l1": lambda: l1,
+    "l2": lambda: l2,
+    "pseudo-huber": lambda: pseudo_huber,
+    "lpips": LPIPS,
+    "efficientnet": EfficientNetDistance,
+}
+OPTIMIZERS = {"radam": torch.optim.RAdam}
+EDM_LOG_MEAN, EDM_LOG_STD = -1.2, 1.2  # Karras et al. (2022), Table 1: ln(t) of training
+
+
+def build_distance(name: str, device: torch.device) -> Distance:
+    """The distance d of a recipe, on `device`."""
+    if name not in DISTANCES:
+        raise ValueError(unknown("distance", name, DISTANCES))
+    distance = DISTANCES[name]()
+    if isinstance(distance, nn.Module):
+        return distance.to(device, memory_format=torch.channels_last)
+    return distance
+
+
+def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:
+    """N and mu at a step: fixed, or N(k) and mu(k)."""
+    if recipe.num_scales is not None:
+        num_scales = recipe.num_scales
+    else:
+        assert recipe.s0 is not None and recipe.s1 is not None
+        schedule_steps = recipe.schedule_steps or recipe.total_steps
+        num_scales = num_scales_at(step, schedule_steps, recipe.s0, recipe.s1)
+    if recipe.target_ema is not None:
+        return num_scales, recipe.target_ema
+    assert recipe.mu0 is not None and recipe.s0 is not None
+    return num_scales, target_ema_at(num_scales, recipe.s0, recipe.mu0, recipe.mu_form)
+
+
+def ema_update(average: nn.Module, online: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * online, parameter by parameter."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1.0 - decay)
+
+
+class BatchSource:
+    """Batches of a data set in an order that (seed, step) fixes: epochs of permutations.
+
+    Args:
+        dataset: Images and labels.
+        batch_size: Images a step.
+        horizontal_flip: Flip each with probability 1/2.
+        seed: Of permutations and flips.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, batch_size: int, horizontal_flip: bool, seed: int
+    ) -> None:
+        self.images = torch.from_numpy(dataset.images)
+        self.labels = None if dataset.labels is None else torch.from_numpy(dataset.labels)
+        self.batch_size = batch_size
+        self.horizontal_flip = horizontal_flip
+        self.seed = seed
+        self.epoch = -1
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def _index(self, position: int) -> Tensor:
+        epoch, offset = divmod(position, len(self.images))
+        if epoch != self.epoch:
+            generator = _generator(self.seed, epoch, "epoch")
+            self.order, self.epoch = torch.randperm(len(self.images), generator=generator), epoch
+        return self.order[offset]
+
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Images (B, 3, H, W) float32 in [-1, 1], channels_last, and labels (B,) of a step."""
+        first = step * self.batch_size
+        index = torch.stack([self._index(first + i) for i in range(self.batch_size)])
+        x = self.images[index].permute(0, 3, 1, 2) / 127.5 - 1  # channels_last in memory
+        if self.horizontal_flip:
+            flip = torch.rand(len(x), generator=generator) < 0.5
+            x = torch.where(flip[:, None, None, None], x.flip(3), x)
+        return x, None if self.labels is None else self.labels[index]
+
+
+def _generator(seed: int, step: int, purpose: str) -> torch.Generator:
+    """A generator that depends on (seed, step, purpose) alone."""
+    stream = {"epoch": 0, "step": 1}[purpose]
+    return torch.Generator().manual_seed((seed << 40) + (step << 1) + stream)
+
+
+class Training:
+    """Networks, optimizer and counters of one run.
+
+    Args:
+        recipe: What to train.
+        seed: Of initial weights, order, flips, noise and times.
+        teacher: EDM denoiser: CD's teacher, and the initial weights where the recipe says so.
+        device: Where to train.
+
+    Raises:
+        ValueError: The teacher is missing, superfluous or of another network; an unknown optimizer,
+            solver or distance.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int,
+        teacher: PreconditionedModel | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        needs_teacher = recipe.method == "cd" or recipe.initialisation == "teacher"
+        if needs_teacher != (teacher is not None):
+            raise ValueError(
+                f"recipe '{recipe.name}' {'needs a' if needs_teacher else 'takes no'} teacher; "
+                f"{'give one with' if needs_teacher else 'leave out'} --teacher"
+            )
+        if recipe.optimizer not in OPTIMIZERS:
+            raise ValueError(unknown("optimizer", recipe.optimizer, OPTIMIZERS))
+        if recipe.method == "cd" and recipe.solver not in SOLVERS:
+            raise ValueError(unknown("solver", str(recipe.solver), SOLVERS))
+        self.recipe, self.seed, self.teacher = recipe, seed, teacher
+        self.device = torch.device(device)
+        torch.manual_seed(seed)
+        network = build_network(recipe.network, recipe.dropout)
+        self.online = self._model(network)
+        if recipe.initialisation == "teacher":
+            assert teacher is not None
+            weights = teacher.network.state_dict()
+            check_weights(network, weights, "the teacher", recipe.network)
+            network.load_state_dict(weights)
+        self.ema = copy.deepcopy(self.online).eval().requires_grad_(False)
+        self.target = self.online
+        if recipe.method != "edm":
+            self.distance = build_distance(str(recipe.distance), self.device)
+            if recipe.target_ema != 0:
+                self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.optimizer = OPTIMIZERS[recipe.optimizer](
+            self.online.parameters(), lr=recipe.learning_rate, foreach=True
+        )
+        self.step = 0
+        self.duration_s = 0.0
+
+    def _model(self, network: nn.Module) -> PreconditionedModel:
+        model = PreconditionedModel(
+            network,
+            "edm" if self.recipe.method == "edm" else "boundary",
+            self.recipe.sigma_data,
+            self.recipe.sigma_min,
+        )
+        return model.to(self.device, memory_format=torch.channels_last).train()
+
+    def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Mean loss of the batch at the present step."""
+        recipe = self.recipe
+        z = torch.randn(x.shape, generator=generator).to(x)
+        if recipe.method == "edm":
+            n = torch.randn(len(x), generator=generator).to(x)
+            t = (EDM_LOG_MEAN + EDM_LOG_STD * n).exp()
+            return edm_loss(self.online, x, z, t, recipe.sigma_data, labels).mean()
+        num_scales, _ = scales_and_mu(recipe, self.step)
+        times = karras_times(num_scales, recipe.sigma_min, recipe.sigma_max, recipe.rho).to(x)
+        indices = torch.randint(num_scales - 1, (len(x),), generator=generator).to(x.device)
+        if recipe.method == "ct":
+            return consistency_training_loss(
+                self.online, self.target, x, z, indices, times, self.distance, labels
+            ).mean()
+        assert self.teacher is not None
+        return consistency_distillation_loss(
+            self.online,
+            self.target,
+            self.teacher,
+            x,
+            z,
+            indices,
+            times,
+            SOLVERS[str(recipe.solver)],
+            self.distance,
+            labels,
+        ).mean()
+
+    def train_step(self, source: BatchSource) -> float:
+        """One optimizer step with the updates of both averages; the loss before it.
+
+        Raises:
+            FloatingPointError: The gradient is not finite.
+        """
+        generator = _generator(self.seed, self.step, "step")
+        x, labels = source.batch(self.step, generator)
+        x = x.to(self.device)
+        conditional = bool(getattr(self.online.network.config, "num_classes", 0))
+        labels = labels.to(self.device) if conditional and labels is not None else None
+        torch.manual_seed((self.seed << 40) + self.step)  # dropout masks
+        loss = self.loss(x, labels, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
+        if not torch.nn.utils.get_total_norm(gradients).isfinite():
+            raise FloatingPointError(
+                f"the gradient of step {self.step} is not finite (loss {loss.item():g}); go on from "
+                "the last checkpoint with a lower learning_rate"
+            )
+        self.optimizer.step()
+        if self.target is not self.online:
+            ema_update(self.target, self.online, scales_and_mu(self.recipe, self.step)[1])
+        ema_update(self.ema, self.online, self.recipe.ema_rate)
+        self.step += 1
+        return loss.item()
+
+
+def train(
+    recipe: Recipe,
+    dataset: ImageDataset,
+    out: Path,
+    *,
+    seed: int = 0,
+    teacher: str | Path | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+    save_every: int = 500,
+    log_every: int = 50,
+    provenance: dict[str, object] | None = None,
+) -> Path:
+    """Train a recipe to its last step and write the checkpoint of its EMA weights.
+
+    `out` then holds NAME.safetensors, state.pt (to resume) and log.jsonl. The first two are also
+    written every `save_every` steps and when interrupted.
+
+    Args:
+        recipe: What to train.
+        dataset: Training images.
+        out: Folder.
+        seed: Of everything random.
+        teacher: Name or path of the EDM checkpoint, for recipes that need one.
+        resume: Go on from out/state.pt.
+        device: "cpu", "cuda", …
+        save_every: Steps between checkpoints.
+        log_every: Steps between lines of the log.
+        provenance: Put into the checkpoint's origin as it is.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        ValueError: The folder holds another run, or none to resume; see `Training` as well.
+        FloatingPointError: The gradient is not finite.
+    """
+    teacher_model = None
+    if teacher is not None:
+        teacher_model, info = load_model(teacher, device)
+        if info.parameterization != "edm":
+            raise ValueError(f"teacher '{teacher}' is no EDM denoiser; give one trained by EDM")
+        if info.recipe.get("dataset", recipe.dataset) != recipe.dataset:
+            raise ValueError(
+                f"teacher '{teacher}' was trained on {info.recipe['dataset']}, the recipe is for "
+                f"{recipe.dataset}; give a teacher of the same data"
+            )
+    training = Training(recipe, seed, teacher_model, device)
+    state_path, model_path = out / "state.pt", out / f"{recipe.name}.safetensors"
+    if resume:
+        load_state(training, state_path)
+    elif state_path.exists():
+        raise ValueError(f"{out} already holds a training; go on with --resume or choose another")
+    source = BatchSource(dataset, recipe.batch_size, recipe.horizontal_flip, seed)
+    origin = {
+        "seed": seed,
+        "teacher": str(teacher) if teacher else None,
+        "data": dataset.name,
+        "data_sha256": dataset.sha256(),
+        **(provenance or {}),
+    }
+
+    def save() -> None:
+        save_state(training, state_path)
+        progress = {
+            "steps": training.step,
+            "images_seen": training.step * recipe.batch_size,
+            "duration_s": round(training.duration_s, 1),
+            "weights": "ema",
+        }
+        info = CheckpointInfo(
+            recipe.network,
+            training.online.parameterization,
+            recipe.sigma_data,
+            recipe.sigma_min,
+            recipe.sigma_max,
+            dataclasses.asdict(recipe),
+            origin | progress,
+        )
+        save_checkpoint(model_path, training.ema.network, info)
+
+    out.mkdir(parents=True, exist_ok=True)
+    losses: list[float] = []
+    before = time.perf_counter()
+    bar = tqdm(
+        total=recipe.total_steps,
+        initial=training.step,
+        desc=recipe.name,
+        unit="step",
+        mininterval=5,
+    )
+    with bar, open(out / "log.jsonl", "a") as log:
+        try:
+            while training.step < recipe.total_steps:
+                losses.append(training.train_step(source))
+                now = time.perf_counter()
+                training.duration_s, before = training.duration_s + now - before, now
+                bar.update()
+                if training.step % log_every == 0:
+                    entry = _log_entry(training, losses)
+                    log.write(json.dumps(entry) + "\n")
+                    log.flush()
+                    bar.set_postfix(loss=f"{entry['loss']:.4g}")
+                    losses.clear()
+                if training.step % save_every == 0:
+                    save()
+        finally:
+            if training.step:
+                save()
+    return model_path
+
+
+def _log_entry(training: Training, losses: list[float]) -> dict[str, float]:
+    recipe = training.recipe
+    entry = {
+        "step": training.step,
+        "images": training.step * recipe.batch_size,
+        "loss": sum(losses) / len(losses),
+        "duration_s": round(training.duration_s, 1),
+    }
+    if recipe.method != "edm":
+        num_scales, mu = scales_and_mu(recipe, training.step - 1)
+        entry |= {"num_scales": num_scales, "mu": mu}
+    return entry

@@ -1,0 +1,184 @@
+"""A recipe: all that is needed to train one model, and Table 3 made from recipes."""
+
+import dataclasses
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+from cmrepro.names import unknown
+
+Variant = Literal["paper", "released"]
+VARIANTS: tuple[Variant, ...] = ("paper", "released")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model's training.
+
+    Attributes:
+        name: Its key in recipes.toml.
+        variant: "paper", or "released" for what the official code does.
+        method: "edm" (denoising, the teacher), "cd" (Algorithm 2) or "ct" (Algorithm 3).
+        dataset: Name of the training images.
+        network: Name of a network preset.
+        initialisation: "random", or "teacher" for the teacher's weights.
+        optimizer: "radam".
+        learning_rate: Constant.
+        batch_size: Global batch, images.
+        ema_rate: Decay a step of the weights that are sampled from.
+        total_steps: Optimizer steps.
+        dropout: Probability.
+        horizontal_flip: Flip each image with probability 1/2.
+        mixed_precision: Train in half precision.
+        num_gpus: Devices the source used; the global batch does not depend on it.
+        sigma_min: The paper's epsilon.
+        sigma_max: The paper's T.
+        rho: Exponent of the time grid.
+        sigma_data: Standard deviation of the data.
+        mu_form: Divisor of mu(k): "paper" or "released".
+        distance: d of the consistency losses.
+        solver: ODE solver of CD.
+        target_ema: mu, when fixed.
+        mu0: mu at the start, when it follows mu(k).
+        num_scales: N, when fixed.
+        s0: N at the start, when it follows N(k).
+        s1: N - 1 at the end, when it follows N(k).
+        schedule_steps: K of N(k), where training stops before its schedule ends.
+        two_step_index: Index on the grid of the second sampling time, where published.
+    """
+
+    name: str
+    variant: Variant
+    method: Literal["edm", "cd", "ct"]
+    dataset: str
+    network: str
+    initialisation: Literal["random", "teacher"]
+    optimizer: str
+    learning_rate: float
+    batch_size: int
+    ema_rate: float
+    total_steps: int
+    dropout: float
+    horizontal_flip: bool
+    mixed_precision: bool
+    num_gpus: int
+    sigma_min: float
+    sigma_max: float
+    rho: float
+    sigma_data: float
+    mu_form: Variant
+    distance: str | None = None
+    solver: str | None = None
+    target_ema: float | None = None
+    mu0: float | None = None
+    num_scales: int | None = None
+    s0: int | None = None
+    s1: int | None = None
+    schedule_steps: int | None = None
+    two_step_index: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method == "edm":
+            return
+        if (self.num_scales is None) == (self.s0 is None or self.s1 is None):
+            raise ValueError(f"recipe '{self.name}' needs either num_scales or s0 and s1")
+        if (self.target_ema is None) == (self.mu0 is None):
+            raise ValueError(f"recipe '{self.name}' needs either target_ema or mu0")
+        if self.mu0 is not None and self.s0 is None:
+            raise ValueError(f"recipe '{self.name}' has mu0, which needs s0 and s1")
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """The same recipe with some fields changed.
+
+        Raises:
+            ValueError: A field does not exist, or its value has another type.
+        """
+        types = {field.name: field.type for field in dataclasses.fields(self)}
+        for key, value in changes.items():
+            if key not in types or key in ("name", "variant", "method"):
+                raise ValueError(unknown("recipe field", key, set(types) - FIXED_FIELDS))
+            if not isinstance(value, _allowed(types[key])) or isinstance(value, bool) != (
+                types[key] is bool
+            ):
+                raise ValueError(f"got {key} = {value!r}; allowed is {types[key]}")
+        return dataclasses.replace(self, **changes)
+
+
+FIXED_FIELDS = {"name", "variant", "method"}
+
+
+def _allowed(annotation: Any) -> tuple[type, ...]:
+    """Types whose values a field of this annotation takes; a float field takes an int too."""
+    text = str(annotation)
+    allowed = [t for t in (int, float, str, bool) if t.__name__ in text or "Literal" in text]
+    return tuple({*allowed, int}) if float in allowed else tuple(allowed)
+
+
+@functools.cache
+def _tables() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("recipes.toml").read_text())
+
+
+def recipe_names() -> list[str]:
+    """All recipes, in the order of recipes.toml."""
+    return list(_tables()["recipes"])
+
+
+def load_recipe(name: str, variant: Variant = "paper") -> Recipe:
+    """The named recipe.
+
+    Raises:
+        ValueError: Unknown name or variant.
+    """
+    tables = _tables()
+    if name not in tables["recipes"]:
+        raise ValueError(unknown("recipe", name, tables["recipes"]))
+    if variant not in VARIANTS:
+        raise ValueError(unknown("variant", variant, VARIANTS))
+    fields = tables["defaults"] | tables["recipes"][name]
+    released = fields.pop("released", {})
+    if variant == "released":
+        fields |= released
+    return Recipe(name=name, variant=variant, **fields)
+
+
+TABLE3_COLUMNS = {
+    "cifar10_cd": "cifar10-cd",
+    "cifar10_ct": "cifar10-ct",
+    "imagenet64_cd": "imagenet64-cd",
+    "imagenet64_ct": "imagenet64-ct",
+    "lsun256_cd": "lsun-bedroom256-cd",
+    "lsun256_ct": "lsun-bedroom256-ct",
+}
+
+
+def table3(variant: Variant = "paper") -> list[dict[str, str]]:
+    """Table 3, 13 rows of a label and six cells, printed as the paper prints it."""
+    recipes = {column: load_recipe(name, variant) for column, name in TABLE3_COLUMNS.items()}
+    return [
+        {"hyperparameter": label} | {column: cell(r) for column, r in recipes.items()}
+        for label, cell in TABLE3_ROWS.items()
+    ]
+
+
+def _text(value: float | int | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+TABLE3_ROWS = {
+    "Learning rate": lambda r: f"{r.learning_rate:.0e}".replace("e-0", "e-"),
+    "Batch size": lambda r: str(r.batch_size),
+    "mu": lambda r: _text(r.target_ema),
+    "mu0": lambda r: _text(r.mu0),
+    "s0": lambda r: _text(r.s0),
+    "s1": lambda r: _text(r.s1),
+    "N": lambda r: _text(r.num_scales),
+    "ODE solver": lambda r: (r.solver or "").capitalize(),
+    "EMA decay rate": lambda r: str(r.ema_rate),
+    "Training iterations": lambda r: f"{r.total_steps // 1000}k",
+    "Mixed-precision (FP16)": lambda r: "Yes" if r.mixed_precision else "No",
+    "Dropout probability": lambda r: f"{r.dropout:.1f}",
+    "Number of GPUs": lambda r: str(r.num_gpus),
+}

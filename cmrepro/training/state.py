@@ -1,0 +1,59 @@
+"""What a training needs to go on: weights, averages, optimizer, counters."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cmrepro.files import atomic_path
+
+if TYPE_CHECKING:
+    from cmrepro.training.loop import Training
+
+
+def save_state(training: Training, path: Path) -> None:
+    """Write the state of a run to `path`."""
+    state = {
+        "recipe": dataclasses.asdict(training.recipe),
+        "seed": training.seed,
+        "step": training.step,
+        "duration_s": training.duration_s,
+        "online": training.online.state_dict(),
+        "target": training.target.state_dict(),
+        "ema": training.ema.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(training: Training, path: Path) -> None:
+    """Put the state of an earlier run of the same recipe and seed into `training`.
+
+    Raises:
+        ValueError: No state there, a broken one, or that of another recipe or seed.
+    """
+    if not path.is_file():
+        raise ValueError(f"nothing to resume at {path}; start without --resume")
+    try:
+        state = torch.load(path, map_location=training.device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is broken ({error}); start again in another folder") from error
+    mine = dataclasses.asdict(training.recipe) | {"seed": training.seed}
+    theirs = state["recipe"] | {"seed": state["seed"]}
+    for key in mine:
+        if mine[key] != theirs.get(key):
+            raise ValueError(
+                f"{path} is of another training: {key} is {theirs.get(key)!r}, not {mine[key]!r}; "
+                "resume with the same recipe and seed"
+            )
+    training.online.load_state_dict(state["online"])
+    if training.target is not training.online:
+        training.target.load_state_dict(state["target"])
+    training.ema.load_state_dict(state["ema"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.step, training.duration_s = state["step"], state["duration_s"]
