@@ -91,6 +91,279 @@ def train(
     click.echo(path)
 
 
+FORMAT = click.option(
+    "--format",
+    "format_",
+    default="table",
+    show_default=True,
+    help="table, md, csv, json or latex.",
+)
+
+
+def print_frame(rows: Any, format_: str) -> None:
+    """Print rows (a data frame or a list of dictionaries) in a format."""
+    import pandas as pd
+
+    from cmrepro.report.tables import render
+
+    click.echo(render(pd.DataFrame(rows), format_), nl=False)  # type: ignore[arg-type]
+
+
+def parse_steps(text: str) -> int | list[float]:
+    """A number of steps, or a list of times.
+
+    Raises:
+        ValueError: Neither.
+    """
+    try:
+        return int(text) if "," not in text else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"got --steps {text}; allowed is a number of steps or times t1,t2,…, e.g. 80,0.8"
+        ) from error
+
+
+@cli.command()
+@click.argument("dataset")
+@click.option("--profile", default="demo", show_default=True, help="Suite to run.")
+@click.option("--num-samples", type=int, help="Images a model and seed (default: the suite's).")
+@click.option("--seeds", type=int, help="Number of seeds (default: the suite's).")
+@OUT
+def reproduce(
+    dataset: str, profile: str, num_samples: int | None, seeds: int | None, out: Path
+) -> None:
+    """The main job for DATASET (cifar10): sample, score, write results/ and REPORT.md."""
+    from cmrepro.experiments.reproduce import load_suite
+    from cmrepro.experiments.reproduce import reproduce as run
+    from cmrepro.report.render import write_report
+
+    suite = load_suite(dataset, profile)
+    run(
+        suite,
+        out,
+        num_images=suite.num_images if num_samples is None else num_samples,
+        seeds=suite.seeds if seeds is None else seeds,
+    )
+    click.echo(f"wrote {write_report(out)[0]}")
+
+
+@cli.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail when out of step with records.")
+@OUT
+def report(check: bool, out: Path) -> None:
+    """Tables, figures and REPORT.md from results/records."""
+    from cmrepro.report.render import check_report, write_report
+
+    if not check:
+        for path in write_report(out):
+            click.echo(f"wrote {path}")
+    elif problems := check_report(out):
+        raise SystemExit("\n".join([*problems, "run 'cmrepro report' to write them again"]))
+
+
+@cli.command()
+@click.option("--variant", default="paper", show_default=True, help="paper, released or both.")
+@FORMAT
+def table3(variant: str, format_: str) -> None:
+    """Table 3 of the paper, made from the recipes that training uses."""
+    from cmrepro.training.recipes import table3_rows
+
+    print_frame(table3_rows(variant), format_)
+
+
+@cli.command()
+@FORMAT
+def claims(format_: str) -> None:
+    """Every number and ordering of the paper that this suite can test."""
+    from cmrepro.report.tables import claims_frame
+
+    print_frame(claims_frame(), format_)
+
+
+@cli.command()
+@FORMAT
+def deviations(format_: str) -> None:
+    """The ledger: where the paper and its official code disagree."""
+    from cmrepro.report.tables import deviations_frame
+
+    print_frame(deviations_frame(), format_)
+
+
+@cli.group()
+def checkpoints() -> None:
+    """Checkpoints: list, inspect, convert."""
+
+
+@checkpoints.command("list")
+@FORMAT
+def list_checkpoints(format_: str) -> None:
+    """The checkpoints that come with the package."""
+    from cmrepro.checkpoints.io import bundled_checkpoints, read_info
+
+    rows = []
+    for name, path in bundled_checkpoints().items():
+        info = read_info(path)
+        rows.append(
+            {
+                "name": name,
+                "method": info.recipe["method"],
+                "data": info.recipe["dataset"],
+                "network": info.network,
+                "images seen": info.origin["images_seen"],
+                "second time": info.two_step_time,
+                "bytes": path.stat().st_size,
+            }
+        )
+    print_frame(rows, format_)
+
+
+@checkpoints.command()
+@click.argument("checkpoint")
+def inspect(checkpoint: str) -> None:
+    """What CHECKPOINT says of itself, as JSON; its weights are not read."""
+    import json
+    from dataclasses import asdict
+
+    from cmrepro.checkpoints.io import find_checkpoint, read_info
+
+    click.echo(json.dumps(asdict(read_info(find_checkpoint(checkpoint))), indent=1))
+
+
+@checkpoints.command()
+@click.argument("checkpoint")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32")
+@click.option("--two-step-time", type=float, help="Second sampling time to put into the file.")
+@click.option("--selection", help="How checkpoint and time were chosen.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+def convert(
+    checkpoint: str, dtype: str, two_step_time: float | None, selection: str | None, out: Path
+) -> None:
+    """Write CHECKPOINT again in another number format."""
+    import torch
+
+    from cmrepro.checkpoints.io import convert_checkpoint
+
+    convert_checkpoint(checkpoint, out, getattr(torch, dtype), two_step_time, selection)
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.option("--steps", default="1", show_default=True, help="1, 2 or times t1,t2,…")
+@click.option("--num", default=16, show_default=True, help="Number of images.")
+@click.option("--seed", default=0, show_default=True, help="Image i depends on (seed, i) alone.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Sample set, .npz.")
+def sample(checkpoint: str, steps: str, num: int, seed: int, out: Path) -> None:
+    """Sample images from CHECKPOINT into an .npz with its origin in a .json beside it."""
+    from cmrepro.checkpoints.io import find_checkpoint, load_model
+    from cmrepro.experiments.run import describe_checkpoint, sampled_origin, write_sample_set
+    from cmrepro.experiments.sampling import sample as run
+    from cmrepro.experiments.sampling import sampler_settings
+
+    if out.suffix != ".npz":
+        raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
+    model, info = load_model(checkpoint)
+    settings = sampler_settings(info, parse_steps(steps))
+    samples = run(model, settings, num, seed, progress=checkpoint)
+    described = describe_checkpoint(find_checkpoint(checkpoint), info)
+    origin = sampled_origin(described, settings, seed, samples.noise_sha256)
+    write_sample_set(out, samples.stages[-1], origin)
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("samples")
+@click.option("--protocol", default="embedded", show_default=True)
+@click.option("--reference", type=click.Path(path_type=Path), help="File of other statistics.")
+@click.option("--num-images", type=int, help="Score the first so many (default: the protocol's).")
+@click.option("--name", help="What the record calls the images (default: the file's name).")
+@FORMAT
+@OUT
+def evaluate(
+    samples: str,
+    protocol: str,
+    reference: Path | None,
+    num_images: int | None,
+    name: str | None,
+    format_: str,
+    out: Path,
+) -> None:
+    """Score SAMPLES (.npz, folder or zip of images) and write the record to results/records."""
+    from cmrepro.datasets import load_dataset
+    from cmrepro.experiments.run import evaluate as run
+    from cmrepro.experiments.run import read_origin
+    from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.records import write_record
+
+    chosen = load_protocol(protocol)
+    dataset = load_dataset(samples, name)
+    origin = read_origin(Path(samples), dataset.name)
+    record = run(dataset.images, chosen, origin, reference=reference, num_images=num_images)
+    path = write_record(record, out / "results" / "records")
+    print_frame([{"record": path.stem, "images": record.num_images, **record.scores}], format_)
+    for warning in record.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@cli.command("search-times")
+@click.argument("checkpoint")
+@click.option(
+    "--grid", default=18, show_default=True, help="Points of the time grid to choose from."
+)
+@click.option("--protocol", default="embedded", show_default=True)
+@click.option("--num", default=2000, show_default=True, help="Images at each time.")
+@click.option("--seed", default=1000, show_default=True, help="One that is not reported.")
+@FORMAT
+def search_times(
+    checkpoint: str, grid: int, protocol: str, num: int, seed: int, format_: str
+) -> None:
+    """The score of 2-step sampling by its second time, over a grid; the least FID is the choice."""
+    from cmrepro.checkpoints.io import load_model
+    from cmrepro.experiments.search import two_step_scores
+    from cmrepro.metrics.protocols import load_protocol
+
+    model, info = load_model(checkpoint)
+    rows = two_step_scores(model, info, load_protocol(protocol), grid, num, seed)
+    print_frame(rows, format_)
+
+
+@cli.group()
+def references() -> None:
+    """Reference statistics: list, build."""
+
+
+@references.command("list")
+@FORMAT
+def list_references(format_: str) -> None:
+    """The reference statistics that come with the package."""
+    from dataclasses import asdict
+
+    from cmrepro.metrics.references import ReferenceStatistics, bundled_references
+
+    rows = [
+        {"name": name, **asdict(ReferenceStatistics.load(path).metadata)}
+        for name, path in bundled_references().items()
+    ]
+    print_frame(rows, format_)
+
+
+@references.command()
+@click.argument("data_path")
+@click.option("--protocol", default="embedded", show_default=True)
+@click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
+@click.option("--split", required=True, help="Its part, e.g. train.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, .npz.")
+def build(data_path: str, protocol: str, dataset: str, split: str, out: Path) -> None:
+    """Reference statistics of the images at DATA_PATH."""
+    from cmrepro.datasets import load_dataset
+    from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.metrics.references import build_reference
+
+    chosen = load_protocol(protocol)
+    images = load_dataset(data_path).images
+    build_reference(images, chosen, dataset=dataset, split=split, progress=True).save(out)
+    click.echo(out)
+
+
 def main() -> None:
     """Run the command line; exit code 0 done, 1 failed, 2 wrong usage or bad input."""
     try:

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def provenance() -> dict[str, Any]:
     """
     commit, dirty = git_state()
     return {
-        "command": " ".join(["cmrepro", *sys.argv[1:]]),
+        "command": shlex.join(["cmrepro", *sys.argv[1:]]),
         "cmrepro": __version__,
         "commit": commit,
         "dirty": dirty,
@@ -44,7 +45,7 @@ def git_state() -> tuple[str | None, bool | None]:
     if not (root / ".git").exists():
         return None, None
     git = ["git", "-C", str(root)]
-    # A folder that belongs to another user, as in many containers, is no reason to lose the commit.
+    # A folder of another user, as in many containers, is no reason to lose the commit.
     git += ["-c", f"safe.directory={root}"]
     try:
         commit = subprocess.run(

@@ -1,0 +1,50 @@
+"""The paper as checked data: tables, claims, deviations, later work, official files.
+
+The numbers live in CSV and TOML files beside this module, each once and with its source; the
+readers refuse what they do not understand and name file, row and column. No torch, no pandas.
+"""
+
+from cmrepro.paper.claims import claim, claims, metrics
+from cmrepro.paper.deviations import Deviation, deviations
+from cmrepro.paper.reading import sources
+from cmrepro.paper.statements import (
+    AbsoluteClaim,
+    Claim,
+    Metric,
+    Ordering,
+    Setting,
+    Tolerance,
+)
+from cmrepro.paper.tables import (
+    Artifact,
+    HyperparameterRow,
+    LaterRow,
+    Printed,
+    ResultRow,
+    artifacts,
+    later_work,
+    table,
+)
+
+__all__ = [
+    "AbsoluteClaim",
+    "Artifact",
+    "Claim",
+    "Deviation",
+    "HyperparameterRow",
+    "LaterRow",
+    "Metric",
+    "Ordering",
+    "Printed",
+    "ResultRow",
+    "Setting",
+    "Tolerance",
+    "artifacts",
+    "claim",
+    "claims",
+    "deviations",
+    "later_work",
+    "metrics",
+    "sources",
+    "table",
+]

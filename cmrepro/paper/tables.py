@@ -1,0 +1,326 @@
+"""Tables 1, 2 and 3 of the paper, later work, and the official files, as printed."""
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, overload
+
+from cmrepro.paper.reading import FOLDER, check_verified, defect, distinct, known, read_csv
+
+METRICS = ("fid", "is", "precision", "recall")
+TABLE3_COLUMNS = (
+    "cifar10_cd",
+    "cifar10_ct",
+    "imagenet64_cd",
+    "imagenet64_ct",
+    "lsun256_cd",
+    "lsun256_ct",
+)
+TABLE3_WORDS = frozenset({"Heun", "Euler", "Yes", "No"})
+LATER_STATUS = re.compile(
+    r"verified(?: \((?:secondary|one source)\))?(?:;.+)?|(?:version-dependent|conflict): .+"
+)
+CHECKSUM_DIGITS = {"md5": 32, "sha256": 64}
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number as the paper prints it, e.g. "13.0", "4e-4", "800k".
+
+    Raises:
+        ValueError: Not such a number.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?k?", self.text):
+            raise ValueError(f"got {self.text!r}, needed a number such as 13.0, 4e-4 or 800k")
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def _decimal(self) -> Decimal:
+        return Decimal(self.text.removesuffix("k")).scaleb(3 * self.text.endswith("k"))
+
+    @property
+    def value(self) -> float:
+        """The number."""
+        return float(self._decimal)
+
+    @property
+    def rounding(self) -> float:
+        """Half a unit of the last printed digit: what rounding may have hidden."""
+        return float(Decimal(5).scaleb(int(self._decimal.as_tuple().exponent) - 1))
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One row of Table 1 or 2.
+
+    Attributes:
+        table: 1 or 2.
+        dataset: Data set, as in the CSV.
+        category: Heading under which the row is printed.
+        method: Name of the method, as printed.
+        nfe: Number of network evaluations for one image.
+        scores: The printed cells by metric: "fid", "is", "precision", "recall".
+        verified: In which sources the row is printed identically.
+    """
+
+    table: int
+    dataset: str
+    category: str
+    method: str
+    nfe: int
+    scores: Mapping[str, Printed]
+    verified: str
+
+
+@dataclass(frozen=True)
+class HyperparameterRow:
+    """One row of Table 3.
+
+    Attributes:
+        name: The hyperparameter, as printed (mu and mu0 spelled out).
+        cells: The printed cells by column, those that are empty left out.
+        verified: In which sources the row is printed identically, and what the code has instead.
+    """
+
+    name: str
+    cells: Mapping[str, str]
+    verified: str
+
+    def value(self, column: str) -> float:
+        """A cell as a number.
+
+        Raises:
+            ValueError: It is a word.
+        """
+        return Printed(self.cells[column]).value
+
+
+@dataclass(frozen=True)
+class LaterRow:
+    """One result of a later paper, for context.
+
+    Attributes:
+        paper: Title, or name of a re-implementation.
+        arxiv: arXiv number, "" without one.
+        dataset: Data set.
+        method: Method and setting.
+        nfe: Number of network evaluations for one image.
+        fid: The printed FID.
+        verified: How sure the value is.
+        source: Where it was seen.
+        images_seen: Images seen in training, where stated.
+    """
+
+    paper: str
+    arxiv: str
+    dataset: str
+    method: str
+    nfe: int
+    fid: Printed
+    verified: str
+    source: str
+    images_seen: int | None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One official file.
+
+    Attributes:
+        name: What it is.
+        kind: Which sort of file.
+        url: Address.
+        bytes_approx: Size in bytes where known; `note` says how exactly.
+        checksums: Hexadecimal digest by algorithm ("md5", "sha256"), where known.
+        source: Where address and checksum are published.
+        note: How exact the size is, where the checksum comes from.
+    """
+
+    name: str
+    kind: str
+    url: str
+    bytes_approx: int | None
+    checksums: Mapping[str, str]
+    source: str
+    note: str
+
+
+def _text(file: str, row: str, cells: Mapping[str, str], column: str) -> str:
+    """A cell that has to be filled in."""
+    if not cells[column].strip():
+        raise defect(file, row, column, "is empty; fill it in")
+    return cells[column]
+
+
+def _count(file: str, row: str, cells: Mapping[str, str], column: str) -> int:
+    """A cell that holds a positive whole number."""
+    if not re.fullmatch(r"[1-9]\d*", cells[column]):
+        problem = f"got {cells[column]!r}, needed a positive whole number"
+        raise defect(file, row, column, problem)
+    return int(cells[column])
+
+
+def _printed(file: str, row: str, cells: Mapping[str, str], column: str) -> Printed:
+    """A cell that holds a printed number."""
+    try:
+        return Printed(cells[column])
+    except ValueError as error:
+        raise defect(file, row, column, str(error)) from None
+
+
+def _results(number: int, folder: Path) -> tuple[ResultRow, ...]:
+    file = f"table{number}.csv"
+    columns = ("dataset", "category", "method", "nfe", *METRICS, "verified")
+    rows = read_csv(folder / file, columns)
+    distinct(
+        file, "dataset, method, nfe", ((r, (c["dataset"], c["method"], c["nfe"])) for r, c in rows)
+    )
+    return tuple(
+        ResultRow(
+            table=number,
+            dataset=_text(file, row, cells, "dataset"),
+            category=_text(file, row, cells, "category"),
+            method=_text(file, row, cells, "method"),
+            nfe=_count(file, row, cells, "nfe"),
+            scores=MappingProxyType(
+                {m: _printed(file, row, cells, m) for m in METRICS if cells[m]}
+            ),
+            verified=check_verified(folder, file, row, cells["verified"]),
+        )
+        for row, cells in rows
+    )
+
+
+def _hyperparameters(folder: Path) -> tuple[HyperparameterRow, ...]:
+    file = "table3.csv"
+    rows = read_csv(folder / file, ("hyperparameter", *TABLE3_COLUMNS, "verified"))
+    distinct(file, "hyperparameter", ((row, cells["hyperparameter"]) for row, cells in rows))
+    for row, cells in rows:
+        for column in TABLE3_COLUMNS:
+            if cells[column] and cells[column] not in TABLE3_WORDS:
+                _printed(file, row, cells, column)
+    return tuple(
+        HyperparameterRow(
+            name=_text(file, row, cells, "hyperparameter"),
+            cells=MappingProxyType({c: cells[c] for c in TABLE3_COLUMNS if cells[c]}),
+            verified=check_verified(folder, file, row, cells["verified"]),
+        )
+        for row, cells in rows
+    )
+
+
+@overload
+def table(number: Literal[1, 2], folder: Path = ...) -> tuple[ResultRow, ...]: ...
+@overload
+def table(number: Literal[3], folder: Path = ...) -> tuple[HyperparameterRow, ...]: ...
+@functools.cache
+def table(
+    number: int, folder: Path = FOLDER
+) -> tuple[ResultRow, ...] | tuple[HyperparameterRow, ...]:
+    """Table 1 (CIFAR-10), 2 (ImageNet-64, LSUN) or 3 (hyperparameters) of the paper.
+
+    Args:
+        number: 1, 2 or 3.
+        folder: Where the CSV files are.
+
+    Raises:
+        ValueError: Another number, or a CSV file that does not hold what it should.
+    """
+    if number not in (1, 2, 3):
+        raise ValueError(f"got table {number}; the paper's tables are 1, 2 and 3")
+    return _hyperparameters(folder) if number == 3 else _results(number, folder)
+
+
+@functools.cache
+def later_work(folder: Path = FOLDER) -> tuple[LaterRow, ...]:
+    """Results of later few-step models.
+
+    Raises:
+        ValueError: later_work.csv does not hold what it should.
+    """
+    file = "later_work.csv"
+    columns = (
+        "paper",
+        "arxiv",
+        "dataset",
+        "method",
+        "nfe",
+        "fid",
+        "verified",
+        "source",
+        "images_seen",
+    )
+    rows = read_csv(folder / file, columns)
+    distinct(file, "all", ((row, tuple(cells.items())) for row, cells in rows))
+    for row, cells in rows:
+        if not LATER_STATUS.fullmatch(cells["verified"]):
+            problem = f"got {cells['verified']!r}, needed verified, version-dependent or conflict"
+            raise defect(file, row, "verified", problem)
+    return tuple(
+        LaterRow(
+            paper=_text(file, row, cells, "paper"),
+            arxiv=cells["arxiv"],
+            dataset=_text(file, row, cells, "dataset"),
+            method=_text(file, row, cells, "method"),
+            nfe=_count(file, row, cells, "nfe"),
+            fid=_printed(file, row, cells, "fid"),
+            verified=cells["verified"],
+            source=_text(file, row, cells, "source"),
+            images_seen=_count(file, row, cells, "images_seen") if cells["images_seen"] else None,
+        )
+        for row, cells in rows
+    )
+
+
+def _checksums(file: str, row: str, text: str) -> Mapping[str, str]:
+    digests = {}
+    for part in text.split(";") if text else []:
+        algorithm, _, digest = part.partition(":")
+        known(file, row, "checksum", algorithm, CHECKSUM_DIGITS)
+        digits = CHECKSUM_DIGITS[algorithm]
+        if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", digest):
+            problem = f"got {digest!r}, needed {digits} hexadecimal digits for {algorithm}"
+            raise defect(file, row, "checksum", problem)
+        digests[algorithm] = digest
+    return MappingProxyType(digests)
+
+
+@functools.cache
+def artifacts(folder: Path = FOLDER) -> tuple[Artifact, ...]:
+    """The official files: checkpoints, statistics, extractors, data sets.
+
+    Raises:
+        ValueError: artifacts.csv does not hold what it should.
+    """
+    file = "artifacts.csv"
+    columns = ("name", "kind", "url", "bytes_approx", "checksum", "source", "note")
+    rows = read_csv(folder / file, columns)
+    for column in ("name", "url"):
+        distinct(file, column, ((row, cells[column]) for row, cells in rows))
+    for row, cells in rows:
+        if not re.match(r"https?://\S", cells["url"]):
+            raise defect(file, row, "url", f"got {cells['url']!r}, needed http:// or https://")
+    return tuple(
+        Artifact(
+            name=_text(file, row, cells, "name"),
+            kind=_text(file, row, cells, "kind"),
+            url=cells["url"],
+            bytes_approx=(
+                _count(file, row, cells, "bytes_approx") if cells["bytes_approx"] else None
+            ),
+            checksums=_checksums(file, row, cells["checksum"]),
+            source=_text(file, row, cells, "source"),
+            note=cells["note"],
+        )
+        for row, cells in rows
+    )

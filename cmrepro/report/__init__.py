@@ -1,0 +1,1 @@
+"""Tables, verdicts, figures and pages from records and the paper (no torch)."""

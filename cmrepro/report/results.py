@@ -1,0 +1,144 @@
+"""Records brought together: mean and interval over seeds, beside the paper's Table 1."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from cmrepro.paper import ResultRow, table
+from cmrepro.records import RunRecord
+
+CONFIDENCE = 0.95
+METRICS = ("fid", "is", "kid", "precision", "recall")
+LABELS = {"fid": "FD", "is": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
+DEMO = "demo-"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean of one score over seeds.
+
+    Attributes:
+        mean: Of the records' values.
+        half_width: Half the 95 % Student-t interval of the mean; NaN with one record.
+        n: Number of records.
+    """
+
+    mean: float
+    half_width: float
+    n: int
+
+    def __str__(self) -> str:
+        digits = 4 if abs(self.mean) < 1 else 2 if abs(self.mean) < 100 else 1
+        spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+def summarise(values: list[float]) -> Summary:
+    """Mean and Student-t interval of the values of independent seeds."""
+    n = len(values)
+    if n < 2:
+        return Summary(float(np.mean(values)), math.nan, n)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return Summary(float(np.mean(values)), quantile * error, n)
+
+
+GroupKey = tuple[str, int | None, str, int]
+
+
+def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
+    """Records by (model, nfe, protocol with version, number of images), seeds in order.
+
+    Raises:
+        ValueError: Two records of one group have the same seed or another checkpoint.
+    """
+    groups: dict[GroupKey, list[RunRecord]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
+        protocol = f"{record.protocol['name']} v{record.protocol['version']}"
+        groups[record.model, record.nfe, protocol, record.num_images].append(record)
+    for key, members in groups.items():
+        checksums = {r.checkpoint.get("sha256") for r in members}
+        if len(checksums) > 1:
+            raise ValueError(
+                f"records of {key[0]} come from {len(checksums)} different checkpoints of that name; "
+                "remove those that are out of date"
+            )
+        times = {tuple(r.sampler.get("times", ())) for r in members}
+        if len(times) > 1:
+            raise ValueError(
+                f"records of {key[0]} at {key[1]} evaluations were sampled at different times; "
+                "remove those that are out of date"
+            )
+    return dict(groups)
+
+
+def results_frame(records: list[RunRecord]) -> pd.DataFrame:
+    """One row a group: model, nfe, protocol, num_images, seeds, and each score's mean ± interval."""
+    rows = [
+        {
+            "model": model,
+            "nfe": nfe,
+            "protocol": protocol,
+            "images": num_images,
+            "seeds": len(members),
+        }
+        | {
+            LABELS[metric]: str(summarise([r.scores[metric] for r in members]))
+            for metric in METRICS
+        }
+        for (model, nfe, protocol, num_images), members in group(records).items()
+    ]
+    return pd.DataFrame(rows).astype({"nfe": "Int64"})
+
+
+def recipe_of(record: RunRecord) -> str:
+    """The recipe of Table 3 that a model stands for; a demo model stands for the one it imitates."""
+    return str(record.checkpoint.get("recipe", {}).get("name", "")).removeprefix(DEMO)
+
+
+def is_demo(record: RunRecord) -> bool:
+    """Whether the model is one of the demo's."""
+    return str(record.checkpoint.get("recipe", {}).get("name", "")).startswith(DEMO)
+
+
+def table1_frame(records: list[RunRecord]) -> pd.DataFrame:
+    """The CD, CT and EDM rows of Table 1 as printed, with our measured columns beside them."""
+    recipes = {"CD": "cifar10-cd", "CT": "cifar10-ct", "EDM": "cifar10-edm"}
+    rows = [
+        _table1_row(row, members)
+        for row in table(1)
+        if row.method in recipes
+        for members in _ours(records, recipes[row.method], row.nfe)
+    ]
+    return pd.DataFrame(rows).astype({"nfe": "Int64"})
+
+
+def _ours(records: list[RunRecord], recipe: str, nfe: int) -> list[list[RunRecord]]:
+    """Groups of records of a recipe at so many evaluations; one empty group when none."""
+    chosen = [r for r in records if recipe_of(r) == recipe and r.nfe == nfe]
+    return list(group(chosen).values()) or [[]]
+
+
+def _table1_row(row: ResultRow, members: list[RunRecord]) -> dict[str, object]:
+    cells: dict[str, object] = {"method": row.method, "nfe": row.nfe}
+    cells |= {
+        f"paper {label}": str(row.scores[metric]) if metric in row.scores else ""
+        for metric, label in (("fid", "FID"), ("is", "IS"))
+    }
+    if not members:
+        return cells | {"ours": "not measured"}
+    first = members[0]
+    cells["ours"] = first.model
+    cells |= {
+        f"our {LABELS[metric]}": str(summarise([r.scores[metric] for r in members]))
+        for metric in METRICS
+        if metric != "kid"
+    }
+    return cells | {
+        "n": f"{len(members)} x {first.num_images:,}",
+        "protocol": f"{first.protocol['name']} v{first.protocol['version']}",
+    }
