@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cmrepro.files import cache_folder, download
 
@@ -45,7 +45,7 @@ class ImageDataset:
 
     def sha256(self) -> str:
         """Checksum of the pixels in their order."""
-        return hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
 
 
 def load_dataset(source: str | Path, name: str | None = None) -> ImageDataset:
@@ -67,9 +67,10 @@ def load_dataset(source: str | Path, name: str | None = None) -> ImageDataset:
         return synthetic()
     path = Path(source)
     if path.is_dir():
-        return _decode(name or path.name, *_folder(path))
+        files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        return _decode(name or path.name, files, lambda file: (path / file).read_bytes())
     if path.suffix == ".zip" and path.is_file():
-        return _decode(name or path.stem, *_zip(path))
+        return _load_zip(path, name or path.stem)
     if path.suffix == ".npz" and path.is_file():
         return load_sample_set(path, name)
     raise ValueError(
@@ -88,17 +89,24 @@ def load_sample_set(path: str | Path, name: str | None = None) -> ImageDataset:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays["arr_0"]
-            labels = arrays["arr_1"].astype(np.int64) if "arr_1" in arrays else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            labels = arrays.get("arr_1")
+    except Exception as error:  # numpy, zipfile and zlib each raise their own kinds
         raise ValueError(
-            f"{path} is not a sample set ({error}); allowed is an .npz with arr_0 uint8 (N, H, W, 3)"
+            f"{path} is not a sample set ({error}); allowed is .npz with arr_0 uint8 (N, H, W, 3)"
         ) from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise ValueError(
             f"{path} holds arr_0 {images.dtype} {images.shape}; allowed is uint8 (N, H, W, 3): "
             "round images in [-1, 1] by (127.5 * x + 127.5).round().clip(0, 255)"
         )
-    return ImageDataset(name or path.stem, images, labels)
+    if labels is None:
+        return ImageDataset(name or path.stem, images)
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{path} holds arr_1 {labels.dtype} {labels.shape}; allowed are integer class numbers "
+            f"{images.shape[:1]}"
+        )
+    return ImageDataset(name or path.stem, images, labels.astype(np.int64))
 
 
 def load_cifar10(split: str) -> ImageDataset:
@@ -141,17 +149,15 @@ def synthetic(num_images: int = 512, size: int = 32, seed: int = 0) -> ImageData
 Reader = Callable[[str], bytes]
 
 
-def _folder(path: Path) -> tuple[list[str], Reader]:
-    names = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-    return names, lambda name: (path / name).read_bytes()
-
-
-def _zip(path: Path) -> tuple[list[str], Reader]:
+def _load_zip(path: Path, name: str) -> ImageDataset:
     try:
-        archive = zipfile.ZipFile(path)
+        with zipfile.ZipFile(path) as archive:
+            files = sorted(n for n in archive.namelist() if not n.endswith("/"))
+            return _decode(name, files, archive.read)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a zip file ({error}); fetch or write it again") from error
-    return sorted(n for n in archive.namelist() if not n.endswith("/")), archive.read
+        raise ValueError(
+            f"{path} is not a whole zip file ({error}); fetch or write it again"
+        ) from error
 
 
 def _decode(name: str, file_names: list[str], read: Reader) -> ImageDataset:
@@ -176,15 +182,14 @@ def _decode(name: str, file_names: list[str], read: Reader) -> ImageDataset:
 def _decode_image(file_name: str, read: Reader) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(read(file_name))) as image:
-            if image.mode != "RGB":
-                raise ValueError(
-                    f"{file_name} is {image.mode}, allowed is RGB; convert the images beforehand"
-                )
-            return np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            mode, pixels = image.mode, np.asarray(image)
+    except Exception as error:  # Pillow, zipfile and zlib each raise their own kinds
         raise ValueError(
             f"{file_name} cannot be decoded ({error}); replace or remove it"
         ) from error
+    if mode != "RGB":
+        raise ValueError(f"{file_name} is {mode}, allowed is RGB; convert the images beforehand")
+    return pixels
 
 
 def _labels(
@@ -192,18 +197,33 @@ def _labels(
 ) -> NDArray[np.int64] | None:
     """Labels of EDM's dataset.json, or of class folders in sorted order, or None."""
     if "dataset.json" in file_names:
-        entries = json.loads(read("dataset.json"))["labels"]
-        if entries is None:
-            return None
-        by_name = dict(entries)
-        missing = [n for n in image_names if n not in by_name]
-        if missing:
-            raise ValueError(
-                f"dataset.json has no label for {missing[0]} and {len(missing) - 1} more images"
-            )
-        return np.array([by_name[n] for n in image_names], np.int64)
+        return _json_labels(image_names, read("dataset.json"))
     folders = [Path(n).parent.as_posix() for n in image_names]
     classes = sorted(set(folders))
     if len(classes) < 2:
         return None
     return np.array([classes.index(f) for f in folders], np.int64)
+
+
+def _json_labels(image_names: list[str], text: bytes) -> NDArray[np.int64] | None:
+    try:
+        entries = json.loads(text)["labels"]
+        by_name = None if entries is None else dict(entries)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"dataset.json cannot be read ({type(error).__name__}: {error}); allowed is "
+            '{"labels": [[FILE, CLASS], …]} or {"labels": null}'
+        ) from error
+    if by_name is None:
+        return None
+    if unmatched := sorted(by_name.keys() ^ set(image_names), key=str):
+        raise ValueError(
+            f"dataset.json and the images differ by {len(unmatched)} names, the first is "
+            f"{unmatched[0]}; every image needs a label and every label an image"
+        )
+    for file_name, label in by_name.items():
+        if type(label) is not int:
+            raise ValueError(
+                f"dataset.json has label {label!r} for {file_name}; allowed are integers"
+            )
+    return np.array([by_name[n] for n in image_names], np.int64)

@@ -30,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         )
     except OSError as error:
         raise ValueError(
-            f"cannot write {path}: {error.strerror}; choose a folder that can be written with --out"
+            f"cannot write {path}: {error.strerror}; choose a writable folder with --out"
         ) from error
     os.close(handle)
     temporary = Path(name)
@@ -73,27 +73,31 @@ def download(url: str, path: Path, checksum: str) -> Path:
     Raises:
         ValueError: Address unreachable (says where to put the file by hand), or wrong checksum.
     """
-    if not path.exists():
-        _fetch(url, path)
+    arrived = path if path.exists() else _fetch(url, path)
     algorithm, expected = checksum.split(":")
-    with open(path, "rb") as file:
+    with open(arrived, "rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != expected:
         raise ValueError(
-            f"{path} has {algorithm} {found}, expected {expected}; delete it and download again"
+            f"{arrived} has {algorithm} {found}, expected {expected}; delete it and download again"
         )
+    if arrived != path:
+        os.replace(arrived, path)
     return path
 
 
-def _fetch(url: str, path: Path) -> None:
+def _fetch(url: str, path: Path) -> Path:
     import requests
     from tqdm import tqdm
 
     part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    # The bytes of the file itself: its checksum and its ranges do not know of compression.
+    headers = {"Accept-Encoding": "identity"}
     try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        have = part.stat().st_size if part.exists() else 0
+        if have:
+            headers["Range"] = f"bytes={have}-"
         with requests.get(url, headers=headers, stream=True, timeout=30) as response:
             if response.status_code != 416:  # 416: the part is the whole file already
                 response.raise_for_status()
@@ -112,8 +116,9 @@ def _fetch(url: str, path: Path) -> None:
                     for chunk in response.iter_content(CHUNK_BYTES):
                         file.write(chunk)
                         bar.update(len(chunk))
-    except requests.RequestException as error:
+    except OSError as error:  # the network's errors are among them
         raise ValueError(
-            f"cannot download {url} ({type(error).__name__}); put the file at {path} by hand"
+            f"cannot download {url} to {part} ({type(error).__name__}); run it again to go on, or "
+            f"put the file at {path} by hand"
         ) from error
-    os.replace(part, path)
+    return part

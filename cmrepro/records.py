@@ -16,7 +16,7 @@ from cmrepro.files import atomic_path
 
 SCHEMA = "cmrepro-record-1"
 SCORE_RANGES = {
-    "fid": (0.0, math.inf),
+    "fid": (-1e-6, math.inf),  # 0 up to rounding for identical images
     "is": (1.0, math.inf),
     "kid": (-math.inf, math.inf),
     "precision": (0.0, 1.0),

@@ -18,7 +18,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "cmrepro"
 BASE = frozenset({"files", "names"})
 LEAVES = frozenset({"records", "paper", "consistency", "networks", "datasets", "metrics"})
 MEASURING = LEAVES - {"paper"}
-EVERYTHING = BASE | LEAVES | {"checkpoints", "training", "experiments", "report", "cli"}
+EVERYTHING = BASE | LEAVES | {"checkpoints", "training", "experiments", "report", "api", "cli"}
 
 # part -> the other parts it may import.
 ALLOWED: dict[str, frozenset[str]] = {
@@ -28,6 +28,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "training": BASE | LEAVES | {"checkpoints"},
     "experiments": BASE | MEASURING | {"checkpoints"},
     "report": BASE | {"records", "paper"},
+    "api": EVERYTHING - {"cli"},
     "cli": EVERYTHING,
     "__init__": EVERYTHING,
     "__main__": EVERYTHING,

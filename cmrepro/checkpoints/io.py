@@ -1,7 +1,7 @@
 """Read and write the project's checkpoints: safetensors with the metadata in its header."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class CheckpointInfo:
         sigma_max: The paper's T.
         recipe: All fields of the recipe, or empty for a model trained elsewhere.
         origin: How it came to be: command, commit, seed, steps, images seen, duration, data.
+        two_step_time: Second sampling time of a consistency function, where one was chosen.
+        selection: How the checkpoint and that time were chosen.
     """
 
     network: str
@@ -40,6 +42,8 @@ class CheckpointInfo:
     sigma_max: float
     recipe: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    two_step_time: float | None = None
+    selection: str = "last checkpoint"
 
 
 def save_checkpoint(
@@ -94,7 +98,13 @@ def read_info(path: str | Path) -> CheckpointInfo:
             f"{path} has format '{metadata.get('format', 'none')}', allowed is '{FORMAT}'; "
             "only checkpoints written by cmrepro can be loaded"
         )
-    return CheckpointInfo(**json.loads(metadata["info"]))
+    try:
+        return CheckpointInfo(**json.loads(metadata["info"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} has a broken header ({type(error).__name__}: {error}); copy or download it "
+            "again"
+        ) from error
 
 
 def load_model(
@@ -117,7 +127,40 @@ def load_model(
     check_weights(network, weights, str(path), info.network)
     network.load_state_dict(weights)
     model = PreconditionedModel(network, info.parameterization, info.sigma_data, info.sigma_min)
-    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), info
+    model = model.to(device).to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False), info
+
+
+def convert_checkpoint(
+    source: str | Path,
+    path: Path,
+    dtype: torch.dtype,
+    two_step_time: float | None = None,
+    selection: str | None = None,
+) -> None:
+    """Write a checkpoint again in another number format, optionally with its second sampling time.
+
+    Args:
+        source: A bundled checkpoint's name or a path.
+        path: File to write.
+        dtype: float32, float16 or bfloat16.
+        two_step_time: Kept as it is where None.
+        selection: Kept as it is where None.
+
+    Raises:
+        ValueError: See `load_model`; or a time outside the model's range.
+    """
+    model, info = load_model(source)
+    if two_step_time is not None:
+        if not info.sigma_min < two_step_time < info.sigma_max:
+            raise ValueError(
+                f"got two-step time {two_step_time:g}; allowed is between {info.sigma_min:g} and "
+                f"{info.sigma_max:g}"
+            )
+        info = replace(info, two_step_time=two_step_time)
+    if selection is not None:
+        info = replace(info, selection=selection)
+    save_checkpoint(path, model.network, info, dtype)
 
 
 def check_weights(

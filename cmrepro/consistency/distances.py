@@ -56,7 +56,8 @@ class LPIPS(nn.Module):
     """LPIPS with VGG16 (Zhang et al. 2018), images enlarged to 224 px below 256 px (Appendix C).
 
     Needs the package `lpips` (extra `lpips`) and torchvision's VGG16 weights, a download of
-    553 MB which torchvision keeps in its own cache.
+    553 MB which torchvision keeps in its own cache. Max pooling for every data set, as the JAX
+    repository has it; the PyTorch one pools by the mean (deviation `lpips-implementation`).
 
     Raises:
         ValueError: The package or the weights cannot be had; says how to get them.
@@ -79,6 +80,10 @@ class LPIPS(nn.Module):
             ) from error
         self.requires_grad_(False).eval()
 
+    def train(self, mode: bool = True) -> "LPIPS":
+        """Stays in evaluation mode: the package puts dropout before the learned weights."""
+        return super().train(False)
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of images in [-1, 1], (B,)."""
         if x.shape[-1] < 256:
@@ -90,7 +95,7 @@ class LPIPS(nn.Module):
 
 
 class EfficientNetDistance(nn.Module):
-    """The demo's stand-in for LPIPS: its form on EfficientNet-Lite1, plus `HUBER_WEIGHT` pseudo-Huber.
+    """The demo's stand-in for LPIPS: its form on EfficientNet-Lite1, plus some pseudo-Huber.
 
     The weights come as a Python package, so nothing is downloaded. The network is a relative of
     EfficientNet-Lite0, through which the `embedded` protocol looks, as VGG is one of Inception:
@@ -100,7 +105,7 @@ class EfficientNetDistance(nn.Module):
 
     HUBER_WEIGHT = 0.05
     IMAGE_SIZE = 64
-    # The last block at each resolution of EfficientNet-Lite1: 1/2, 1/4, 1/8, 1/16.
+    # The last block of each stage of EfficientNet-Lite1 that halves the resolution, to 1/16.
     TAPS = (0, 3, 6, 10)
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""From a network F to the consistency function f or the EDM denoiser D (Equation 5, Appendix C)."""
+"""From a network F to the consistency function f or the denoiser D (Equation 5, Appendix C)."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -11,7 +11,7 @@ Scalings = tuple[Tensor, Tensor, Tensor]
 
 
 def edm_scalings(t: Tensor, sigma_data: float = 0.5) -> Scalings:
-    """c_skip, c_out, c_in of the EDM denoiser (Karras et al. 2022, Table 1), each shaped like t."""
+    """c_skip, c_out, c_in of the EDM denoiser (Karras et al. 2022, Table 1), each like t."""
     variance = t**2 + sigma_data**2
     return sigma_data**2 / variance, t * sigma_data * variance.rsqrt(), variance.rsqrt()
 

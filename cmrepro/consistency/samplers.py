@@ -1,6 +1,7 @@
 """Multistep consistency sampling (Algorithm 1); one step is its first stage."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -16,9 +17,10 @@ def check_times(times: Sequence[float], sigma_min: float, sigma_max: float) -> N
     listed = ", ".join(f"{t:g}" for t in times)
     if not times:
         raise ValueError("got no sampling times; give at least one, the first is sigma_max")
-    if any(s >= t for t, s in zip(times[:-1], times[1:], strict=True)):
+    # Asked this way round, NaN is refused too.
+    if not all(s < t for t, s in pairwise(times)):
         raise ValueError(f"got times {listed}; they must decrease, e.g. 80, 0.8")
-    if times[0] > sigma_max or times[-1] <= sigma_min:
+    if not (times[0] <= sigma_max and sigma_min < times[-1]):
         raise ValueError(
             f"got times {listed}; allowed are times t with {sigma_min:g} < t <= {sigma_max:g}"
         )

@@ -5,6 +5,7 @@ and the like are not here, since the paper uses Euler and Heun only.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def solve_ode(denoiser: Denoiser, x_t: Tensor, times: Tensor, step: OdeStep) -> 
         (B, C, H, W), at time 0. NFE: N with Euler, 2N - 1 with Heun.
     """
     grid = torch.cat([times, times.new_zeros(1)]).to(x_t)
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
+    for t, s in pairwise(grid):
         take = step if s > 0 else euler_step
         x_t = take(denoiser, x_t, t.expand(len(x_t)), s.expand(len(x_t)))
     return x_t

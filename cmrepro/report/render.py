@@ -87,9 +87,9 @@ def _texts(records: list[RunRecord], out: Path) -> dict[str, str]:
         orderings=render(
             frames["verdicts"][is_ordering & measured][["claim", "verdict", "reason"]], "md"
         ),
-        absolute=render(
-            frames["verdicts"][~is_ordering & measured][["claim", "verdict", "reason"]], "md"
-        ),
+        absolute=frames["verdicts"][~is_ordering & measured]
+        .groupby(["verdict", "reason"])["claim"]
+        .agg(list),
         samples=_samples(records, out),
         results=render(frames["results"], "md"),
         context=any(r.nfe is None for r in records),
@@ -128,7 +128,7 @@ def _runs(records: list[RunRecord]) -> list[tuple[str, str]]:
         return "; ".join(sorted({f"{r.provenance[key]}" for r in records}))
 
     commits = {
-        f"{r.provenance['commit'] or 'installed package'}{' (changed)' if r.provenance['dirty'] else ''}"
+        f"{(r.provenance['commit'] or 'none (installed package)')[:10]}{' (changed)' if r.provenance['dirty'] else ''}"
         for r in records
     }
     sampling = {

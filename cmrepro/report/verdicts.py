@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cmrepro.paper import AbsoluteClaim, Ordering, Setting, claims, metrics
 from cmrepro.records import RunRecord
-from cmrepro.report.results import Summary, is_demo, recipe_of, summarise
+from cmrepro.report.results import LABELS, Summary, is_demo, recipe_of, summarise
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,9 @@ class Verdict:
 
     Attributes:
         claim_id: Of the claim.
-        answer: "not measured", "not comparable"; for orderings also "holds at demo scale",
-            "does not hold at demo scale" or "inconclusive".
+        answer: "not measured", "not comparable", "reproduced", "not reproduced" or
+            "inconclusive"; of an ordering "holds at demo scale" or "does not hold at demo scale"
+            in the place of (not) reproduced.
         reason: Why, in one line.
         difference: Of an ordering: by how much the better side is better, paired over seeds.
     """
@@ -26,9 +27,11 @@ class Verdict:
 
 
 def absolute_verdict(claim: AbsoluteClaim, records: list[RunRecord]) -> Verdict:
-    """The verdict on a printed score: it needs records of its own recipe and protocol.
+    """The verdict on a printed score.
 
-    Records of a demo model are not comparable with it, and say in what they differ.
+    Records are comparable where network, protocol, images scored, images seen and batch agree; a
+    demo model's are not. The claim is reproduced when the whole 95 % interval of the mean over
+    seeds lies within the claim's margin, and not when it lies wholly outside.
     """
     setting = claim.setting
     ours = [r for r in records if recipe_of(r) == setting.recipe and r.nfe == setting.steps]
@@ -36,18 +39,27 @@ def absolute_verdict(claim: AbsoluteClaim, records: list[RunRecord]) -> Verdict:
         return Verdict(claim.id, "not measured", f"no record of {setting}")
     record = ours[0]
     differences = {
-        "network": (f"that of {setting.recipe}", record.comparable["network"]),
+        "recipe": (setting.recipe, record.checkpoint["recipe"]["name"]),
         "protocol": (setting.protocol, record.protocol["name"]),
         "images scored": (claim.num_images, record.num_images),
         "images seen": (claim.images_seen, record.comparable["images_seen"]),
         "global batch": (claim.batch_size, record.comparable["global_batch"]),
     }
-    listed = "; ".join(
-        f"{name}: {paper} there, {mine} here"
+    different = "; ".join(
+        f"{name} {_text(paper)} there, {_text(mine)} here"
         for name, (paper, mine) in differences.items()
         if paper != mine
     )
-    return Verdict(claim.id, "not comparable", listed)
+    if different:
+        return Verdict(claim.id, "not comparable", different)
+    mean = summarise([r.scores[setting.metric] for r in ours])
+    reason = f"{mean} over {mean.n} seeds against {claim.printed} with margin {claim.margin:.2g}"
+    distance = abs(mean.mean - claim.value)
+    if distance + mean.half_width <= claim.margin:
+        return Verdict(claim.id, "reproduced", reason)
+    if distance - mean.half_width > claim.margin:
+        return Verdict(claim.id, "not reproduced", reason)
+    return Verdict(claim.id, "inconclusive", reason)  # also with one seed: its interval is NaN
 
 
 def ordering_verdict(claim: Ordering, records: list[RunRecord]) -> Verdict:
@@ -85,9 +97,12 @@ def ordering_verdict(claim: Ordering, records: list[RunRecord]) -> Verdict:
         answer = "does not hold at demo scale"
     else:
         answer = "inconclusive"
-    metric = metrics()[claim.better.metric].label
-    reason = f"{metric} better by {closest}, paired over {closest.n} seeds (95 % interval)"
+    reason = f"{LABELS[claim.better.metric]} better by {closest}, paired over {closest.n} seeds"
     return Verdict(claim.id, answer, reason, closest)
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _low(summary: Summary) -> float:

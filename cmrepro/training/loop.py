@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cmrepro.checkpoints.io import CheckpointInfo, check_weights, load_model, save_checkpoint
+from cmrepro.checkpoints.io import (
+    CheckpointInfo,
+    check_weights,
+    find_checkpoint,
+    load_model,
+    read_info,
+    save_checkpoint,
+)
 from cmrepro.consistency.distances import (
     LPIPS,
     Distance,
@@ -33,8 +40,9 @@ from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
 from cmrepro.consistency.solvers import SOLVERS
 from cmrepro.datasets import ImageDataset
+from cmrepro.files import sha256
 from cmrepro.names import unknown
-from cmrepro.networks.presets import build_network
+from cmrepro.networks.presets import IMAGE_SIZES, build_network
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.state import load_state, save_state
 
@@ -46,6 +54,7 @@ DISTANCES: dict[str, Callable[[], Distance]] = {
     "efficientnet": EfficientNetDistance,
 }
 OPTIMIZERS = {"radam": torch.optim.RAdam}
+MAX_SEED = 1 << 24  # 64 bits hold the seed and 40 bits of the step
 EDM_LOG_MEAN, EDM_LOG_STD = -1.2, 1.2  # Karras et al. (2022), Table 1: ln(t) of training
 
 
@@ -55,7 +64,7 @@ def build_distance(name: str, device: torch.device) -> Distance:
         raise ValueError(unknown("distance", name, DISTANCES))
     distance = DISTANCES[name]()
     if isinstance(distance, nn.Module):
-        return distance.to(device, memory_format=torch.channels_last)
+        return distance.to(device).to(memory_format=torch.channels_last)
     return distance
 
 
@@ -74,7 +83,7 @@ def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:
 
 
 def ema_update(average: nn.Module, online: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * online, parameter by parameter."""
+    """Set average <- decay * average + (1 - decay) * online, parameter by parameter."""
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1.0 - decay)
 
@@ -134,8 +143,8 @@ class Training:
         device: Where to train.
 
     Raises:
-        ValueError: The teacher is missing, superfluous or of another network; an unknown optimizer,
-            solver or distance.
+        ValueError: The teacher is missing, superfluous or of another network; an unknown
+            optimizer, solver or distance; the seed is out of range.
     """
 
     def __init__(
@@ -145,6 +154,8 @@ class Training:
         teacher: PreconditionedModel | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
+        if not 0 <= seed < MAX_SEED:
+            raise ValueError(f"got seed = {seed}; allowed is 0 to {MAX_SEED - 1}")
         needs_teacher = recipe.method == "cd" or recipe.initialisation == "teacher"
         if needs_teacher != (teacher is not None):
             raise ValueError(
@@ -176,6 +187,7 @@ class Training:
         )
         self.step = 0
         self.duration_s = 0.0
+        self.between_steps = True  # False while weights, averages and counter disagree
 
     def _model(self, network: nn.Module) -> PreconditionedModel:
         model = PreconditionedModel(
@@ -184,7 +196,7 @@ class Training:
             self.recipe.sigma_data,
             self.recipe.sigma_min,
         )
-        return model.to(self.device, memory_format=torch.channels_last).train()
+        return model.to(self.device).to(memory_format=torch.channels_last).train()
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """Mean loss of the batch at the present step."""
@@ -233,14 +245,16 @@ class Training:
         gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients).isfinite():
             raise FloatingPointError(
-                f"the gradient of step {self.step} is not finite (loss {loss.item():g}); go on from "
-                "the last checkpoint with a lower learning_rate"
+                f"the gradient of step {self.step} is not finite (loss {loss.item():g}); train "
+                "into another folder with a lower learning_rate"
             )
+        self.between_steps = False
         self.optimizer.step()
         if self.target is not self.online:
             ema_update(self.target, self.online, scales_and_mu(self.recipe, self.step)[1])
         ema_update(self.ema, self.online, self.recipe.ema_rate)
         self.step += 1
+        self.between_steps = True
         return loss.item()
 
 
@@ -278,7 +292,8 @@ def train(
         The checkpoint's path.
 
     Raises:
-        ValueError: The folder holds another run, or none to resume; see `Training` as well.
+        ValueError: The folder holds another run, or none to resume; the images are not of the
+            network's size; the teacher is no EDM denoiser or of other data; see `Training` too.
         FloatingPointError: The gradient is not finite.
     """
     teacher_model = None
@@ -292,19 +307,33 @@ def train(
                 f"{recipe.dataset}; give a teacher of the same data"
             )
     training = Training(recipe, seed, teacher_model, device)
+    height, width = dataset.images.shape[1:3]
+    if {height, width} != {size := IMAGE_SIZES[recipe.network]}:
+        raise ValueError(
+            f"'{dataset.name}' has {height}x{width} images, network '{recipe.network}' takes "
+            f"{size}x{size}; resize the images beforehand"
+        )
     state_path, model_path = out / "state.pt", out / f"{recipe.name}.safetensors"
-    if resume:
-        load_state(training, state_path)
-    elif state_path.exists():
-        raise ValueError(f"{out} already holds a training; go on with --resume or choose another")
     source = BatchSource(dataset, recipe.batch_size, recipe.horizontal_flip, seed)
     origin = {
         "seed": seed,
         "teacher": str(teacher) if teacher else None,
+        "teacher_sha256": sha256(find_checkpoint(teacher)) if teacher else None,
         "data": dataset.name,
         "data_sha256": dataset.sha256(),
         **(provenance or {}),
     }
+    if resume:
+        load_state(training, state_path)
+        earlier = read_info(model_path).origin
+        for key in ("data_sha256", "teacher_sha256"):
+            if earlier.get(key) != origin[key]:
+                raise ValueError(
+                    f"{model_path} is of another training: {key} is {earlier.get(key)}, not "
+                    f"{origin[key]}; resume with the same data and teacher"
+                )
+    elif state_path.exists() or model_path.exists():
+        raise ValueError(f"{out} already holds a training; go on with --resume or choose another")
 
     def save() -> None:
         save_state(training, state_path)
@@ -351,7 +380,7 @@ def train(
                 if training.step % save_every == 0:
                     save()
         finally:
-            if training.step:
+            if training.step and training.between_steps:
                 save()
     return model_path
 

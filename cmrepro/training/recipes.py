@@ -5,7 +5,7 @@ import functools
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from cmrepro.names import unknown
 
@@ -47,6 +47,9 @@ class Recipe:
         s1: N - 1 at the end, when it follows N(k).
         schedule_steps: K of N(k), where training stops before its schedule ends.
         two_step_index: Index on the grid of the second sampling time, where published.
+
+    Raises:
+        ValueError: A value of another type or out of its range, or fields that exclude each other.
     """
 
     name: str
@@ -80,10 +83,28 @@ class Recipe:
     two_step_index: int | None = None
 
     def __post_init__(self) -> None:
+        for key, annotation in get_type_hints(Recipe).items():
+            value = getattr(self, key)
+            kinds = get_args(annotation) or (annotation,)  # types, or the values of a Literal
+            kinds += (int,) if float in kinds else ()
+            if value not in kinds and type(value) not in kinds:  # not isinstance: True is no int
+                allowed = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in kinds)
+                raise ValueError(f"got {key} = {value!r}; allowed is {allowed}")
+        for key in ("batch_size", "total_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"got {key} = {getattr(self, key)}; it must be at least 1")
+        for key in ("ema_rate", "target_ema", "mu0", "dropout"):
+            if not 0 <= (getattr(self, key) or 0) < 1:
+                raise ValueError(f"got {key} = {getattr(self, key)}; it must be in [0, 1)")
         if self.method == "edm":
             return
-        if (self.num_scales is None) == (self.s0 is None or self.s1 is None):
+        if (self.num_scales is None, self.s0 is None, self.s1 is None) not in (
+            (False, True, True),
+            (True, False, False),
+        ):
             raise ValueError(f"recipe '{self.name}' needs either num_scales or s0 and s1")
+        if self.s0 is not None and self.s1 is not None and not 1 <= self.s0 <= self.s1 + 1:
+            raise ValueError(f"got s0 = {self.s0}, s1 = {self.s1}; needed is 1 <= s0 <= s1 + 1")
         if (self.target_ema is None) == (self.mu0 is None):
             raise ValueError(f"recipe '{self.name}' needs either target_ema or mu0")
         if self.mu0 is not None and self.s0 is None:
@@ -93,27 +114,13 @@ class Recipe:
         """The same recipe with some fields changed.
 
         Raises:
-            ValueError: A field does not exist, or its value has another type.
+            ValueError: A field does not exist or names the recipe, or as the constructor.
         """
-        types = {field.name: field.type for field in dataclasses.fields(self)}
-        for key, value in changes.items():
-            if key not in types or key in ("name", "variant", "method"):
-                raise ValueError(unknown("recipe field", key, set(types) - FIXED_FIELDS))
-            if not isinstance(value, _allowed(types[key])) or isinstance(value, bool) != (
-                types[key] is bool
-            ):
-                raise ValueError(f"got {key} = {value!r}; allowed is {types[key]}")
+        known = {field.name for field in dataclasses.fields(self)} - {"name", "variant", "method"}
+        for key in changes:
+            if key not in known:
+                raise ValueError(unknown("recipe field", key, known))
         return dataclasses.replace(self, **changes)
-
-
-FIXED_FIELDS = {"name", "variant", "method"}
-
-
-def _allowed(annotation: Any) -> tuple[type, ...]:
-    """Types whose values a field of this annotation takes; a float field takes an int too."""
-    text = str(annotation)
-    allowed = [t for t in (int, float, str, bool) if t.__name__ in text or "Literal" in text]
-    return tuple({*allowed, int}) if float in allowed else tuple(allowed)
 
 
 @functools.cache
@@ -161,6 +168,25 @@ def table3(variant: Variant = "paper") -> list[dict[str, str]]:
         {"hyperparameter": label} | {column: cell(r) for column, r in recipes.items()}
         for label, cell in TABLE3_ROWS.items()
     ]
+
+
+def table3_rows(variant: str) -> list[dict[str, str]]:
+    """Table 3 of a variant, or of "both": cells that differ then read "paper | released".
+
+    Raises:
+        ValueError: Unknown variant.
+    """
+    if variant == "both":
+        return [
+            {
+                key: value if value == released[key] else f"{value} | {released[key]}"
+                for key, value in row.items()
+            }
+            for row, released in zip(table3("paper"), table3("released"), strict=True)
+        ]
+    if variant not in VARIANTS:
+        raise ValueError(unknown("variant", variant, [*VARIANTS, "both"]))
+    return table3(variant)
 
 
 def _text(value: float | int | None) -> str:

@@ -41,10 +41,13 @@ def load_state(training: Training, path: Path) -> None:
         raise ValueError(f"nothing to resume at {path}; start without --resume")
     try:
         state = torch.load(path, map_location=training.device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is broken ({error}); start again in another folder") from error
+        theirs = state["recipe"] | {"seed": state["seed"]}
+    except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.PickleError) as error:
+        raise ValueError(
+            f"{path} is cut off or no training state ({type(error).__name__}); start again in "
+            "another folder"
+        ) from error
     mine = dataclasses.asdict(training.recipe) | {"seed": training.seed}
-    theirs = state["recipe"] | {"seed": state["seed"]}
     for key in mine:
         if mine[key] != theirs.get(key):
             raise ValueError(

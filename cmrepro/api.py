@@ -1,0 +1,105 @@
+"""What a notebook needs: `cmrepro.load`, `sample`, `evaluate` and the tables as data frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from cmrepro.consistency.parameterization import PreconditionedModel
+    from cmrepro.records import RunRecord
+
+
+def load(checkpoint: str | Path, device: str = "cpu") -> PreconditionedModel:
+    """The model of a bundled checkpoint's name or a path, in evaluation mode.
+
+    Returns:
+        `model(x_t, t, labels=None)`: f(x_t, t), or D(x_t, t) of an EDM teacher; (B, 3, H, W) in
+        [-1, 1]. What the file says of itself is `model.info`.
+    """
+    from cmrepro.checkpoints.io import load_model
+
+    return load_model(checkpoint, device)[0]
+
+
+def sample(
+    model: PreconditionedModel,
+    steps: int | Sequence[float] = 1,
+    num_images: int = 16,
+    seed: int = 0,
+) -> NDArray[np.uint8]:
+    """Images uint8 (N, H, W, 3); image i depends on (seed, i) alone.
+
+    Args:
+        model: From `load`.
+        steps: 1, 2, or all times of Algorithm 1; for an EDM teacher the points of Heun's grid.
+        num_images: N.
+        seed: Of the noise.
+    """
+    from cmrepro.experiments.sampling import sample as run
+    from cmrepro.experiments.sampling import sampler_settings
+
+    return run(model, sampler_settings(model.info, steps), num_images, seed).stages[-1]
+
+
+def evaluate(
+    images: NDArray[np.uint8] | str | Path,
+    protocol: str = "embedded",
+    num_images: int | None = None,
+    name: str = "images",
+) -> RunRecord:
+    """The record of a sample set, as `cmrepro evaluate` writes it.
+
+    Args:
+        images: uint8 (N, H, W, 3), or the path of an .npz, folder or zip.
+        protocol: Name of the protocol.
+        num_images: Score the first so many; what the protocol asks by default.
+        name: What the record calls images that are given as an array.
+    """
+    from cmrepro.datasets import load_dataset
+    from cmrepro.experiments.run import Origin, read_origin
+    from cmrepro.experiments.run import evaluate as run
+    from cmrepro.metrics.protocols import load_protocol
+
+    if isinstance(images, str | Path):
+        dataset = load_dataset(images)
+        images, origin = dataset.images, read_origin(Path(images), dataset.name)
+    else:
+        origin = Origin(name)
+    return run(images, load_protocol(protocol), origin, num_images=num_images)
+
+
+def table3(variant: str = "paper") -> pd.DataFrame:
+    """Table 3 from the recipes; variant "paper", "released" or "both"."""
+    import pandas as pd
+
+    from cmrepro.training.recipes import table3_rows
+
+    return pd.DataFrame(table3_rows(variant))
+
+
+def claims() -> pd.DataFrame:
+    """Every number and ordering of the paper that this suite can test."""
+    from cmrepro.report.tables import claims_frame
+
+    return claims_frame()
+
+
+def deviations() -> pd.DataFrame:
+    """Where the paper and its official code disagree."""
+    from cmrepro.report.tables import deviations_frame
+
+    return deviations_frame()
+
+
+def results(folder: str | Path = ".") -> pd.DataFrame:
+    """Mean and interval over seeds of the records in folder/results/records."""
+    from cmrepro.records import read_records
+    from cmrepro.report.results import results_frame
+
+    return results_frame(read_records(Path(folder) / "results" / "records"))

@@ -1,0 +1,17 @@
+"""Scores of image sets: features, Fréchet distance, IS, KID, precision and recall.
+
+Notation, used by every module of this package:
+
+- images: uint8 (N, H, W, 3), RGB, 0-255; N is `num_images`.
+- features: float32 (N, D), the pooled output of a frozen extractor; logits: float32 (N, K).
+- mu (D,), sigma (D, D): mean and covariance (ddof = 1) of features, float64.
+- generated and real: the set under test and the data it is compared with. In every function the
+  generated set is the first argument; precision is the share of generated images inside the
+  manifold of the real ones, recall the share of real images inside the generated manifold.
+- M: the number of real images whose features a reference file stores (for KID, precision, recall).
+
+Modules, in import order: `protocols` (named, versioned settings), `features` (extractors),
+`definitions` (the metrics as functions of features), `references` (statistics of real images),
+`score` (a sample set under a protocol). Nothing is imported here, so that importing the package
+costs nothing; torch arrives with the module that needs it.
+"""

@@ -1,0 +1,77 @@
+"""Stored inputs and outputs of the official code, beside the repository in ../shared/golden.
+
+Tests that need them are skipped where the folder is absent.
+"""
+
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cmrepro.consistency.parameterization import Parameterization, PreconditionedModel
+from cmrepro.networks.adm import ADMConfig, UNet
+
+FOLDER = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "golden"
+
+# create_model_args of adm/*/meta.json
+ADM = {
+    "cond": ADMConfig(
+        num_channels=32,
+        channel_mult=(1, 1),
+        num_res_blocks=1,
+        attention_factors=(2,),
+        num_head_channels=16,
+        num_classes=10,
+    ),
+    "uncond": ADMConfig(
+        num_channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_factors=(1, 2),
+        num_head_channels=32,
+        use_scale_shift_norm=False,
+    ),
+}
+
+
+def path(name: str) -> pathlib.Path:
+    """A file or folder below ../shared/golden; skips the test where the folder is absent."""
+    if not FOLDER.is_dir():
+        pytest.skip("needs ../shared/golden")
+    return FOLDER / name
+
+
+def arrays(name: str) -> dict[str, Tensor]:
+    """All arrays of an npz below ../shared/golden."""
+    with np.load(path(name), allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def times(num_scales: int) -> Tensor:
+    """The official training grid, (N,) float32, up to 2e-6 from the exact one.
+
+    Networks amplify that; with the same grid their outputs can be compared more closely.
+    """
+    stored = arrays("karras/time_grids.npz")
+    return torch.cat([stored[f"train_t_N{num_scales}"], stored[f"train_tnext_N{num_scales}"][-1:]])
+
+
+def adm(case: str, weights: dict[str, Tensor] | None = None) -> UNet:
+    """The network of adm/`case` with the stored weights, or with others of its shape."""
+    network = UNet(ADM[case])
+    network.load_state_dict(weights or arrays(f"adm/{case}/state_dict.npz"))
+    return network.eval()
+
+
+def model(
+    parameterization: Parameterization, case: str, weights: dict[str, Tensor] | None = None
+) -> PreconditionedModel:
+    """`adm` in the released code's parameterization."""
+    return PreconditionedModel(adm(case, weights), parameterization)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest absolute value expected."""
+    return float((got.double() - expected.double()).abs().max() / expected.double().abs().max())

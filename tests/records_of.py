@@ -1,0 +1,60 @@
+"""Records made up for tests."""
+
+from typing import Any
+
+from cmrepro.records import RunRecord
+
+
+def demo_record(
+    method: str, nfe: int | None, seed: int | None, fid: float, **changes: Any
+) -> RunRecord:
+    """A record as `cmrepro reproduce cifar10` makes it, with the given score."""
+    fields: dict[str, Any] = {
+        "model": f"demo-cifar10-{method}",
+        "nfe": nfe,
+        "seed": seed,
+        "num_images": 2000,
+        "protocol": {"name": "embedded", "version": 1},
+        "reference": {"name": "cifar10-jpeg-train"},
+        "scores": {"fid": fid, "is": 3.0, "kid": 0.5, "precision": 0.4, "recall": 0.2},
+        "warnings": [],
+        "checkpoint": {
+            "sha256": f"of-{method}",
+            "recipe": {
+                "name": f"demo-cifar10-{method}",
+                "method": method,
+                "num_scales": None,
+                "s0": 2,
+                "s1": 10,
+                "distance": "l2",
+                "batch_size": 32,
+                "learning_rate": 4e-4,
+            },
+            "origin": {
+                "steps": 10,
+                "images_seen": 320,
+                "duration_s": 36.0,
+                "data": "cifar10-jpeg-train",
+                "cpu": "some CPU",
+                "threads": 1,
+                "weights": "ema",
+            },
+        },
+        "sampler": {"algorithm": "multistep", "times": [80.0, 0.8][:nfe], "nfe": nfe},
+        "comparable": {"network": "demo", "images_seen": 320, "global_batch": 32},
+        "hashes": {"images": f"{method}{nfe}{seed}"},
+        "provenance": {
+            "command": "cmrepro reproduce cifar10",
+            "cmrepro": "0.1.0",
+            "commit": "0" * 40,
+            "dirty": False,
+            "python": "3.11.7",
+            "packages": {"torch": "2.15.0"},
+            "platform": "Linux x86_64",
+            "cpu": "some CPU",
+            "threads": 1,
+            "gpu": None,
+        },
+        "durations_s": {"sampling_all_steps": 10.0, "scoring": 5.0},
+    }
+    return RunRecord(**(fields | changes))

@@ -1,0 +1,319 @@
+"""The command line: what it prints, and one line with exit code 2 for every bad input."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cmrepro import cli
+from cmrepro.checkpoints.io import bundled_checkpoints
+from cmrepro.experiments import sampling
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.metrics.references import ReferenceStatistics, bundled_reference
+
+CD = "demo-cifar10-cd"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process; gives exit code, standard output and standard error."""
+    monkeypatch.setattr(sampling, "BATCH_SIZE", 4)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cmrepro", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def files_below(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "cifar10-cc"], "unknown recipe 'cifar10-cc': did you mean 'cifar10-c"),
+        (["train", "demo-cifar10-edm", "--data", "nowhere"], "no data set at 'nowhere'"),
+        (["train", "demo-cifar10-edm", "--set", "batchsize=3"], "did you mean 'batch_size'"),
+        (["train", "demo-cifar10-edm", "--set", "batch_size"], "allowed is KEY=VALUE"),
+        (["train", "demo-cifar10-cd", "--data", "synthetic"], "needs a teacher"),
+        (["sample", "demo-cifar10-cc", "--out", "x.npz"], f"did you mean '{CD}'"),
+        (["sample", CD, "--steps", "0", "--out", "x.npz"], "got 0 steps"),
+        (["sample", CD, "--steps", "80,80", "--out", "x.npz"], "they must decrease"),
+        (["sample", CD, "--steps", "0.8,80", "--out", "x.npz"], "they must decrease"),
+        (["sample", CD, "--steps", "80,x", "--out", "x.npz"], "got --steps 80,x"),
+        (["sample", CD, "--num", "0", "--out", "x.npz"], "at least 1 image"),
+        (["sample", CD, "--out", "x.png"], "ending in .npz"),
+        (["evaluate", "nothing.npz"], "no data set at 'nothing.npz'"),
+        (["evaluate", "nothing.npz", "--protocol", "embeded"], "did you mean 'embedded'"),
+        (["reproduce", "cifar-10"], "did you mean 'cifar10'"),
+        (["reproduce", "cifar10", "--profile", "demos"], "did you mean 'demo'"),
+        (["reproduce", "cifar10", "--num-samples", "0"], "got 0 images"),
+        (["reproduce", "cifar10", "--seeds", "0"], "0 seeds"),
+        (["table3", "--variant", "papers"], "did you mean 'paper'"),
+        (["table3", "--format", "html"], "unknown format 'html'"),
+        (["report", "--check"], "no records in results"),
+        (["checkpoints", "inspect", "nothing"], "unknown checkpoint"),
+        (["evaluate"], "Missing argument"),
+        (["repro"], "No such command 'repro'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert files_below(tmp_path) == []
+
+
+def bad_sample_set(folder, kind):
+    images = np.zeros((4, 8, 8, 3))
+    arrays = {
+        "float": {"arr_0": images},
+        "shape": {"arr_0": np.zeros((4, 8, 8), np.uint8)},
+        "keys": {"images": images.astype(np.uint8)},
+        "few": {"arr_0": images.astype(np.uint8)},
+        "objects": {"arr_0": np.array([None, 1], dtype=object)},
+    }
+    np.savez(folder / "set.npz", **arrays[kind])
+    return folder / "set.npz"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("float", "allowed is uint8 (N, H, W, 3)"),
+        ("shape", "allowed is uint8 (N, H, W, 3)"),
+        ("keys", "is not a sample set"),
+        ("few", "4 images"),
+        ("objects", "is not a sample set"),
+    ],
+)
+def test_bad_sample_sets(run, tmp_path, kind, message):
+    path = bad_sample_set(tmp_path, kind)
+    code, _, err = run("evaluate", path, "--out", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert files_below(tmp_path) == ["set.npz"]
+
+
+def test_a_truncated_sample_set(run, tmp_path):
+    path = bad_sample_set(tmp_path, "few")
+    path.write_bytes(path.read_bytes()[:-200])
+    code, _, err = run("evaluate", path, "--out", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is not a sample set" in err
+
+
+def truncated(source, path):
+    path.write_bytes(source.read_bytes()[:100_000])
+
+
+def foreign(source, path):
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+def other_network(source, path):
+    content = source.read_bytes()
+    assert content.count(b'\\"network\\": \\"demo\\", \\"origin') == 1
+    path.write_bytes(
+        content.replace(
+            b'\\"network\\": \\"demo\\", \\"origin', b'\\"network\\": \\"damo\\", \\"origin'
+        )
+    )
+
+
+def text(source, path):
+    path.write_text("weights")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, "is not a whole safetensors file"),
+        (foreign, "only checkpoints written by cmrepro"),
+        (other_network, "unknown network 'damo': did you mean 'demo'"),
+        (text, "is not a whole safetensors file"),
+    ],
+)
+def test_bad_checkpoints(run, tmp_path, damage, message):
+    path = tmp_path / "bad.safetensors"
+    damage(bundled_checkpoints()[CD], path)
+    code, _, err = run("sample", path, "--out", tmp_path / "x.npz")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert files_below(tmp_path) == ["bad.safetensors"]
+
+
+def test_reference_statistics_of_another_extractor(run, tmp_path):
+    import dataclasses
+
+    protocol = load_protocol("embedded")
+    reference = ReferenceStatistics.load(bundled_reference(protocol.reference))
+    metadata = dataclasses.replace(reference.metadata, extractor="inception-v3")
+    dataclasses.replace(reference, metadata=metadata).save(tmp_path / "other.npz")
+    np.savez(tmp_path / "set.npz", arr_0=np.zeros((12, 8, 8, 3), np.uint8))
+    code, _, err = run(
+        "evaluate",
+        tmp_path / "set.npz",
+        "--reference",
+        tmp_path / "other.npz",
+        "--num-images",
+        12,
+        "--out",
+        tmp_path,
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'inception-v3'" in err
+    assert "'efficientnet-lite0'" in err
+    assert files_below(tmp_path) == ["other.npz", "set.npz"]
+
+
+@pytest.mark.parametrize("command", ["reproduce", "sample", "train"])
+def test_an_output_folder_that_cannot_be_written(run, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "out"  # tests may run as root, whom no permission stops
+    arguments = {
+        "reproduce": ["reproduce", "cifar10", "--out", below],
+        "sample": ["sample", CD, "--num", 4, "--out", below / "x.npz"],
+        "train": ["train", "demo-cifar10-edm", "--data", "synthetic", "--out", below],
+    }
+    code, _, err = run(*arguments[command])
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("cmrepro: cannot write")
+    assert files_below(tmp_path) == ["file"]
+
+
+def test_sample_then_evaluate(run, tmp_path):
+    path = tmp_path / "two.npz"
+    code, _, err = run("sample", CD, "--steps", 2, "--num", 12, "--seed", 3, "--out", path)
+    assert code == 0, err
+    with np.load(path) as arrays:
+        assert arrays["arr_0"].shape == (12, 32, 32, 3)
+    code, out, err = run(
+        "evaluate", path, "--num-images", 12, "--out", tmp_path, "--format", "json"
+    )
+    assert code == 0, err
+    [row] = json.loads(out)
+    record = json.loads((tmp_path / "results" / "records" / f"{row['record']}.json").read_text())
+    assert record["model"] == CD
+    assert record["nfe"] == 2
+    assert record["seed"] == 3
+    assert record["scores"]["fid"] == row["fid"]
+    assert "the covariance is singular" in err
+
+
+@pytest.mark.parametrize("variant", ["paper", "both"])
+def test_table3_in_every_format(run, variant):
+    code, out, _ = run("table3", "--variant", variant, "--format", "csv")
+    assert code == 0
+    rows = list(csv.reader(io.StringIO(out)))
+    assert (len(rows), len(rows[0])) == (14, 7)
+    for format_ in ("json", "md", "latex", "table"):
+        code, text_, _ = run("table3", "--variant", variant, "--format", format_)
+        assert code == 0
+        assert "Learning rate" in text_
+
+
+def test_claims_deviations_checkpoints_references(run):
+    for command, least in (
+        (["claims"], 50),
+        (["deviations"], 30),
+        (["checkpoints", "list"], 3),
+        (["references", "list"], 1),
+    ):
+        code, out, err = run(*command, "--format", "json")
+        assert code == 0, err
+        assert len(json.loads(out)) >= least
+    code, out, _ = run("checkpoints", "inspect", CD)
+    assert json.loads(out)["network"] == "demo"
+
+
+def test_convert_keeps_the_model_and_adds_the_time(run, tmp_path):
+    path = tmp_path / "again.safetensors"
+    code, _, err = run(
+        "checkpoints",
+        "convert",
+        CD,
+        "--two-step-time",
+        1.5,
+        "--selection",
+        "by hand",
+        "--out",
+        path,
+    )
+    assert code == 0, err
+    info = json.loads(run("checkpoints", "inspect", path)[1])
+    assert (info["two_step_time"], info["selection"]) == (1.5, "by hand")
+    code, _, err = run("checkpoints", "convert", CD, "--two-step-time", 90, "--out", path)
+    assert code == 2
+    assert "allowed is between" in err
+
+
+def test_an_unexpected_error_is_exit_code_1_and_a_traceback_with_debug(run, monkeypatch):
+    def broken():
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("cmrepro.report.tables.claims_frame", broken)
+    assert run("claims") == (1, "", "cmrepro: RuntimeError: boom\n")
+    with pytest.raises(RuntimeError):
+        run("--debug", "claims")
+
+
+def test_help_needs_neither_torch_nor_pandas():
+    code = (
+        "import sys; from cmrepro.cli import main; sys.argv = ['cmrepro', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'pandas', 'numpy'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_table3_needs_no_torch():
+    code = (
+        "import sys; from cmrepro.cli import main; sys.argv = ['cmrepro', 'table3']\n"
+        "main(); print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_an_interrupt_leaves_no_partial_file(tmp_path):
+    command = [sys.executable, "-m", "cmrepro", "sample", CD, "--num", "100000"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "x.npz")],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell's background job ignores the signal, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        cwd=pathlib.Path(__file__).resolve().parents[1],
+    )
+    assert process.stderr is not None
+    while b"batch" not in process.stderr.read(60):  # the progress bar: sampling has begun
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.decode().splitlines()[-1].endswith("interrupted")
+    assert files_below(tmp_path) == []

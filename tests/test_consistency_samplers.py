@@ -1,0 +1,192 @@
+"""Algorithm 1: what it keeps, what it shares between step counts, and two independent oracles."""
+
+import math
+
+import golden
+import pytest
+import torch
+from gaussian import SIGMA_MAX, SIGMA_MIN, Gaussian
+from random_weights import randomise
+from torch import Tensor
+
+from cmrepro.consistency.parameterization import PreconditionedModel
+from cmrepro.consistency.samplers import check_times, multistep_stages
+from cmrepro.consistency.schedules import karras_times
+from cmrepro.networks.adm import UNet
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def f() -> PreconditionedModel:
+    return PreconditionedModel(randomise(UNet(golden.ADM["uncond"])), "boundary").eval()
+
+
+@pytest.mark.parametrize(
+    ("variance", "times"),
+    [
+        (0.25, (80.0, 24.4, 5.84, 0.9, 0.661)),
+        # Data narrower than the last times, so that sigma_min^2 in the noise's variance shows:
+        # without it the last variance would be 40 % too large.
+        (1e-6, (80.0, 0.1, 0.003)),
+    ],
+)
+def test_exact_consistency_function_keeps_the_distribution_of_the_data(
+    variance: float, times: tuple[float, ...]
+) -> None:
+    data = Gaussian(variance=variance)
+    z = noise(len(times), 100, 3, 16, 16, dtype=torch.float64)
+    expected = variance + SIGMA_MIN**2  # f ends at sigma_min
+    for x in multistep_stages(data.consistency, times, z, clip_denoised=False):
+        # Five standard errors of n independent normal values. Starting from N(0, 80^2) instead
+        # of the marginal at 80 shifts mean and deviation by under 0.4 % of the deviation.
+        tolerance = 5 / math.sqrt(x.numel())
+        shift = data.mean / math.sqrt(variance + SIGMA_MAX**2)
+        deviation = math.sqrt(expected)
+        assert x.mean().item() == pytest.approx(data.mean, abs=(tolerance + shift) * deviation)
+        assert x.var().item() / expected == pytest.approx(1, abs=tolerance * math.sqrt(2) + 1e-4)
+
+
+def test_one_step_is_the_first_stage_of_more(f: PreconditionedModel) -> None:
+    z, times = noise(3, 2, 3, 8, 8), (80.0, 5.0, 0.6)
+    with torch.no_grad():
+        three = list(multistep_stages(f, times, z))
+        for n in (1, 2):
+            fewer = list(multistep_stages(f, times[:n], z[:n]))
+            assert len(fewer) == n
+            assert all(torch.equal(a, b) for a, b in zip(fewer, three, strict=False))
+        direct = f(80.0 * z[0], 80.0).clamp(-1, 1)
+    assert torch.equal(three[0], direct)
+    assert not torch.equal(three[0], three[1])
+
+
+def test_stages_are_computed_only_when_asked_for(f: PreconditionedModel) -> None:
+    calls = []
+
+    def counting(x_t: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        return x_t
+
+    stages = multistep_stages(counting, (80.0, 1.0), noise(2, 2, 1, 2, 2))
+    assert len(calls) == 0
+    next(stages)
+    assert len(calls) == 1
+    next(stages)
+    assert torch.equal(torch.stack(calls), torch.tensor([[80.0] * 2, [1.0] * 2]))
+
+
+def test_images_are_clipped_between_stages_when_asked_for() -> None:
+    z = torch.ones(2, 1, 1, 2, 2)
+
+    def identity(x_t: Tensor, t: Tensor) -> Tensor:
+        return x_t
+
+    clipped = list(multistep_stages(identity, (80.0, 0.5), z))
+    free = list(multistep_stages(identity, (80.0, 0.5), z, clip_denoised=False))
+    assert (clipped[0] == 1).all() and (clipped[1] == 1).all()
+    added = math.sqrt(0.5**2 - SIGMA_MIN**2)
+    assert torch.allclose(free[0], torch.tensor(80.0))
+    assert torch.allclose(free[1], torch.tensor(80.0 + added))
+    # Clipped before noise is added, not the other way round.
+    seen = []
+    list(multistep_stages(lambda x_t, t: seen.append(x_t) or x_t, (80.0, 0.5), z))  # type: ignore[func-returns-value]
+    assert torch.allclose(seen[1], torch.tensor(1 + added))
+
+
+def test_as_many_noises_as_times_are_needed(f: PreconditionedModel) -> None:
+    with pytest.raises(ValueError, match="zip"), torch.no_grad():
+        list(multistep_stages(f, (80.0, 1.0), noise(1, 1, 3, 8, 8)))
+
+
+@pytest.mark.parametrize("indices", [(0,), (0, 22), (0, 17), (0, 11, 30)])
+def test_algorithm_1_equals_that_of_diffusers(
+    f: PreconditionedModel, indices: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same network, noise and times, two and three steps; its own grid and scalings."""
+    diffusers = pytest.importorskip("diffusers")
+    z = noise(len(indices), 2, 3, 8, 8)
+    later = iter([*z[1:], torch.zeros_like(z[0])])  # noise after the last step has deviation 0
+    monkeypatch.setattr(
+        diffusers.schedulers.scheduling_consistency_models,
+        "randn_tensor",
+        lambda *_, **__: next(later),
+    )
+    scheduler = diffusers.CMStochasticIterativeScheduler(num_train_timesteps=40)
+    scheduler.set_timesteps(timesteps=indices[::-1])
+    times = karras_times(40)[list(indices)]
+    torch.testing.assert_close(times.float(), scheduler.sigmas[:-1])
+
+    def theirs() -> Tensor:
+        x_t = scheduler.init_noise_sigma * z[0]
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(x_t, timestep)
+            output = f.network(scaled, (timestep / 1000).float().expand(2))
+            x_t = scheduler.step(output, timestep, x_t, return_dict=False)[0]
+        return x_t
+
+    with torch.no_grad():
+        *_, ours = multistep_stages(f, times.tolist(), z)
+        expected = theirs()
+    assert (expected.abs() < 1).any(), "all values clipped: the comparison would be empty"
+    # Float32, with times that differ in the last digit.
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "network", "num_scales", "indices"),
+    [
+        ("onestep", "uncond", 40, [0]),
+        ("multistep_0_22_39_of40", "uncond", 40, [0, 22]),
+        ("multistep_0_106_200_of201", "cond", 201, [0, 106]),
+    ],
+)
+def test_stages_equal_the_official_sampler(
+    case: str, network: str, num_scales: int, indices: list[int]
+) -> None:
+    """Its last index is sigma_min, to which it adds noise of deviation 0 and no evaluation."""
+    stored = golden.arrays("samplers/samplers.npz")
+    model, labels = golden.model("boundary", network), stored.get(f"{case}.y")
+    times = karras_times(num_scales)[indices]
+    # The official time is computed in float32.
+    torch.testing.assert_close(times, stored[f"{case}.sigma_calls"], rtol=2e-6, atol=0)
+    inputs = []
+
+    def recorded(x_t: Tensor, t: Tensor) -> Tensor:
+        inputs.append(x_t)
+        return model(x_t, t, labels)
+
+    with torch.no_grad():
+        z = stored[f"{case}.noise"][: len(indices)]
+        *_, x = multistep_stages(recorded, times.tolist(), z)
+    # Float32 through one or two evaluations of the network.
+    assert golden.relative_error(inputs[-1], stored[f"{case}.x_last_call"]) < 1e-5
+    assert golden.relative_error(x, stored[f"{case}.out"]) < 1e-5
+
+
+@pytest.mark.parametrize("times", [(80.0,), (80.0, 0.8), (80.0, 24.4, 5.84, 0.9, 0.0021), (1.0,)])
+def test_possible_times_pass(times: tuple[float, ...]) -> None:
+    check_times(times, SIGMA_MIN, SIGMA_MAX)
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ((), "no sampling times"),
+        ((80.0, 80.0), "80, 80; they must decrease"),
+        ((0.8, 80.0), "0.8, 80; they must decrease"),
+        ((80.0, 1.0, 2.0), "80, 1, 2; they must decrease"),
+        ((80.1,), "80.1; allowed are times"),
+        ((math.inf, 1.0), "inf, 1; allowed are times"),
+        ((80.0, 0.002), "80, 0.002; allowed are times t with 0.002 < t <= 80"),
+        ((80.0, 0.0), "80, 0; allowed are times"),
+        ((-1.0,), "-1; allowed are times"),
+        ((math.nan,), "nan; allowed are times"),
+        ((80.0, math.nan, 0.8), "80, nan, 0.8; they must decrease"),
+    ],
+)
+def test_impossible_times_are_refused(times: tuple[float, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        check_times(times, SIGMA_MIN, SIGMA_MAX)
+    assert "\n" not in str(error.value)

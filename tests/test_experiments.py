@@ -1,0 +1,191 @@
+"""Sampling, records of runs, and the main job, with a network too small to matter."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmrepro.checkpoints.io import CheckpointInfo, load_model, save_checkpoint
+from cmrepro.consistency.schedules import karras_times
+from cmrepro.experiments import sampling
+from cmrepro.experiments.reproduce import Suite, load_suite, reproduce, write_grid
+from cmrepro.experiments.run import Origin, evaluate, read_origin, write_sample_set
+from cmrepro.experiments.sampling import noise, sample, sampler_settings, to_uint8
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.networks import presets
+from cmrepro.networks.adm import ADMConfig, UNet
+from cmrepro.records import read_records
+
+TINY = ADMConfig(32, (1,), 1, (), 32)
+RECIPE = {"name": "demo-cifar10-cd", "batch_size": 32}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "tiny", (UNet, TINY))
+    monkeypatch.setattr(sampling, "BATCH_SIZE", 4)
+
+
+def save_tiny(path, parameterization="boundary", two_step_time=0.8):
+    torch.manual_seed(1)
+    network = UNet(TINY)
+    for parameter in network.parameters():  # the zero-initialised output would hide everything
+        torch.nn.init.normal_(parameter, std=0.1)
+    info = CheckpointInfo(
+        "tiny", parameterization, 0.5, 0.002, 80.0, RECIPE, two_step_time=two_step_time
+    )
+    save_checkpoint(path, network, info)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return save_tiny(tmp_path / "tiny-cd.safetensors")
+
+
+def test_noise_of_an_image_depends_on_seed_and_number_alone():
+    shape = (2, 3, 8, 8)
+    together = noise(7, range(5), shape)
+    assert torch.equal(noise(7, [3], shape)[:, 0], together[:, 3])
+    assert not torch.equal(noise(8, [3], shape)[:, 0], together[:, 3])
+    assert not torch.equal(together[:, 2], together[:, 3])
+    # More draws of an image leave its first ones as they are: 1 step is the start of 2.
+    assert torch.equal(noise(7, [3], (1, 3, 8, 8))[0], together[:1, 3])
+
+
+def test_noise_is_standard_normal():
+    z = noise(0, range(20), (2, 3, 32, 32))
+    # 122,880 draws: standard errors 0.0029 of the mean and 0.0020 of the standard deviation.
+    assert abs(z.mean()) < 0.012
+    assert abs(z.std() - 1) < 0.008
+
+
+def test_images_do_not_depend_on_how_many_are_asked_for(checkpoint):
+    model, info = load_model(checkpoint)
+    settings = sampler_settings(info, 2)
+    few = sample(model, settings, 3, seed=5, image_size=8).stages
+    many = sample(model, settings, 9, seed=5, image_size=8).stages
+    for a, b in zip(few, many, strict=True):
+        assert np.array_equal(a, b[:3])
+
+
+def test_images_hardly_depend_on_the_batch_size(checkpoint, monkeypatch):
+    model, info = load_model(checkpoint)
+    settings = sampler_settings(info, 2)
+    fours = sample(model, settings, 8, seed=5, image_size=8)
+    monkeypatch.setattr(sampling, "BATCH_SIZE", 3)
+    threes = sample(model, settings, 8, seed=5, image_size=8)
+    assert fours.noise_sha256 == threes.noise_sha256
+    # A convolution of another batch may round its last bit otherwise: one level where it tips.
+    difference = fours.stages[-1].astype(int) - threes.stages[-1]
+    assert np.abs(difference).max() <= 1
+
+
+def test_one_step_is_the_first_stage_of_two(checkpoint):
+    model, info = load_model(checkpoint)
+    one = sample(model, sampler_settings(info, 1), 4, seed=0, image_size=8).stages
+    two = sample(model, sampler_settings(info, 2), 4, seed=0, image_size=8).stages
+    assert len(one) == 1
+    assert len(two) == 2
+    assert np.array_equal(one[0], two[0])
+    assert not np.array_equal(two[0], two[1])
+
+
+def test_a_denoiser_is_sampled_by_heun(tmp_path):
+    model, info = load_model(save_tiny(tmp_path / "edm.safetensors", "edm"))
+    settings = sampler_settings(info, 5)
+    assert settings.algorithm == "heun"
+    assert settings.nfe == 9
+    assert settings.times == tuple(karras_times(5).tolist())
+    assert sample(model, settings, 2, seed=0, image_size=8).stages[0].shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (0, "got 0 steps"),
+        (3, "names times for 1 to 2"),
+        ([80.0, 80.0], "must decrease"),
+        ([0.5, 80.0], "must decrease"),
+        ([81.0], "allowed are times"),
+        ([80.0, 0.001], "allowed are times"),
+        ([], "no sampling times"),
+    ],
+)
+def test_steps_that_cannot_be_taken_are_refused(checkpoint, steps, message):
+    with pytest.raises(ValueError, match=message):
+        sampler_settings(load_model(checkpoint)[1], steps)
+
+
+def test_two_steps_need_a_second_time(tmp_path):
+    info = load_model(save_tiny(tmp_path / "x.safetensors", two_step_time=None))[1]
+    with pytest.raises(ValueError, match="names times for 1 to 1"):
+        sampler_settings(info, 2)
+
+
+def test_to_uint8_rounds_to_the_nearest():
+    levels = torch.arange(256) / 127.5 - 1
+    assert to_uint8(levels.expand(1, 3, 1, 256))[0, 0, :, 0].tolist() == list(range(256))
+    assert to_uint8(torch.tensor([[[[-1.2, 1.2]]] * 3]).reshape(1, 3, 1, 2)).min() == 0
+    assert to_uint8(torch.full((1, 3, 1, 1), 1.2)).max() == 255
+    # 100.6 of 255 rounds up, where the official code's truncation gives 100.
+    assert to_uint8(torch.full((1, 3, 1, 1), 100.6 / 127.5 - 1)).max() == 101
+
+
+def test_a_sample_set_keeps_its_origin(tmp_path):
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    origin = Origin("model", 2, 0, {"file": "x"}, {"algorithm": "multistep"}, "noise")
+    write_sample_set(tmp_path / "s.npz", images, origin)
+    assert read_origin(tmp_path / "s.npz", "s") == origin
+    np.savez(tmp_path / "s.npz", arr_0=images[::-1])
+    with pytest.raises(ValueError, match="belongs to other images"):
+        read_origin(tmp_path / "s.npz", "s")
+    (tmp_path / "s.json").write_text(json.dumps({"model": 1}))
+    with pytest.raises(ValueError, match="is not the origin"):
+        read_origin(tmp_path / "s.npz", "s")
+    (tmp_path / "s.json").unlink()
+    assert read_origin(tmp_path / "s.npz", "s") == Origin("s")
+
+
+def test_grid_puts_images_in_reading_order(tmp_path):
+    images = np.arange(24, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    write_grid(tmp_path / "grid.png", images.repeat(2, axis=1).repeat(2, axis=2))
+    with Image.open(tmp_path / "grid.png") as grid:
+        pixels = np.asarray(grid)[::4, ::4, 0]  # 2 px images, each pixel enlarged to 2 x 2
+    assert pixels.tolist() == [list(range(12)), list(range(12, 24))]
+
+
+def test_reproduce_writes_the_same_records_twice(tmp_path, monkeypatch):
+    checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
+    suite = Suite("embedded", 2000, 3, 2, (str(checkpoint),))
+    first = reproduce(suite, tmp_path / "a", num_images=12, seeds=2)
+    second = reproduce(suite, tmp_path / "b", num_images=12, seeds=2)
+    assert [(r.nfe, r.seed) for r in first] == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    assert [r.scores for r in first] == [r.scores for r in second]
+    assert [r.hashes for r in first] == [r.hashes for r in second]
+    assert len({r.hashes["images"] for r in first}) == 4
+    assert {r.id for r in read_records(tmp_path / "a" / "results" / "records")} == {
+        r.id for r in first
+    }
+    grids = sorted(p.name for p in (tmp_path / "a" / "results" / "samples").iterdir())
+    assert grids == ["tiny-cd_nfe1.png", "tiny-cd_nfe2.png"]
+    assert any("singular" in warning for warning in first[0].warnings)
+
+
+def test_the_record_of_foreign_images(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    record = evaluate(images, load_protocol("embedded"), Origin("noise"), num_images=12)
+    assert record.nfe is None
+    assert record.checkpoint == {}
+    assert set(record.hashes) == {"images", "features"}
+
+
+def test_suites():
+    suite = load_suite("cifar10", "demo")
+    assert suite.num_images == load_protocol(suite.protocol).num_images
+    with pytest.raises(ValueError, match="did you mean 'cifar10'"):
+        load_suite("cifar-10", "demo")
+    with pytest.raises(ValueError, match="unknown profile 'full'"):
+        load_suite("cifar10", "full")

@@ -1,0 +1,201 @@
+"""The ADM U-Net: outputs and names of the official network, size of the demo's, invariances."""
+
+import dataclasses
+import json
+
+import golden
+import pytest
+import torch
+from random_weights import randomise
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmrepro.networks.adm import ADMConfig, PatchUNet, UNet
+from cmrepro.networks.layers import GroupNorm32, SelfAttention, timestep_embedding
+from cmrepro.networks.presets import DEMO, IMAGE_SIZES, PRESETS, build_network
+
+MANIFESTS = {"adm-imagenet64": "adm_imagenet64", "adm-lsun256": "adm_lsun256"}
+
+
+def inputs(size: int, batch: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, size, size, generator=generator)
+    return x, torch.linspace(-1.5, 1.1, batch)
+
+
+@pytest.fixture(scope="module")
+def demo() -> nn.Module:
+    return randomise(build_network("demo"))
+
+
+@pytest.mark.parametrize("case", ["cond", "uncond"])
+def test_outputs_equal_the_official_network(case: str) -> None:
+    network, stored = golden.adm(case), golden.arrays(f"adm/{case}/io.npz")
+    names = [key.removeprefix("act.") for key in stored if key.startswith("act.")]
+    activations: dict[nn.Module, Tensor] = {}
+    for name in names:
+        network.get_submodule(name).register_forward_hook(
+            lambda module, _, output: activations.update({module: output})
+        )
+    with torch.no_grad():
+        output = network(stored["x"], stored["timesteps"] / 1000, stored.get("y"))
+    # Float32 through some twenty layers, summed in another order.
+    for name in names:  # where an error begins, if there is one
+        expected = stored[f"act.{name}"]
+        got = activations[network.get_submodule(name)][: len(expected)]
+        assert golden.relative_error(got, expected) < 1e-5, name
+    assert golden.relative_error(output, stored["out"]) < 1e-5
+    embedding = timestep_embedding(stored["timesteps"], 32)
+    # Cosines of angles up to 1,100, whose ulp in float32 is 1.2e-4.
+    torch.testing.assert_close(embedding, stored["timestep_embedding"], rtol=0, atol=1.3e-4)
+
+
+@pytest.mark.parametrize("case", ["cond", "uncond"])
+def test_official_files_load_strictly(case: str) -> None:
+    file = golden.path(f"adm/{case}/state_dict.pt")
+    weights = torch.load(file, weights_only=True)
+    network = UNet(golden.ADM[case])
+    network.load_state_dict(weights, strict=True)
+    assert list(network.state_dict()) == list(weights)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_full_size_networks_have_the_official_parameters(name: str) -> None:
+    manifest = json.loads(golden.path(f"manifests/{MANIFESTS[name]}.json").read_text("utf-8"))
+    with torch.device("meta"):
+        network = build_network(name)
+    got = [[key, list(value.shape)] for key, value in network.state_dict().items()]
+    assert got == [[key, shape] for key, shape, _ in manifest["params"]]
+    assert sum(p.numel() for p in network.parameters()) == manifest["total_params"]
+    config, args = network.config, manifest["create_model_args"]
+    # What shapes cannot show.
+    assert config.num_head_channels == args["num_head_channels"]
+    assert config.use_scale_shift_norm == args["use_scale_shift_norm"]
+    assert IMAGE_SIZES[name] == args["image_size"] and config.dropout == args["dropout"]
+    attention = [m for m in network.modules() if isinstance(m, SelfAttention)]
+    assert len(attention) == manifest["num_attention_blocks"]
+    assert {m.qkv.in_channels // m.num_heads for m in attention} == {args["num_head_channels"]}
+
+
+def test_the_demo_network_is_cheap(demo: nn.Module) -> None:
+    x, c_noise = inputs(IMAGE_SIZES["demo"], batch=2)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        demo(x, c_noise)
+    flops = counter.get_total_flops() / len(x)  # 2 x multiply-adds
+    assert 0.1e9 < flops <= 0.4e9
+    assert sum(p.numel() for p in demo.parameters()) < 4e6
+
+
+def test_an_image_does_not_depend_on_its_batch(demo: nn.Module) -> None:
+    x, c_noise = inputs(32, batch=5)
+    with torch.no_grad():
+        together, permuted = demo(x, c_noise), demo(x.flip(0), c_noise.flip(0)).flip(0)
+        alone = torch.cat([demo(x[i : i + 1], c_noise[i : i + 1]) for i in range(5)])
+    # Convolutions choose another blocking for another batch, so float32 sums differ in order.
+    for got in (permuted, alone):
+        for a, b in zip(got, together, strict=True):
+            assert golden.relative_error(a, b) < 1e-5
+    assert (together.diff(dim=0).abs().amax((1, 2, 3)) > 1e-2).all()
+
+
+def test_memory_format_does_not_change_the_output(demo: nn.Module) -> None:
+    x, c_noise = inputs(32)
+    with torch.no_grad():
+        expected = demo(x, c_noise)
+        got = demo(x.contiguous(memory_format=torch.channels_last), c_noise)
+    assert golden.relative_error(got, expected) < 1e-5  # another order of summation
+
+
+def test_bfloat16_autocast_is_close_to_float32(demo: nn.Module) -> None:
+    x, c_noise = inputs(32)
+    with torch.no_grad():
+        expected = demo(x, c_noise)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = demo(x, c_noise)
+    assert got.dtype == torch.bfloat16
+    # Eight bits of mantissa, 2^-9 a rounding, through some forty roundings that partly cancel.
+    assert 1e-5 < golden.relative_error(got, expected) < 0.05
+
+
+def test_normalisation_is_computed_in_float32() -> None:
+    x = 1000 + torch.randn(1, 32, 8, 8)
+    layer = GroupNorm32(8, 32)
+    with torch.no_grad():
+        got = layer(x.bfloat16())
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got, F.group_norm(x.bfloat16().float(), 8).bfloat16())
+
+
+@pytest.mark.parametrize("name", ["demo", "adm-imagenet64"])
+def test_labels_are_given_exactly_when_there_are_classes(name: str) -> None:
+    with torch.device("meta"):
+        network = build_network(name)
+        x, c_noise, y = torch.zeros(1, 3, 32, 32), torch.zeros(1), torch.zeros(1).long()
+        classes = network.config.num_classes
+        assert network(x, c_noise, y if classes else None).shape == x.shape
+        with pytest.raises(ValueError, match=f"a network of {classes} classes") as error:
+            network(x, c_noise, None if classes else y)
+    assert ("got no labels" if classes else "got labels") in str(error.value)
+
+
+def test_labels_and_noise_level_matter() -> None:
+    network = randomise(UNet(golden.ADM["cond"]))
+    x, c_noise = inputs(8, batch=1)
+    with torch.no_grad():
+        outputs = [network(x, c_noise, torch.tensor([y])) for y in (0, 9)]
+        outputs.append(network(x, c_noise + 0.1, torch.tensor([0])))
+    assert all(golden.relative_error(o, outputs[0]) > 1e-2 for o in outputs[1:])
+
+
+def test_a_new_network_is_zero_and_trains_every_parameter() -> None:
+    config = dataclasses.replace(golden.ADM["cond"], dropout=0.1)
+    network, (x, c_noise) = UNet(config), inputs(8)
+    y = torch.tensor([1, 2, 3])
+    assert torch.equal(network(x, c_noise, y), torch.zeros_like(x))
+    randomise(network)(x, c_noise, y).square().sum().backward()
+    unused = [name for name, p in network.named_parameters() if p.grad is None]
+    assert unused == []
+
+
+def test_patches_of_two_by_two_pixels_are_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def record(self: UNet, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        seen.append(x)
+        return x
+
+    monkeypatch.setattr(UNet, "forward", record)
+    x, c_noise = inputs(8)
+    assert torch.equal(PatchUNet(DEMO)(x, c_noise), x)
+    patches = seen[0].reshape(3, 3, 4, 4, 4)  # B, colour, pixel of the patch, row, column
+    for row in range(4):
+        for column in range(4):
+            pixels = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            assert torch.equal(patches[:, :, :, row, column], pixels.flatten(2))
+
+
+def test_unknown_network_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'adm-imagenet64'") as error:
+        build_network("adm-imagenet")
+    assert all(name in str(error.value) for name in PRESETS)
+
+
+def test_heads_must_divide_the_channels() -> None:
+    with pytest.raises(ValueError, match="64 channels do not divide into heads of 48"):
+        UNet(ADMConfig(64, (1,), 1, (), 48))
+
+
+def test_heads_are_separate() -> None:
+    """Attention of each head is that of a layer with this head's channels alone."""
+    layer = SelfAttention(64, 32)
+    x = torch.randn(1, 64, 2, 3)
+    with torch.no_grad():
+        layer.proj_out.weight.copy_(torch.eye(64)[:, :, None, None])
+        got = layer(x) - x
+        qkv = layer.qkv(layer.norm(x)).flatten(2)[0].reshape(3, 2, 32, 6)
+        for head in range(2):
+            q, k, v = qkv[:, head]
+            weights = (q.T @ k / 32**0.5).softmax(dim=1)  # query pixel, key pixel
+            expected = (weights @ v.T).T
+            torch.testing.assert_close(got[0, 32 * head : 32 * (head + 1)].flatten(1), expected)

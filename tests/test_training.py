@@ -1,0 +1,227 @@
+"""The training loop on a tiny network: resuming, averages, batches, refusals, a falling loss."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cmrepro.checkpoints.io import load_model, read_info, save_checkpoint
+from cmrepro.datasets import ImageDataset, synthetic
+from cmrepro.networks.adm import ADMConfig, UNet
+from cmrepro.networks.presets import IMAGE_SIZES, PRESETS
+from cmrepro.training import loop
+from cmrepro.training.loop import BatchSource, Training, train
+from cmrepro.training.recipes import Recipe, load_recipe
+
+SIZE = 8
+DATA = synthetic(10, SIZE)
+TINY = ADMConfig(32, (1,), 1, (), 32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny() -> Iterator[None]:
+    networks = {"tiny": TINY, "deep": dataclasses.replace(TINY, num_res_blocks=2)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, config in networks.items():
+            patch.setitem(PRESETS, name, (UNet, config))
+            patch.setitem(IMAGE_SIZES, name, SIZE)
+        yield
+
+
+def recipe(method: str, **changes: Any) -> Recipe:
+    """A demo recipe on the tiny network, with dropout, so that its masks must resume as well."""
+    tiny = {"network": "tiny", "batch_size": 3, "total_steps": 20, "dropout": 0.1, "ema_rate": 0.9}
+    consistency = {} if method == "edm" else {"distance": "pseudo-huber"}
+    return load_recipe(f"demo-cifar10-{method}").replace(**(tiny | consistency | changes))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return train(recipe("edm", total_steps=2), DATA, tmp_path_factory.mktemp("teacher"))
+
+
+def teacher_for(method: str, teacher: pathlib.Path) -> pathlib.Path | None:
+    return teacher if method == "cd" else None
+
+
+@contextlib.contextmanager
+def breaking(owner: Any, name: str, call: int, error: type[BaseException]) -> Iterator[None]:
+    """Raise `error` at the given call (from 0) of a function, before it does anything."""
+    original, calls = getattr(owner, name), iter(range(10**6))
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise error
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        yield
+
+
+def error_of(call: Callable[[], object]) -> str:
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def state_of(folder: pathlib.Path) -> dict[str, Any]:
+    state = torch.load(folder / "state.pt", weights_only=True)
+    del state["duration_s"]  # alone may differ
+    return state
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Bit for bit, through dictionaries and lists."""
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+# CD with a target of its own; with the demo's mu = 0 the target is the online network.
+RUNS = [("edm", {}), ("cd", {}), ("cd", {"target_ema": 0.5}), ("ct", {})]
+# In the forward pass, and between the optimizer's step and the average's, where the state is torn.
+INTERRUPTS = [(Training, "loss", 10), (loop, "ema_update", 13)]
+
+
+@pytest.mark.parametrize(("method", "changes"), RUNS)
+def test_an_interrupted_run_resumes_bit_for_bit(
+    tmp_path: pathlib.Path, teacher: pathlib.Path, method: str, changes: dict[str, Any]
+) -> None:
+    chosen = recipe(method, **changes)
+    settings: dict[str, Any] = {"teacher": teacher_for(method, teacher), "save_every": 4}
+    whole = train(chosen, DATA, tmp_path / "whole", **settings)
+    assert state_of(whole.parent)["step"] == 20
+    for owner, name, call in INTERRUPTS:
+        folder = tmp_path / name
+        with pytest.raises(KeyboardInterrupt), breaking(owner, name, call, KeyboardInterrupt):
+            train(chosen, DATA, folder, **settings)
+        step = state_of(folder)["step"]
+        assert step == read_info(folder / whole.name).origin["steps"]
+        assert (step == 10) if name == "loss" else (step % 4 == 0 < step)
+        train(chosen, DATA, folder, **settings, resume=True)
+        assert_equal(state_of(folder), state_of(whole.parent))
+        assert_equal(load_file(folder / whole.name), load_file(whole))
+
+
+def test_the_checkpoint_holds_the_average_and_its_origin(tmp_path: pathlib.Path) -> None:
+    path = train(recipe("edm"), DATA, tmp_path, seed=3, provenance={"command": "c"}, log_every=5)
+    model, info = load_model(path)
+    state = state_of(tmp_path)
+    assert_equal(dict(model.state_dict()), dict(state["ema"]))
+    assert not torch.equal(
+        state["ema"]["network.out.2.bias"], state["online"]["network.out.2.bias"]
+    )
+    assert info.recipe == dataclasses.asdict(recipe("edm"))
+    expected = {"seed": 3, "steps": 20, "images_seen": 60, "weights": "ema", "command": "c"}
+    assert info.origin.items() >= (expected | {"data_sha256": DATA.sha256()}).items()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [5, 10, 15, 20]
+
+
+def test_the_averages_equal_their_closed_forms() -> None:
+    """Sums of CT's online weights in float64; 20 float32 updates round by 20 * 2^-24 at most."""
+    chosen = recipe("ct", mu0=0.5, s0=2, s1=9)
+    training = Training(chosen, 0)
+    source = BatchSource(DATA, chosen.batch_size, True, 0)
+    weights = [flat(training.online)]
+    for _ in range(20):
+        training.train_step(source)
+        weights.append(flat(training.online))
+    ema = 0.9**20 * weights[0] + sum(0.1 * 0.9 ** (20 - k) * weights[k] for k in range(1, 21))
+    target = weights[0]
+    for k in range(20):  # Appendix C: N(k) with K = 20, then mu(k)
+        num_scales = math.ceil(math.sqrt(k / 20 * (10**2 - 2**2) + 2**2) - 1) + 1
+        mu = math.exp(2 * math.log(0.5) / num_scales)
+        target = mu * target + (1 - mu) * weights[k + 1]
+    rounding = 20 * 2**-24 * float(torch.stack(weights).abs().max())
+    torch.testing.assert_close(flat(training.ema), ema, rtol=0, atol=rounding)
+    torch.testing.assert_close(flat(training.target), target, rtol=0, atol=rounding)
+    # The weights moved by far more than the tolerance, and the three differ.
+    assert (weights[20] - weights[0]).abs().max() > 100 * rounding
+    assert (ema - target).abs().max() > 100 * rounding
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().double().flatten() for p in module.parameters()])
+
+
+def test_without_a_decay_the_target_is_the_online_network(teacher: pathlib.Path) -> None:
+    model = load_model(teacher)[0]
+    training = Training(recipe("cd"), 0, model)
+    assert training.target is training.online
+    assert training.online.parameterization == "boundary"
+    assert_equal(flat(training.online), flat(model))  # starts from the teacher's weights
+
+
+def numbered(num_images: int) -> ImageDataset:
+    """Image i is i on its left half and 255 on its right one."""
+    images = np.full((num_images, 2, 2, 3), 255, np.uint8)
+    images[:, :, 0] = np.arange(num_images)[:, None, None]
+    return ImageDataset("numbered", images, np.arange(num_images))
+
+
+@pytest.mark.parametrize("batch_size", [4, 10, 25])
+def test_each_epoch_shows_every_image_once(batch_size: int) -> None:
+    source = BatchSource(numbered(10), batch_size, False, 0)
+    seen, generator = [], torch.Generator()
+    for step in range(200 // batch_size):
+        x, labels = source.batch(step, generator)
+        assert x.shape == (batch_size, 3, 2, 2)
+        assert (x[..., 1] == 1).all()  # 255 is 1 in [-1, 1], and nothing is flipped
+        assert torch.equal((x[:, 0, 0, 0] + 1) * 127.5, labels.float())
+        seen += labels.tolist()
+    epochs = [seen[i : i + 10] for i in range(0, 200, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 20  # two equal ones: 1 in 20,000
+    assert BatchSource(numbered(10), 10, False, 1).batch(0, generator)[1].tolist() != epochs[0]
+
+
+def test_about_half_of_the_images_are_flipped() -> None:
+    source = BatchSource(numbered(100), 100, True, 0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([source.batch(step, generator)[0] for step in range(40)])
+    flipped = x[:, 0, 0, 0] == 1
+    assert torch.equal(x[flipped][..., 0], torch.ones(int(flipped.sum()), 3, 2))
+    assert torch.equal(x[~flipped][..., 1], torch.ones(int((~flipped).sum()), 3, 2))
+    assert abs(int(flipped.sum()) - 2000) < 160  # 5 standard deviations of a fair coin
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: pathlib.Path) -> None:
+    original = loop.edm_loss
+    losses = iter([1.0] * 12 + [math.nan])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "edm_loss", lambda *args: next(losses) * original(*args))
+        with pytest.raises(FloatingPointError, match="step 12 .*loss nan.*learning_rate"):
+            train(recipe("edm"), DATA, tmp_path, save_every=5)
+    state = state_of(tmp_path)
+    assert state["step"] == 12
+    weights = load_file(tmp_path / "demo-cifar10-edm.safetensors")
+    assert all(w.isfinite().all() for w in [*weights.values(), *state["online"].values()])
+
+
+def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
+    """A network of zeros has an EDM loss of (std^2 + 0.5^2) / 4t^2... of order 1; see below."""
+    chosen = recipe("edm", total_steps=150, batch_size=16, learning_rate=2e-3, dropout=0.0)
+    train(chosen, synthetic(64, SIZE), tmp_path, log_every=30)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    print([entry["loss"] for entry in log])
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
