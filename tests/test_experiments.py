@@ -9,7 +9,9 @@ from PIL import Image
 
 from cmrepro.checkpoints.io import CheckpointInfo, load_model, save_checkpoint
 from cmrepro.consistency.schedules import karras_times
+from cmrepro.datasets import synthetic
 from cmrepro.experiments import sampling
+from cmrepro.experiments.anchors import anchor_images
 from cmrepro.experiments.reproduce import Suite, load_suite, reproduce, write_grid
 from cmrepro.experiments.run import Origin, evaluate, read_origin, write_sample_set
 from cmrepro.experiments.sampling import noise, sample, sampler_settings, to_uint8
@@ -189,3 +191,18 @@ def test_suites():
         load_suite("cifar-10", "demo")
     with pytest.raises(ValueError, match="unknown profile 'full'"):
         load_suite("cifar10", "full")
+
+
+def test_anchors_are_real_blurred_and_noise():
+    dataset = synthetic(40, size=16)
+    sets = anchor_images(dataset, 30, seed=0)
+    real, blurred, random = sets.values()
+    assert list(sets) == ["synthetic", "synthetic-blurred-5px", "uniform-noise"]
+    originals = {image.tobytes() for image in dataset.images}
+    assert len({image.tobytes() for image in real} & originals) == 30
+    inner = real[:, 5:10, 6:11].reshape(30, 25, 3).mean(axis=1)  # the window around (7, 8)
+    assert np.abs(blurred[:, 7, 8] - inner).max() <= 0.5 + 1e-4  # rounding to a whole level
+    # Uniform on 0-255: standard deviation 73.9, of its estimate from 23,040 values 0.3.
+    assert random.std() == pytest.approx(73.9, abs=1.2)
+    with pytest.raises(ValueError, match="has 40 images, needed are 41"):
+        anchor_images(dataset, 41, seed=0)

@@ -7,9 +7,9 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from torch import nn
 
+from cmrepro.files import array_sha256
 from cmrepro.metrics.features import (
     Extractor,
-    array_sha256,
     extract,
     fold_batch_norm,
     load_efficientnet_lite0,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmrepro.metrics.features import array_sha256, extract, load_extractor
+from cmrepro.files import array_sha256
+from cmrepro.metrics.features import extract, load_extractor
 from cmrepro.metrics.protocols import Protocol, load_protocol
 from cmrepro.metrics.references import (
     ReferenceMetadata,

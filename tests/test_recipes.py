@@ -19,7 +19,7 @@ from cmrepro.training.recipes import (
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared"
 
-# Table 3 of arXiv 2303.01469, typed a second time: a slip in recipes.toml or in a table file shows.
+# Table 3 of arXiv 2303.01469, typed a second time, so that a slip in any of the files shows.
 # Columns: CIFAR-10 CD, CT; ImageNet 64x64 CD, CT; LSUN 256x256 CD, CT. "-" is an empty cell.
 TRANSCRIPTION = """
 Learning rate          | 4e-4   4e-4   8e-6     8e-6     1e-5     1e-5

@@ -1,7 +1,7 @@
 """The main job: a suite of models sampled and scored over seeds, into results/."""
 
-import tomllib
 import time
+import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL import Image
 from cmrepro.checkpoints.io import find_checkpoint, load_model
 from cmrepro.experiments.run import describe_checkpoint, evaluate, sampled_origin
 from cmrepro.experiments.sampling import sample, sampler_settings
-from cmrepro.files import atomic_path
+from cmrepro.files import atomic_path, make_folder
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.names import unknown
 from cmrepro.records import RunRecord, write_record
@@ -73,13 +73,9 @@ def reproduce(suite: Suite, out: Path, num_images: int, seeds: int) -> list[RunR
         ValueError: A checkpoint, protocol or reference cannot be used, or `out` not written.
     """
     if num_images < 1 or seeds < 1:
-        raise ValueError(
-            f"got {num_images} images and {seeds} seeds; allowed are 1 or more of each"
-        )
+        raise ValueError(f"got {num_images} images and {seeds} seeds; allowed is 1 or more each")
     protocol = load_protocol(suite.protocol)
-    with atomic_path(out / "results" / "probe"):  # refuse a bad folder before the work, not after
-        pass
-    (out / "results" / "probe").unlink()
+    make_folder(out / "results")  # refuse a bad folder before the work, not after
     records = []
     for name in suite.checkpoints:
         model, info = load_model(name)
@@ -109,7 +105,7 @@ def reproduce(suite: Suite, out: Path, num_images: int, seeds: int) -> list[RunR
 
 
 def write_grid(path: Path, images: NDArray[np.uint8]) -> None:
-    """The first images as one PNG of `GRID_ROWS` x `GRID_COLUMNS` (fewer rows for fewer images)."""
+    """The first images as one PNG of `GRID_ROWS` x `GRID_COLUMNS` (or fewer)."""
     columns = min(GRID_COLUMNS, len(images))
     rows = min(GRID_ROWS, len(images) // columns)
     tiles = images[: rows * columns]

@@ -1,6 +1,5 @@
 """One run: images scored under a protocol, with everything that a record keeps."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from cmrepro.checkpoints.io import CheckpointInfo
 from cmrepro.datasets import load_sample_set
 from cmrepro.experiments.provenance import provenance
 from cmrepro.experiments.sampling import SamplerSettings
-from cmrepro.files import atomic_path, sha256
+from cmrepro.files import array_sha256, atomic_path, sha256
 from cmrepro.metrics.protocols import Protocol
 from cmrepro.metrics.references import bundled_reference, load_reference
 from cmrepro.metrics.score import score
@@ -70,7 +69,7 @@ def write_sample_set(path: Path, images: NDArray[np.uint8], origin: Origin) -> N
     with atomic_path(path) as temporary:  # which ends in .npz too, as np.savez wants it
         np.savez(temporary, arr_0=images)
     with atomic_path(path.with_suffix(".json")) as temporary:
-        fields = asdict(origin) | {"images_sha256": images_sha256(images)}
+        fields = asdict(origin) | {"images_sha256": array_sha256(images)}
         temporary.write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
 
 
@@ -89,17 +88,12 @@ def read_origin(path: Path, name: str) -> Origin:
         origin = Origin(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{beside} is not the origin of {path} ({error}); remove it") from error
-    found = images_sha256(load_sample_set(path).images)
+    found = array_sha256(load_sample_set(path).images)
     if found != expected:
         raise ValueError(
             f"{beside} belongs to other images than {path}; remove it or sample again"
         )
     return origin
-
-
-def images_sha256(images: NDArray[np.uint8]) -> str:
-    """Checksum of pixels in their order."""
-    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
 
 
 def evaluate(
@@ -133,7 +127,7 @@ def evaluate(
     recipe = origin.checkpoint.get("recipe", {})
     hashes = {
         "noise": origin.noise_sha256,
-        "images": images_sha256(images[: scores.num_images]),
+        "images": array_sha256(images[: scores.num_images]),
         "features": scores.features_sha256,
     }
     return RunRecord(

@@ -17,8 +17,8 @@ from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
 
-# Images a forward pass. Part of what a seed means in the last bit: convolutions may round otherwise
-# in batches of another size. The last batch is filled up, so that the count of images is not.
+# Images a forward pass. Part of what a seed means in the last bit: convolutions may round
+# otherwise in batches of another size. The last batch is filled up, so that the count is not.
 BATCH_SIZE = 100
 
 
@@ -160,7 +160,7 @@ def sample(
     ):
         z = noise(seed, range(first, first + BATCH_SIZE), (num_stages, 3, image_size, image_size))
         kept = min(BATCH_SIZE, num_images - first)
-        digest.update(np.ascontiguousarray(z[:, :kept].transpose(0, 1).numpy()))
+        digest.update(z[:, :kept].transpose(0, 1).contiguous().numpy().tobytes())
         z = z.to(device)
         if multistep:
             images = multistep_stages(

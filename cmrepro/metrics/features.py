@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -206,8 +205,3 @@ def extract(
         features.append(batch_features[: len(chunk)].cpu().numpy())
         logits.append(batch_logits[: len(chunk)].cpu().numpy())
     return Features(np.concatenate(features), np.concatenate(logits))
-
-
-def array_sha256(array: np.ndarray) -> str:
-    """SHA-256 of an array's values in C order, hexadecimal; shape and type do not enter."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cmrepro.files import atomic_path
+from cmrepro.files import array_sha256, atomic_path
 from cmrepro.metrics.definitions import StreamingMoments, check_features, check_gaussian
 from cmrepro.metrics.features import (
     BATCH_SIZE,
-    array_sha256,
     check_images,
     extract,
     load_extractor,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmrepro.files import array_sha256
 from cmrepro.metrics.definitions import (
     StreamingMoments,
     check_features,
@@ -16,7 +17,6 @@ from cmrepro.metrics.definitions import (
 )
 from cmrepro.metrics.features import (
     Features,
-    array_sha256,
     check_images,
     extract,
     load_extractor,

@@ -112,7 +112,7 @@ class Resample(nn.Module):
 class Stage(nn.Sequential):
     """Blocks in a row; those that need the noise embedding receive it."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for block in self:
             x = block(x, emb) if isinstance(block, ResBlock) else block(x)
         return x

@@ -17,15 +17,16 @@ MARKERS = ("o", "s", "^", "D")
 
 
 def score_series(records: list[RunRecord]) -> dict[str, dict[str, list[list[float]]]]:
-    """Model -> metric -> [evaluations, mean, half-width] a point, for multistep samplers."""
+    """Label -> metric -> [evaluations, mean, half-width] a point, for multistep samplers."""
     series: dict[str, dict[str, list[list[float]]]] = {}
-    for (model, nfe, _, _), members in group(records).items():
+    for (model, nfe, _, num_images), members in group(records).items():
         if nfe is None or members[0].sampler["algorithm"] != "multistep":
             continue
         for metric in PANELS:
             summary = summarise([r.scores[metric] for r in members])
             point = [float(nfe), summary.mean, summary.half_width if summary.n > 1 else 0.0]
-            series.setdefault(model, {}).setdefault(metric, []).append(point)
+            label = f"{model}, {num_images:,} images"
+            series.setdefault(label, {}).setdefault(metric, []).append(point)
     return series
 
 
@@ -53,12 +54,13 @@ def score_figure(series: dict[str, dict[str, list[list[float]]]], path: Path) ->
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for ax, metric in zip(axes, PANELS, strict=True):
-        for (model, scores), colour, marker in zip(series.items(), COLOURS, MARKERS, strict=False):
+        for i, (label, scores) in enumerate(series.items()):
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             nfe, mean, half_width = zip(*scores[metric], strict=True)
-            ax.errorbar(nfe, mean, half_width, color=colour, marker=marker, capsize=4, label=model)
+            ax.errorbar(nfe, mean, half_width, color=colour, marker=marker, capsize=4, label=label)
         ax.set_title(f"{LABELS[metric]} ({'lower' if metric == 'fid' else 'higher'} is better)")
         ax.set_xlabel("network evaluations")
-        ax.set_xticks([1, 2])
+        ax.set_xticks(sorted({int(point[0]) for s in series.values() for point in s[metric]}))
         ax.margins(x=0.2)
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize="small")

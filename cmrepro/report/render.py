@@ -12,15 +12,16 @@ from cmrepro.paper import AbsoluteClaim, claims
 from cmrepro.records import RunRecord, read_records
 from cmrepro.report.figures import checksum, figure_checksum, score_figure, score_series
 from cmrepro.report.results import results_frame, table1_frame
-from cmrepro.report.tables import render
+from cmrepro.report.tables import Format, render
 from cmrepro.report.verdicts import verdicts
 
+TABLE_FILES: dict[str, Format] = {"csv": "csv", "md": "md", "tex": "latex"}
 FIGURE = Path("results/figures/score_against_steps.png")
 
 # What the demo does otherwise than the paper. Numbers come from the records, not from here.
 DIFFERENCES = (
     "Network: an ADM U-Net on 2x2 patches, small enough for a laptop; the paper uses NCSN++.",
-    "Training data: CIFAR-10 stored as JPEG (`cifar10-jpeg`), about 30 dB PSNR from the originals.",
+    "Training data: CIFAR-10 stored as JPEG (`cifar10-jpeg`), some 30 dB PSNR from the originals.",
     "Training length, batch and learning rate: see the models' table; the paper has Table 3.",
     "CD raises N by the N(k) that the paper has for CT only; the paper's CD keeps N fixed.",
     "Distance: LPIPS's form on EfficientNet-Lite1 without learned weights, plus a little "
@@ -100,7 +101,7 @@ def _texts(records: list[RunRecord], out: Path) -> dict[str, str]:
     tables = {
         f"results/tables/{name}.{suffix}": render(frame, format)
         for name, frame in frames.items()
-        for suffix, format in (("csv", "csv"), ("md", "md"), ("tex", "latex"))
+        for suffix, format in TABLE_FILES.items()
     }
     return {"REPORT.md": report, **tables}
 
@@ -128,7 +129,8 @@ def _runs(records: list[RunRecord]) -> list[tuple[str, str]]:
         return "; ".join(sorted({f"{r.provenance[key]}" for r in records}))
 
     commits = {
-        f"{(r.provenance['commit'] or 'none (installed package)')[:10]}{' (changed)' if r.provenance['dirty'] else ''}"
+        (r.provenance["commit"] or "of an installed package")[:10]
+        + (" (changed)" if r.provenance["dirty"] else "")
         for r in records
     }
     sampling = {

@@ -64,8 +64,8 @@ def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
         checksums = {r.checkpoint.get("sha256") for r in members}
         if len(checksums) > 1:
             raise ValueError(
-                f"records of {key[0]} come from {len(checksums)} different checkpoints of that name; "
-                "remove those that are out of date"
+                f"records of {key[0]} come from {len(checksums)} different checkpoints of that "
+                "name; remove those that are out of date"
             )
         times = {tuple(r.sampler.get("times", ())) for r in members}
         if len(times) > 1:
@@ -77,7 +77,7 @@ def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
 
 
 def results_frame(records: list[RunRecord]) -> pd.DataFrame:
-    """One row a group: model, nfe, protocol, num_images, seeds, and each score's mean ± interval."""
+    """One row a group: model, nfe, protocol, images, seeds, and each score's mean ± interval."""
     rows = [
         {
             "model": model,
@@ -96,7 +96,7 @@ def results_frame(records: list[RunRecord]) -> pd.DataFrame:
 
 
 def recipe_of(record: RunRecord) -> str:
-    """The recipe of Table 3 that a model stands for; a demo model stands for the one it imitates."""
+    """The recipe of Table 3 that a model stands for: a demo model for the one it imitates."""
     return str(record.checkpoint.get("recipe", {}).get("name", "")).removeprefix(DEMO)
 
 

@@ -110,16 +110,22 @@ def _low(summary: Summary) -> float:
 
 
 def _side(setting: Setting, records: list[RunRecord]) -> dict[int, float]:
-    """Score by seed of the demo models that stand for a setting without changes."""
+    """Score by seed of the demo models that stand for a setting without changes.
+
+    Where there are records of several numbers of images, those of the most.
+    """
     if setting.changes:
         return {}
+    chosen = [
+        r
+        for r in records
+        if is_demo(r) and recipe_of(r) == setting.recipe and r.nfe == setting.steps
+    ]
+    most = max((r.num_images for r in chosen), default=0)
     return {
         r.seed: r.scores[setting.metric]
-        for r in records
-        if is_demo(r)
-        and recipe_of(r) == setting.recipe
-        and r.nfe == setting.steps
-        and r.seed is not None
+        for r in chosen
+        if r.num_images == most and r.seed is not None
     }
 
 

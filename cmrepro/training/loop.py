@@ -40,7 +40,7 @@ from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
 from cmrepro.consistency.solvers import SOLVERS
 from cmrepro.datasets import ImageDataset
-from cmrepro.files import sha256
+from cmrepro.files import make_folder, sha256
 from cmrepro.names import unknown
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
 from cmrepro.training.recipes import Recipe
@@ -293,7 +293,8 @@ def train(
 
     Raises:
         ValueError: The folder holds another run, or none to resume; the images are not of the
-            network's size; the teacher is no EDM denoiser or of other data; see `Training` too.
+            network's size; the teacher is no EDM denoiser or of other data; `out` cannot be
+            written; see `Training` too.
         FloatingPointError: The gradient is not finite.
     """
     teacher_model = None
@@ -354,7 +355,7 @@ def train(
         )
         save_checkpoint(model_path, training.ema.network, info)
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     losses: list[float] = []
     before = time.perf_counter()
     bar = tqdm(
