@@ -29,7 +29,7 @@ def test_two_steps_against_two_bare_evaluations(benchmark):
         model.network(x, c_noise)
 
     def ours():
-        return sample(model, settings, BATCH_SIZE, seed=0)
+        return sample(model, settings, BATCH_SIZE, seed=0, image_size=32)
 
     benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
     ours_s, bare_s = least_seconds(ours, bare)

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from cmrepro.consistency.parameterization import PreconditionedModel
+    from cmrepro.checkpoints.io import CheckpointModel
     from cmrepro.records import RunRecord
 
 
-def load(checkpoint: str | Path, device: str = "cpu") -> PreconditionedModel:
+def load(checkpoint: str | Path, device: str = "cpu") -> CheckpointModel:
     """The model of a bundled checkpoint's name or a path, in evaluation mode.
 
     Returns:
@@ -24,11 +24,11 @@ def load(checkpoint: str | Path, device: str = "cpu") -> PreconditionedModel:
     """
     from cmrepro.checkpoints.io import load_model
 
-    return load_model(checkpoint, device)[0]
+    return load_model(checkpoint, device)
 
 
 def sample(
-    model: PreconditionedModel,
+    model: CheckpointModel,
     steps: int | Sequence[float] = 1,
     num_images: int = 16,
     seed: int = 0,
@@ -44,7 +44,8 @@ def sample(
     from cmrepro.experiments.sampling import sample as run
     from cmrepro.experiments.sampling import sampler_settings
 
-    return run(model, sampler_settings(model.info, steps), num_images, seed).stages[-1]
+    settings = sampler_settings(model.info, steps)
+    return run(model, settings, num_images, seed, model.image_size).stages[-1]
 
 
 def evaluate(

@@ -254,18 +254,17 @@ def convert(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Sample set, .npz.")
 def sample(checkpoint: str, steps: str, num: int, seed: int, out: Path) -> None:
     """Sample images from CHECKPOINT into an .npz with its origin in a .json beside it."""
-    from cmrepro.checkpoints.io import find_checkpoint, load_model
-    from cmrepro.experiments.run import describe_checkpoint, sampled_origin, write_sample_set
+    from cmrepro.checkpoints.io import load_model
+    from cmrepro.experiments.run import sampled_origin, write_sample_set
     from cmrepro.experiments.sampling import sample as run
     from cmrepro.experiments.sampling import sampler_settings
 
     if out.suffix != ".npz":
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
-    model, info = load_model(checkpoint)
-    settings = sampler_settings(info, parse_steps(steps))
-    samples = run(model, settings, num, seed, progress=checkpoint)
-    described = describe_checkpoint(find_checkpoint(checkpoint), info)
-    origin = sampled_origin(described, settings, seed, samples.noise_sha256)
+    model = load_model(checkpoint)
+    settings = sampler_settings(model.info, parse_steps(steps))
+    samples = run(model, settings, num, seed, model.image_size, progress=model.path.stem)
+    origin = sampled_origin(model, settings, seed, samples.noise_sha256)
     write_sample_set(out, samples.stages[-1], origin)
     click.echo(out)
 
@@ -323,7 +322,7 @@ def anchors(data_path: str, protocol: str, seed: int, out: Path) -> None:
 
 @cli.command("search-times")
 @click.argument("checkpoint")
-@click.option("--grid", default=18, show_default=True, help="Points of the time grid.")
+@click.option("--grid", default=18, show_default=True, help="Points of the grid.")
 @click.option("--protocol", default="embedded", show_default=True)
 @click.option("--num", default=2000, show_default=True, help="Images at each time.")
 @click.option("--seed", default=1000, show_default=True, help="One that is not reported.")
@@ -331,13 +330,12 @@ def anchors(data_path: str, protocol: str, seed: int, out: Path) -> None:
 def search_times(
     checkpoint: str, grid: int, protocol: str, num: int, seed: int, format_: str
 ) -> None:
-    """The score of 2-step sampling by its second time, over a grid; the least FID is the choice."""
+    """Scores of 2-step sampling by its second time, over a grid; choose that of the least FID."""
     from cmrepro.checkpoints.io import load_model
     from cmrepro.experiments.search import two_step_scores
     from cmrepro.metrics.protocols import load_protocol
 
-    model, info = load_model(checkpoint)
-    rows = two_step_scores(model, info, load_protocol(protocol), grid, num, seed)
+    rows = two_step_scores(load_model(checkpoint), load_protocol(protocol), grid, num, seed)
     print_frame(rows, format_)
 
 

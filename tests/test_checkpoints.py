@@ -75,7 +75,8 @@ def metadata(**changes: str) -> dict[str, str]:
 
 
 def test_fp32_comes_back_bit_for_bit(path: pathlib.Path, weights: dict[str, Tensor]) -> None:
-    model, info = load_model(path)
+    model = load_model(path)
+    info = model.info
     loaded = model.network.state_dict()
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[key], weights[key]) for key in weights)
@@ -84,7 +85,7 @@ def test_fp32_comes_back_bit_for_bit(path: pathlib.Path, weights: dict[str, Tens
 
 
 def test_the_model_is_ready_to_sample(path: pathlib.Path) -> None:
-    model, _ = load_model(path)
+    model = load_model(path)
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     convolution = model.network.out[2].weight  # (3, 32, 3, 3)
@@ -97,7 +98,7 @@ def test_fp16_comes_back_within_its_rounding(
     """Half the last of 11 binary digits: 2^-11 relative, and 2^-25 among the subnormals."""
     path = written(tmp_path / "a.safetensors", weights, torch.float16)
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
-    loaded = load_model(path)[0].network.state_dict()
+    loaded = load_model(path).network.state_dict()
     for key, exact in weights.items():
         assert loaded[key].dtype == torch.float32
         assert ((loaded[key] - exact).abs() <= 2**-11 * exact.abs() + 2**-25).all()
@@ -192,7 +193,7 @@ def test_a_bundled_name_stands_for_its_file(
     monkeypatch.setattr(io.resources, "files", lambda package: tmp_path / "package")
     assert io.bundled_checkpoints() == {"demo-cd": bundled}
     assert find_checkpoint("demo-cd") == bundled
-    assert load_model("demo-cd")[1] == INFO
+    assert load_model("demo-cd").info == INFO
     assert "'demo-ct': did you mean 'demo-cd'? known: demo-cd" in error_of("demo-ct")
     assert "unknown checkpoint" in error_of(tmp_path)  # a folder
 

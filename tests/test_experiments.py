@@ -27,6 +27,7 @@ RECIPE = {"name": "demo-cifar10-cd", "batch_size": 32}
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "tiny", (UNet, TINY))
+    monkeypatch.setitem(presets.IMAGE_SIZES, "tiny", 8)
     monkeypatch.setattr(sampling, "BATCH_SIZE", 4)
 
 
@@ -65,8 +66,8 @@ def test_noise_is_standard_normal():
 
 
 def test_images_do_not_depend_on_how_many_are_asked_for(checkpoint):
-    model, info = load_model(checkpoint)
-    settings = sampler_settings(info, 2)
+    model = load_model(checkpoint)
+    settings = sampler_settings(model.info, 2)
     few = sample(model, settings, 3, seed=5, image_size=8).stages
     many = sample(model, settings, 9, seed=5, image_size=8).stages
     for a, b in zip(few, many, strict=True):
@@ -74,8 +75,8 @@ def test_images_do_not_depend_on_how_many_are_asked_for(checkpoint):
 
 
 def test_images_hardly_depend_on_the_batch_size(checkpoint, monkeypatch):
-    model, info = load_model(checkpoint)
-    settings = sampler_settings(info, 2)
+    model = load_model(checkpoint)
+    settings = sampler_settings(model.info, 2)
     fours = sample(model, settings, 8, seed=5, image_size=8)
     monkeypatch.setattr(sampling, "BATCH_SIZE", 3)
     threes = sample(model, settings, 8, seed=5, image_size=8)
@@ -86,9 +87,9 @@ def test_images_hardly_depend_on_the_batch_size(checkpoint, monkeypatch):
 
 
 def test_one_step_is_the_first_stage_of_two(checkpoint):
-    model, info = load_model(checkpoint)
-    one = sample(model, sampler_settings(info, 1), 4, seed=0, image_size=8).stages
-    two = sample(model, sampler_settings(info, 2), 4, seed=0, image_size=8).stages
+    model = load_model(checkpoint)
+    one = sample(model, sampler_settings(model.info, 1), 4, seed=0, image_size=8).stages
+    two = sample(model, sampler_settings(model.info, 2), 4, seed=0, image_size=8).stages
     assert len(one) == 1
     assert len(two) == 2
     assert np.array_equal(one[0], two[0])
@@ -96,8 +97,8 @@ def test_one_step_is_the_first_stage_of_two(checkpoint):
 
 
 def test_a_denoiser_is_sampled_by_heun(tmp_path):
-    model, info = load_model(save_tiny(tmp_path / "edm.safetensors", "edm"))
-    settings = sampler_settings(info, 5)
+    model = load_model(save_tiny(tmp_path / "edm.safetensors", "edm"))
+    settings = sampler_settings(model.info, 5)
     assert settings.algorithm == "heun"
     assert settings.nfe == 9
     assert settings.times == tuple(karras_times(5).tolist())
@@ -118,13 +119,13 @@ def test_a_denoiser_is_sampled_by_heun(tmp_path):
 )
 def test_steps_that_cannot_be_taken_are_refused(checkpoint, steps, message):
     with pytest.raises(ValueError, match=message):
-        sampler_settings(load_model(checkpoint)[1], steps)
+        sampler_settings(load_model(checkpoint).info, steps)
 
 
 def test_two_steps_need_a_second_time(tmp_path):
-    info = load_model(save_tiny(tmp_path / "x.safetensors", two_step_time=None))[1]
+    model = load_model(save_tiny(tmp_path / "x.safetensors", two_step_time=None))
     with pytest.raises(ValueError, match="names times for 1 to 1"):
-        sampler_settings(info, 2)
+        sampler_settings(model.info, 2)
 
 
 def test_to_uint8_rounds_to_the_nearest():

@@ -102,7 +102,8 @@ def test_the_checkpoint_holds_the_average_and_its_origin(tmp_path: pathlib.Path)
     path = train(
         tiny_recipe("edm"), DATA, tmp_path, seed=3, provenance={"command": "c"}, log_every=5
     )
-    model, info = load_model(path)
+    model = load_model(path)
+    info = model.info
     state = state_of(tmp_path)
     assert_equal(dict(model.state_dict()), dict(state["ema"]))
     assert not torch.equal(
@@ -143,7 +144,7 @@ def flat(module: nn.Module) -> Tensor:
 
 
 def test_without_a_decay_the_target_is_the_online_network(teacher: pathlib.Path) -> None:
-    model = load_model(teacher)[0]
+    model = load_model(teacher)
     training = Training(tiny_recipe("cd"), 0, model)
     assert training.target is training.online
     assert training.online.parameterization == "boundary"
@@ -197,10 +198,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: pathlib.Path) -> 
 
 
 def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
-    """Below what a network of zeros has, E[(t^2 m / sigma_data^2 + sigma_data^2) / (t^2 + ...)].
+    """A fresh network is zero, which has a loss of E[(t^2 m / sd^2 + sd^2) / (t^2 + sd^2)].
 
-    m is the mean square of an image. A mean over 30 batches of 16 scatters by SPREAD around it, so
-    that the first 30 batches lie near it and 0.7 of it is SIX of these away.
+    sd is sigma_data and m an image's mean square. Means over 30 batches of 16 scatter by 1 % around
+    it: the first one has learned little, and 0.7 cannot be chance.
     """
     data = synthetic(64, SIZE)
     chosen = tiny_recipe("edm", total_steps=150, batch_size=16, learning_rate=2e-3, dropout=0.0)
@@ -209,5 +210,5 @@ def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
     t = np.exp(-1.2 + 1.2 * np.random.default_rng(0).standard_normal((10_000, 1)))
     m = np.square(data.images / 127.5 - 1).mean((1, 2, 3))  # (64,)
     untrained = ((t**2 * m / 0.25 + 0.25) / (t**2 + 0.25)).mean()
-    assert log[0]["loss"] == pytest.approx(untrained, rel=0.3)
+    assert log[0]["loss"] == pytest.approx(untrained, rel=0.1)
     assert log[-1]["loss"] < 0.7 * untrained

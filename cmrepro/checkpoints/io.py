@@ -14,7 +14,7 @@ from torch import nn
 from cmrepro.consistency.parameterization import Parameterization, PreconditionedModel
 from cmrepro.files import atomic_path
 from cmrepro.names import unknown
-from cmrepro.networks.presets import build_network
+from cmrepro.networks.presets import IMAGE_SIZES, build_network
 
 FORMAT = "cmrepro-checkpoint-1"
 
@@ -107,9 +107,21 @@ def read_info(path: str | Path) -> CheckpointInfo:
         ) from error
 
 
-def load_model(
-    name: str | Path, device: str | torch.device = "cpu"
-) -> tuple[PreconditionedModel, CheckpointInfo]:
+class CheckpointModel(PreconditionedModel):
+    """The model of a checkpoint, with the file it came from and what that says of itself."""
+
+    def __init__(self, network: nn.Module, path: Path, info: CheckpointInfo) -> None:
+        super().__init__(network, info.parameterization, info.sigma_data, info.sigma_min)
+        self.path = path
+        self.info = info
+
+    @property
+    def image_size(self) -> int:
+        """H = W of its images."""
+        return IMAGE_SIZES[self.info.network]
+
+
+def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:
     """The model of a checkpoint, in evaluation mode, float32, channels_last.
 
     Args:
@@ -126,9 +138,8 @@ def load_model(
         weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     check_weights(network, weights, str(path), info.network)
     network.load_state_dict(weights)
-    model = PreconditionedModel(network, info.parameterization, info.sigma_data, info.sigma_min)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    return model.eval().requires_grad_(False), info
+    model = CheckpointModel(network, path, info)
+    return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def convert_checkpoint(
@@ -150,7 +161,8 @@ def convert_checkpoint(
     Raises:
         ValueError: See `load_model`; or a time outside the model's range.
     """
-    model, info = load_model(source)
+    model = load_model(source)
+    info = model.info
     if two_step_time is not None:
         if not info.sigma_min < two_step_time < info.sigma_max:
             raise ValueError(

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmrepro.checkpoints.io import find_checkpoint, load_model
-from cmrepro.experiments.run import describe_checkpoint, evaluate, sampled_origin
+from cmrepro.checkpoints.io import load_model
+from cmrepro.experiments.run import evaluate, sampled_origin
 from cmrepro.experiments.sampling import sample, sampler_settings
 from cmrepro.files import atomic_path, make_folder
 from cmrepro.metrics.protocols import load_protocol
@@ -78,17 +78,21 @@ def reproduce(suite: Suite, out: Path, num_images: int, seeds: int) -> list[RunR
     make_folder(out / "results")  # refuse a bad folder before the work, not after
     records = []
     for name in suite.checkpoints:
-        model, info = load_model(name)
-        checkpoint = describe_checkpoint(find_checkpoint(name), info)
-        settings = sampler_settings(info, suite.steps)
+        model = load_model(name)
+        settings = sampler_settings(model.info, suite.steps)
         for seed in range(seeds):
             start = time.perf_counter()
-            samples = sample(model, settings, num_images, seed, progress=f"{name} seed {seed}")
+            samples = sample(
+                model,
+                settings,
+                num_images,
+                seed,
+                model.image_size,
+                progress=f"{model.path.stem} seed {seed}",
+            )
             sampling_s = round(time.perf_counter() - start, 2)
             for steps, images in enumerate(samples.stages, 1):
-                origin = sampled_origin(
-                    checkpoint, settings.first(steps), seed, samples.noise_sha256
-                )
+                origin = sampled_origin(model, settings.first(steps), seed, samples.noise_sha256)
                 record = evaluate(
                     images,
                     protocol,

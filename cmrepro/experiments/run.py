@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.checkpoints.io import CheckpointInfo
+from cmrepro.checkpoints.io import CheckpointModel
 from cmrepro.datasets import load_sample_set
 from cmrepro.experiments.provenance import provenance
 from cmrepro.experiments.sampling import SamplerSettings
@@ -29,7 +29,7 @@ class Origin:
         model: Name of its checkpoint, or of the set itself.
         nfe: Network evaluations an image; None where no network here made it.
         seed: Of the noise; None likewise.
-        checkpoint: As `describe_checkpoint` gives it; empty for foreign images.
+        checkpoint: File name, checksum and header of the checkpoint; empty for foreign images.
         sampler: Fields of `SamplerSettings` with `nfe`; empty for foreign images.
         noise_sha256: Checksum of the noise; empty for foreign images.
     """
@@ -42,23 +42,19 @@ class Origin:
     noise_sha256: str = ""
 
 
-def describe_checkpoint(path: Path, info: CheckpointInfo) -> dict[str, Any]:
-    """A checkpoint as records have it: file name, checksum, and what its header says."""
-    return {"file": path.name, "sha256": sha256(path), **asdict(info)}
-
-
 def sampled_origin(
-    checkpoint: dict[str, Any],
-    settings: SamplerSettings,
-    seed: int,
-    noise_sha256: str,
+    model: CheckpointModel, settings: SamplerSettings, seed: int, noise_sha256: str
 ) -> Origin:
     """The origin of images that were sampled here."""
     return Origin(
-        model=Path(checkpoint["file"]).stem,
+        model=model.path.stem,
         nfe=settings.nfe,
         seed=seed,
-        checkpoint=checkpoint,
+        checkpoint={
+            "file": model.path.name,
+            "sha256": sha256(model.path),
+            **asdict(model.info),
+        },
         sampler=asdict(settings) | {"nfe": settings.nfe},
         noise_sha256=noise_sha256,
     )

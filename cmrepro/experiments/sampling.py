@@ -130,7 +130,7 @@ def sample(
     settings: SamplerSettings,
     num_images: int,
     seed: int,
-    image_size: int = 32,
+    image_size: int,
     progress: str | None = None,
 ) -> Samples:
     """Sample images number 0 to num_images - 1 of a seed.

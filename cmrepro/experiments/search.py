@@ -1,7 +1,6 @@
 """The second time of two-step sampling, chosen by its score over a grid."""
 
-from cmrepro.checkpoints.io import CheckpointInfo
-from cmrepro.consistency.parameterization import PreconditionedModel
+from cmrepro.checkpoints.io import CheckpointModel
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.experiments.sampling import sample, sampler_settings
 from cmrepro.metrics.protocols import Protocol
@@ -10,8 +9,7 @@ from cmrepro.metrics.score import score
 
 
 def two_step_scores(
-    model: PreconditionedModel,
-    info: CheckpointInfo,
+    model: CheckpointModel,
     protocol: Protocol,
     num_scales: int,
     num_images: int,
@@ -25,12 +23,15 @@ def two_step_scores(
     Returns:
         One row an index: index, time and the protocol's scores, from large times to small.
     """
+    info = model.info
     reference = load_reference(protocol)
     rows = []
     times = karras_times(num_scales, info.sigma_min, info.sigma_max).tolist()
     for index, time in enumerate(times[1:-1], 1):
         settings = sampler_settings(info, [info.sigma_max, time])
-        images = sample(model, settings, num_images, seed, progress=f"t = {time:.3g}").stages[-1]
-        scores = score(images, protocol, reference, num_images=num_images)
+        samples = sample(
+            model, settings, num_images, seed, model.image_size, progress=f"t = {time:.3g}"
+        )
+        scores = score(samples.stages[-1], protocol, reference, num_images=num_images)
         rows.append({"index": index, "time": time, **scores.values})
     return rows

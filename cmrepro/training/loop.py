@@ -299,7 +299,8 @@ def train(
     """
     teacher_model = None
     if teacher is not None:
-        teacher_model, info = load_model(teacher, device)
+        teacher_model = load_model(teacher, device)
+        info = teacher_model.info
         if info.parameterization != "edm":
             raise ValueError(f"teacher '{teacher}' is no EDM denoiser; give one trained by EDM")
         if info.recipe.get("dataset", recipe.dataset) != recipe.dataset:
