@@ -9,5 +9,5 @@ def randomise(network: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Modul
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return network.eval()

@@ -51,12 +51,15 @@ def times(t: float, s: float) -> Tensor:
 
 
 def consistency_loss(
-    method: str, online: Model, target: Model, teacher: Model, *rest: Any
+    method: str, online: Model, target: Model, teacher: Model, *arguments: Any
 ) -> Tensor:
-    """CD's loss with Heun's method or CT's; `rest` is x, z, indices, times, distance, labels."""
+    """CT's loss or CD's with Heun's method of x, z, indices, times, distance and labels."""
     if method == "ct":
-        return consistency_training_loss(online, target, *rest)
-    return consistency_distillation_loss(online, target, teacher, *rest[:4], heun_step, *rest[4:])
+        return consistency_training_loss(online, target, *arguments)
+    x, z, indices, grid, *rest = arguments
+    return consistency_distillation_loss(
+        online, target, teacher, x, z, indices, grid, heun_step, *rest
+    )
 
 
 # The squared distance of two points that a step of local error O(h^(p + 1)) separates.
@@ -79,7 +82,7 @@ def test_distillation_loss_of_the_exact_function_is_the_solvers_error(
 @pytest.mark.parametrize("step", [euler_step, heun_step])
 def test_losses_are_exactly_zero_where_the_interval_is_empty(step: Callable[..., Tensor]) -> None:
     f, x, z, grid = DATA.consistency, noise(3, 1, 4, 4), noise(3, 1, 4, 4), times(2, 2)
-    indices = torch.zeros(3, dtype=torch.int64)
+    indices = PAIR.expand(3)
     loss = consistency_distillation_loss(f, f, DATA.denoise, x, z, indices, grid, step, l2)
     assert torch.equal(loss, torch.zeros(3, dtype=torch.float64))
     assert torch.equal(consistency_training_loss(f, f, x, z, indices, grid, l2), loss)
@@ -91,23 +94,19 @@ def test_training_and_distillation_agree_in_the_limit() -> None:
     Given x_t, CT's x_s is CD's (by Euler) plus (t - s) / t (x - D), whose mean is 0. For l2 and
     a linear target of slope a, the two losses differ by a^2 ((t - s) / t)^2 Var[x | x_t] exactly.
     """
-    t, online = 2.0, Scaled(DATA.consistency, 0.8)
-    x_t, t_ = t * noise(64, 1, 1, 1), torch.full((64,), t, dtype=torch.float64)
-    x, z = DATA.posterior_pair(x_t, t_)
-    indices = torch.zeros(128, dtype=torch.int64)
+    t, online, target = 2.0, Scaled(DATA.consistency, 0.8), DATA.consistency
+    x, z = DATA.posterior_pair(t * noise(64, 1, 1, 1), times(t, t)[:1].expand(64))
+    indices = PAIR.expand(128)
     posterior_variance = DATA.variance * t**2 / (DATA.variance + t**2)
     for h in (0.5, 0.05, 0.005):
-        s_, grid = torch.full((1,), t - h, dtype=torch.float64), times(t, t - h)
-        target = DATA.consistency
+        grid = times(t, t - h)
         cd = consistency_distillation_loss(
             online, target, DATA.denoise, x, z, indices, grid, euler_step, l2
         ).mean()
         ct = consistency_training_loss(online, target, x, z, indices, grid, l2).mean()
-        slope = DATA.consistency(torch.ones(1, 1, 1, 1, dtype=torch.float64), s_).item()
-        # 1e-12: float64, losses of order 0.01
-        assert (ct - cd).item() == pytest.approx(
-            (slope * h / t) ** 2 * posterior_variance, abs=1e-12
-        )
+        slope = target(torch.ones(1, 1, 1, 1, dtype=torch.float64), grid[1:]).item()
+        expected = (slope * h / t) ** 2 * posterior_variance
+        assert (ct - cd).item() == pytest.approx(expected, abs=1e-12)  # float64, losses of 0.01
         d_cd, d_ct = (torch.autograd.grad(loss, online.scale)[0] for loss in (cd, ct))
         assert d_ct.item() == pytest.approx(d_cd.item(), rel=1e-10)  # linear in x_s: no difference
 
