@@ -22,7 +22,7 @@ def cli(debug: bool) -> None:
 
 
 def parse_settings(text: str | None) -> dict[str, Any]:
-    """{"total_steps": 20, …} from "total_steps=20,…": numbers, true/false, else text."""
+    """{"total_steps": 20, …} from "total_steps=20,…": numbers, true, false, none, else text."""
     settings: dict[str, Any] = {}
     for part in text.split(",") if text else []:
         key, equals, value = part.partition("=")
@@ -33,8 +33,9 @@ def parse_settings(text: str | None) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
+    words = {"true": True, "false": False, "none": None}
+    if text in words:
+        return words[text]
     for kind in (int, float):
         try:
             return kind(text)
@@ -187,6 +188,30 @@ def deviations(format_: str) -> None:
     from cmrepro.report.tables import deviations_frame
 
     print_frame(deviations_frame(), format_)
+
+
+@cli.group()
+def recipe() -> None:
+    """Recipes: list, show."""
+
+
+@recipe.command("list")
+def list_recipes() -> None:
+    """Names of all recipes."""
+    from cmrepro.training.recipes import recipe_names
+
+    click.echo("\n".join(recipe_names()))
+
+
+@recipe.command()
+@click.argument("name")
+@click.option("--variant", default="paper", show_default=True, help="paper or released.")
+@FORMAT
+def show(name: str, variant: str, format_: str) -> None:
+    """Everything that recipe NAME says, with what Table 3 leaves out."""
+    from cmrepro.training.recipes import recipe_rows
+
+    print_frame(recipe_rows(name, variant), format_)  # type: ignore[arg-type]
 
 
 @cli.group()

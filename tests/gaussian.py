@@ -11,6 +11,12 @@ from torch import Tensor
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 
 
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal values, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Gaussian:
     mean: float = 0.3

@@ -7,7 +7,7 @@ from typing import Any
 import golden
 import pytest
 import torch
-from gaussian import Gaussian, fitted_order
+from gaussian import Gaussian, fitted_order, noise
 from random_weights import randomise
 from torch import Tensor, nn
 
@@ -41,22 +41,17 @@ class Scaled(nn.Module):
         return self.scale * self.function(x_t, t, labels)
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 def times(t: float, s: float) -> Tensor:
     return torch.tensor([t, s], dtype=torch.float64)
 
 
 def consistency_loss(
-    method: str, online: Model, target: Model, teacher: Model, *arguments: Any
+    method: str, online: Model, target: Model, teacher: Model, *of: Any
 ) -> Tensor:
     """CT's loss or CD's with Heun's method of x, z, indices, times, distance and labels."""
     if method == "ct":
-        return consistency_training_loss(online, target, *arguments)
-    x, z, indices, grid, *rest = arguments
+        return consistency_training_loss(online, target, *of)
+    x, z, indices, grid, *rest = of
     return consistency_distillation_loss(
         online, target, teacher, x, z, indices, grid, heun_step, *rest
     )

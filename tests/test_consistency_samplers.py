@@ -5,7 +5,7 @@ import math
 import golden
 import pytest
 import torch
-from gaussian import SIGMA_MAX, SIGMA_MIN, Gaussian
+from gaussian import SIGMA_MAX, SIGMA_MIN, Gaussian, noise
 from random_weights import randomise
 from torch import Tensor
 
@@ -13,10 +13,6 @@ from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.networks.adm import UNet
-
-
-def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +33,7 @@ def test_exact_consistency_function_keeps_the_distribution_of_the_data(
     variance: float, times: tuple[float, ...]
 ) -> None:
     data = Gaussian(variance=variance)
-    z = noise(len(times), 100, 3, 16, 16, dtype=torch.float64)
+    z = noise(len(times), 100, 3, 16, 16)
     expected = variance + SIGMA_MIN**2  # f ends at sigma_min
     for x in multistep_stages(data.consistency, times, z, clip_denoised=False):
         # Five standard errors of n independent normal values. Starting from N(0, 80^2) instead
@@ -50,7 +46,7 @@ def test_exact_consistency_function_keeps_the_distribution_of_the_data(
 
 
 def test_one_step_is_the_first_stage_of_more(f: PreconditionedModel) -> None:
-    z, times = noise(3, 2, 3, 8, 8), (80.0, 5.0, 0.6)
+    z, times = noise(3, 2, 3, 8, 8).float(), (80.0, 5.0, 0.6)
     with torch.no_grad():
         three = list(multistep_stages(f, times, z))
         for n in (1, 2):
@@ -69,7 +65,7 @@ def test_stages_are_computed_only_when_asked_for(f: PreconditionedModel) -> None
         calls.append(t)
         return x_t
 
-    stages = multistep_stages(counting, (80.0, 1.0), noise(2, 2, 1, 2, 2))
+    stages = multistep_stages(counting, (80.0, 1.0), noise(2, 2, 1, 2, 2).float())
     assert len(calls) == 0
     next(stages)
     assert len(calls) == 1
@@ -77,27 +73,25 @@ def test_stages_are_computed_only_when_asked_for(f: PreconditionedModel) -> None
     assert torch.equal(torch.stack(calls), torch.tensor([[80.0] * 2, [1.0] * 2]))
 
 
-def test_images_are_clipped_between_stages_when_asked_for() -> None:
-    z = torch.ones(2, 1, 1, 2, 2)
+@pytest.mark.parametrize(("clip", "first"), [(True, 1.0), (False, 80.0)])
+def test_images_are_clipped_before_noise_is_added(clip: bool, first: float) -> None:
+    inputs = []
 
     def identity(x_t: Tensor, t: Tensor) -> Tensor:
+        inputs.append(x_t)
         return x_t
 
-    clipped = list(multistep_stages(identity, (80.0, 0.5), z))
-    free = list(multistep_stages(identity, (80.0, 0.5), z, clip_denoised=False))
-    assert (clipped[0] == 1).all() and (clipped[1] == 1).all()
-    added = math.sqrt(0.5**2 - SIGMA_MIN**2)
-    assert torch.allclose(free[0], torch.tensor(80.0))
-    assert torch.allclose(free[1], torch.tensor(80.0 + added))
-    # Clipped before noise is added, not the other way round.
-    seen = []
-    list(multistep_stages(lambda x_t, t: seen.append(x_t) or x_t, (80.0, 0.5), z))  # type: ignore[func-returns-value]
-    assert torch.allclose(seen[1], torch.tensor(1 + added))
+    z = torch.ones(2, 1, 1, 2, 2)
+    stages = list(multistep_stages(identity, (80.0, 0.5), z, clip_denoised=clip))
+    second = first + math.sqrt(0.5**2 - SIGMA_MIN**2)
+    assert torch.equal(stages[0], torch.full_like(z[0], first))
+    torch.testing.assert_close(inputs[1], torch.full_like(z[0], second))
+    torch.testing.assert_close(stages[1], torch.full_like(z[0], 1.0 if clip else second))
 
 
 def test_as_many_noises_as_times_are_needed(f: PreconditionedModel) -> None:
     with pytest.raises(ValueError, match="zip"), torch.no_grad():
-        list(multistep_stages(f, (80.0, 1.0), noise(1, 1, 3, 8, 8)))
+        list(multistep_stages(f, (80.0, 1.0), noise(1, 1, 3, 8, 8).float()))
 
 
 @pytest.mark.parametrize("indices", [(0,), (0, 22), (0, 17), (0, 11, 30)])
@@ -106,7 +100,7 @@ def test_algorithm_1_equals_that_of_diffusers(
 ) -> None:
     """The same network, noise and times, two and three steps; its own grid and scalings."""
     diffusers = pytest.importorskip("diffusers")
-    z = noise(len(indices), 2, 3, 8, 8)
+    z = noise(len(indices), 2, 3, 8, 8).float()
     later = iter([*z[1:], torch.zeros_like(z[0])])  # noise after the last step has deviation 0
     monkeypatch.setattr(
         diffusers.schedulers.scheduling_consistency_models,

@@ -3,7 +3,7 @@
 import golden
 import pytest
 import torch
-from gaussian import SIGMA_MAX, SIGMA_MIN, Gaussian, fitted_order
+from gaussian import SIGMA_MAX, SIGMA_MIN, Gaussian, fitted_order, noise
 from torch import Tensor
 
 from cmrepro.consistency.parameterization import Denoiser
@@ -30,11 +30,6 @@ def counted(denoiser: Denoiser) -> tuple[Denoiser, list[Tensor]]:
         return denoiser(x_t, t)
 
     return counting, calls
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def test_slope_is_the_derivative_of_the_exact_solution() -> None:

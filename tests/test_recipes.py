@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from cmrepro.paper import deviations
 from cmrepro.training.recipes import (
     TABLE3_COLUMNS,
     Recipe,
     load_recipe,
     recipe_names,
+    recipe_rows,
     table3,
     table3_rows,
 )
@@ -168,6 +170,8 @@ def test_replace_can_take_a_field_away(cd: Recipe) -> None:
         ({"ema_rate": 1.0}, "got ema_rate = 1.0; it must be in"),
         ({"ema_rate": float("nan")}, "got ema_rate = nan; it must be in"),
         ({"dropout": -0.1}, "got dropout = -0.1; it must be in"),
+        ({"two_step_index": 17}, "got two_step_index = 17; allowed is 1 to 16"),
+        ({"two_step_index": 0}, "got two_step_index = 0; allowed is 1 to 16"),
     ],
 )
 def test_replace_refuses(cd: Recipe, changes: dict[str, Any], message: str) -> None:
@@ -201,3 +205,21 @@ def test_settings_that_exclude_each_other(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_recipe(name).replace(**changes)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_every_differing_field_names_its_deviation(name: str, variant: Any) -> None:
+    rows = {row["field"]: row for row in recipe_rows(name, variant)}
+    assert set(rows) == {field.name for field in dataclasses.fields(Recipe)}
+    explained = {field for field, row in rows.items() if row.get("deviation")}
+    assert explained == set(RELEASED[name])
+
+
+def test_a_deviation_of_both_sides_shows_in_its_recipes() -> None:
+    """The other way round: what deviations.toml says of the variants is so."""
+    both = [d for d in deviations() if d.follow == "both"]
+    assert both
+    for deviation in both:
+        for recipe in deviation.recipes:
+            assert set(deviation.fields) <= set(RELEASED[recipe]), (deviation.id, recipe)

@@ -83,7 +83,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path: pathlib.Path, teacher: pathlib.Path, method: str, changes: dict[str, Any]
 ) -> None:
     chosen = tiny_recipe(method, **changes)
-    settings: dict[str, Any] = {"teacher": teacher_for(method, teacher), "save_every": 4}
+    settings: dict[str, Any] = {"teacher": teacher_for(method, teacher)}
+    settings |= {"save_every": 4, "log_every": 1}
     whole = train(chosen, DATA, tmp_path / "whole", **settings)
     assert state_of(whole.parent)["step"] == 20
     for owner, name, call in INTERRUPTS:
@@ -96,6 +97,13 @@ def test_an_interrupted_run_resumes_bit_for_bit(
         train(chosen, DATA, folder, **settings, resume=True)
         assert_equal(state_of(folder), state_of(whole.parent))
         assert_equal(load_file(folder / whole.name), load_file(whole))
+        assert losses_of(folder) == losses_of(whole.parent)
+
+
+def losses_of(folder: pathlib.Path) -> list[tuple[int, float]]:
+    """Step and loss of each line of a log; the durations differ from run to run."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
 
 
 def test_the_checkpoint_holds_the_average_and_its_origin(tmp_path: pathlib.Path) -> None:
@@ -171,7 +179,26 @@ def test_each_epoch_shows_every_image_once(batch_size: int) -> None:
     epochs = [seen[i : i + 10] for i in range(0, 200, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 20  # two equal ones: 1 in 20,000
-    assert BatchSource(numbered(10), 10, False, 1).batch(0, generator)[1].tolist() != epochs[0]
+    others = [BatchSource(numbered(10), 10, False, seed) for seed in (1, 2, 1 << 31)]
+    orders = {tuple(other.batch(0, generator)[1].tolist()) for other in others}
+    assert len(orders | {tuple(epochs[0])}) == 4
+
+
+def test_noise_and_times_depend_on_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def loss(denoiser: Any, x: Tensor, z: Tensor, t: Tensor, *_: Any) -> Tensor:
+        drawn.append((z[0, 0, 0, 0].item(), t[0].item()))
+        return denoiser(x, t).square()
+
+    monkeypatch.setattr(loop, "edm_loss", loss)
+    for seed in (0, 1, 2, 1 << 31, 1):
+        training = Training(tiny_recipe("edm"), seed)
+        for _ in range(2):
+            training.train_step(BatchSource(DATA, 3, True, seed))
+    assert drawn[2:4] == drawn[8:10]
+    for numbers in zip(*drawn[:8], strict=True):
+        assert len(set(numbers)) == 8
 
 
 def test_about_half_of_the_images_are_flipped() -> None:
@@ -200,8 +227,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: pathlib.Path) -> 
 def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
     """A fresh network is zero, which has a loss of E[(t^2 m / sd^2 + sd^2) / (t^2 + sd^2)].
 
-    sd is sigma_data and m an image's mean square. Means over 30 batches of 16 scatter by 1 % around
-    it: the first one has learned little, and 0.7 cannot be chance.
+    sd is sigma_data and m an image's mean square. Means over 30 batches of 16 scatter by 1 %
+    around it: the first one has learned little, and 0.7 cannot be chance.
     """
     data = synthetic(64, SIZE)
     chosen = tiny_recipe("edm", total_steps=150, batch_size=16, learning_rate=2e-3, dropout=0.0)

@@ -12,6 +12,8 @@ from tiny import DATA, tiny_networks, tiny_recipe
 from cmrepro.datasets import synthetic
 from cmrepro.training.loop import train
 
+OTHER_DATA = synthetic(10, 8, seed=1)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def networks() -> Iterator[None]:
@@ -81,16 +83,16 @@ def test_a_teacher_that_does_not_exist_is_refused(tmp_path: pathlib.Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("seed", [-1, 1 << 24])
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
 def test_a_seed_that_the_generators_cannot_hold_is_refused(
     tmp_path: pathlib.Path, seed: int
 ) -> None:
     message = error_of(lambda: train(tiny_recipe("edm"), DATA, tmp_path, seed=seed))
-    assert f"got seed = {seed}; allowed is 0 to 16777215" in message
+    assert f"got seed = {seed}; allowed is 0 to 4294967295" in message
 
 
 def test_the_largest_seed_trains(tmp_path: pathlib.Path) -> None:
-    assert train(tiny_recipe("edm", total_steps=1), DATA, tmp_path, seed=(1 << 24) - 1).is_file()
+    assert train(tiny_recipe("edm", total_steps=1), DATA, tmp_path, seed=(1 << 32) - 1).is_file()
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
         ({"learning_rate": 1e-4}, 0, DATA, "learning_rate is 0.001, not 0.0001"),
         ({"total_steps": 2}, 0, DATA, "total_steps is 1, not 2"),
         ({}, 1, DATA, "seed is 0, not 1"),
-        ({}, 0, synthetic(10, 8, seed=1), f"data_sha256 is {DATA.sha256()}, not"),
+        ({}, 0, OTHER_DATA, "data_sha256 is "),
     ],
 )
 def test_resuming_into_another_run_is_refused(
@@ -174,7 +176,7 @@ def cut(path: pathlib.Path) -> None:
         lambda path: path.write_bytes(b"text"),
         lambda path: torch.save(torch.zeros(3), path),
         lambda path: torch.save({"weights": torch.zeros(3)}, path),
-        lambda path: path.write_bytes(pickle.dumps({"recipe": {}})),
+        lambda path: path.write_bytes(pickle.dumps({"recipe": {}}, protocol=2)),
     ],
 )
 def test_a_state_that_is_cut_off_or_foreign_is_refused(

@@ -40,7 +40,7 @@ from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
 from cmrepro.consistency.solvers import SOLVERS
 from cmrepro.datasets import ImageDataset
-from cmrepro.files import make_folder, sha256
+from cmrepro.files import atomic_path, make_folder, sha256
 from cmrepro.names import unknown
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
 from cmrepro.training.recipes import Recipe
@@ -54,7 +54,7 @@ DISTANCES: dict[str, Callable[[], Distance]] = {
     "efficientnet": EfficientNetDistance,
 }
 OPTIMIZERS = {"radam": torch.optim.RAdam}
-MAX_SEED = 1 << 24  # 64 bits hold the seed and 40 bits of the step
+MAX_SEED = 1 << 32
 EDM_LOG_MEAN, EDM_LOG_STD = -1.2, 1.2  # Karras et al. (2022), Table 1: ln(t) of training
 
 
@@ -80,6 +80,18 @@ def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:
         return num_scales, recipe.target_ema
     assert recipe.mu0 is not None and recipe.s0 is not None
     return num_scales, target_ema_at(num_scales, recipe.s0, recipe.mu0, recipe.mu_form)
+
+
+def two_step_time(recipe: Recipe) -> float | None:
+    """The second sampling time that the recipe's index means on its last time grid, if it has one.
+
+    Where N grows, the grid is the last one, of s1 + 1 points (deviation `ct-num-boundaries`).
+    """
+    if recipe.two_step_index is None:
+        return None
+    num_scales = scales_and_mu(recipe, recipe.schedule_steps or recipe.total_steps)[0]
+    times = karras_times(num_scales, recipe.sigma_min, recipe.sigma_max, recipe.rho)
+    return times[recipe.two_step_index].item()
 
 
 def ema_update(average: nn.Module, online: nn.Module, decay: float) -> None:
@@ -130,7 +142,15 @@ class BatchSource:
 def _generator(seed: int, step: int, purpose: str) -> torch.Generator:
     """A generator that depends on (seed, step, purpose) alone."""
     stream = {"epoch": 0, "step": 1}[purpose]
-    return torch.Generator().manual_seed((seed << 40) + (step << 1) + stream)
+    return torch.Generator().manual_seed(_mixed(seed, (step << 1) + stream))
+
+
+def _mixed(seed: int, number: int) -> int:
+    """A seed of 32 bits, all that torch's generator takes on the CPU (it drops higher ones).
+
+    Numbers count up; the odd factor, 2^32 over the golden ratio, keeps the seeds' ranges apart.
+    """
+    return (seed * 0x9E3779B1 + number) % (1 << 32)
 
 
 class Training:
@@ -144,7 +164,8 @@ class Training:
 
     Raises:
         ValueError: The teacher is missing, superfluous or of another network; an unknown
-            optimizer, solver or distance; the seed is out of range.
+            optimizer, solver or distance; the seed is out of range; the batch does not divide into
+            num_gpus parts; mixed precision.
     """
 
     def __init__(
@@ -161,6 +182,16 @@ class Training:
             raise ValueError(
                 f"recipe '{recipe.name}' {'needs a' if needs_teacher else 'takes no'} teacher; "
                 f"{'give one with' if needs_teacher else 'leave out'} --teacher"
+            )
+        if recipe.batch_size % recipe.num_gpus:
+            raise ValueError(
+                f"got batch_size = {recipe.batch_size} for num_gpus = {recipe.num_gpus}; it must "
+                "divide into so many equal parts: --set num_gpus=1 takes it whole"
+            )
+        if recipe.mixed_precision:
+            raise ValueError(
+                f"recipe '{recipe.name}' asks for mixed precision, training is in float32 only; "
+                "accept that with --set mixed_precision=false"
             )
         if recipe.optimizer not in OPTIMIZERS:
             raise ValueError(unknown("optimizer", recipe.optimizer, OPTIMIZERS))
@@ -230,6 +261,9 @@ class Training:
     def train_step(self, source: BatchSource) -> float:
         """One optimizer step with the updates of both averages; the loss before it.
 
+        The batch goes through the network in as many parts as the source had devices, one after
+        the other, so that the global batch holds within the memory of one.
+
         Raises:
             FloatingPointError: The gradient is not finite.
         """
@@ -238,10 +272,15 @@ class Training:
         x = x.to(self.device)
         conditional = bool(getattr(self.online.network.config, "num_classes", 0))
         labels = labels.to(self.device) if conditional and labels is not None else None
-        torch.manual_seed((self.seed << 40) + self.step)  # dropout masks
-        loss = self.loss(x, labels, generator)
+        torch.manual_seed(_mixed(self.seed, self.step))  # dropout masks
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = self.recipe.num_gpus
+        label_parts = [None] * parts if labels is None else labels.chunk(parts)
+        loss = torch.zeros((), device=self.device)
+        for part, part_labels in zip(x.chunk(parts), label_parts, strict=True):
+            part_loss = self.loss(part, part_labels, generator) / parts
+            part_loss.backward()
+            loss += part_loss.detach()
         gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients).isfinite():
             raise FloatingPointError(
@@ -353,6 +392,7 @@ def train(
             recipe.sigma_max,
             dataclasses.asdict(recipe),
             origin | progress,
+            two_step_time(recipe),
         )
         save_checkpoint(model_path, training.ema.network, info)
 
@@ -366,6 +406,7 @@ def train(
         unit="step",
         mininterval=5,
     )
+    _trim_log(out / "log.jsonl", training.step)
     with bar, open(out / "log.jsonl", "a") as log:
         try:
             while training.step < recipe.total_steps:
@@ -385,6 +426,19 @@ def train(
             if training.step and training.between_steps:
                 save()
     return model_path
+
+
+def _trim_log(path: Path, step: int) -> None:
+    """Drop the lines of a log that lie beyond a step, as a killed run leaves them."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(kept))
 
 
 def _log_entry(training: Training, losses: list[float]) -> dict[str, float]:

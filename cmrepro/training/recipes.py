@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any, Literal, get_args, get_type_hints
 
 from cmrepro.names import unknown
+from cmrepro.paper import deviations
 
 Variant = Literal["paper", "released"]
 VARIANTS: tuple[Variant, ...] = ("paper", "released")
@@ -105,6 +106,11 @@ class Recipe:
             raise ValueError(f"recipe '{self.name}' needs either num_scales or s0 and s1")
         if self.s0 is not None and self.s1 is not None and not 1 <= self.s0 <= self.s1 + 1:
             raise ValueError(f"got s0 = {self.s0}, s1 = {self.s1}; needed is 1 <= s0 <= s1 + 1")
+        last = (self.num_scales or (self.s1 or 0) + 1) - 1
+        if self.two_step_index is not None and not 0 < self.two_step_index < last:
+            raise ValueError(
+                f"got two_step_index = {self.two_step_index}; allowed is 1 to {last - 1}"
+            )
         if (self.target_ema is None) == (self.mu0 is None):
             raise ValueError(f"recipe '{self.name}' needs either target_ema or mu0")
         if self.mu0 is not None and self.s0 is None:
@@ -151,6 +157,44 @@ def load_recipe(name: str, variant: Variant = "paper") -> Recipe:
     return Recipe(name=name, variant=variant, **fields)
 
 
+def recipe_rows(name: str, variant: Variant = "paper") -> list[dict[str, str]]:
+    """Every field of a recipe with its value, and the deviation that made it differ.
+
+    Returns:
+        Rows of field, value, the other variant's value where it differs, and deviation id.
+
+    Raises:
+        ValueError: Unknown name or variant; a field differs and no deviation says why.
+    """
+    recipe = load_recipe(name, variant)
+    other = load_recipe(name, "released" if variant == "paper" else "paper")
+    rows = []
+    for field in dataclasses.fields(Recipe):
+        value, differs = getattr(recipe, field.name), getattr(other, field.name)
+        row = {"field": field.name, "value": _text(value)}
+        if value != differs and field.name != "variant":
+            row |= {
+                f"in {other.variant}": _text(differs),
+                "deviation": _deviation(name, field.name),
+            }
+        rows.append(row)
+    return rows
+
+
+def _deviation(recipe: str, field: str) -> str:
+    """Id of the deviation of which the variants take different sides in this field."""
+    for deviation in deviations():
+        if (
+            deviation.follow == "both"
+            and field in deviation.fields
+            and recipe in deviation.recipes
+        ):
+            return deviation.id
+    raise ValueError(
+        f"recipe '{recipe}' differs in {field} and no entry of deviations.toml says why"
+    )
+
+
 TABLE3_COLUMNS = {
     "cifar10_cd": "cifar10-cd",
     "cifar10_ct": "cifar10-ct",
@@ -189,15 +233,19 @@ def table3_rows(variant: str) -> list[dict[str, str]]:
     return table3(variant)
 
 
-def _text(value: float | int | None) -> str:
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
 TABLE3_ROWS = {
     "Learning rate": lambda r: f"{r.learning_rate:.0e}".replace("e-0", "e-"),
     "Batch size": lambda r: str(r.batch_size),
-    "mu": lambda r: _text(r.target_ema),
-    "mu0": lambda r: _text(r.mu0),
+    "mu": lambda r: _number(r.target_ema),
+    "mu0": lambda r: _number(r.mu0),
     "s0": lambda r: _text(r.s0),
     "s1": lambda r: _text(r.s1),
     "N": lambda r: _text(r.num_scales),
