@@ -45,9 +45,7 @@ def times(t: float, s: float) -> Tensor:
     return torch.tensor([t, s], dtype=torch.float64)
 
 
-def consistency_loss(
-    method: str, online: Model, target: Model, teacher: Model, *of: Any
-) -> Tensor:
+def loss_of(method: str, online: Model, target: Model, teacher: Model, *of: Any) -> Tensor:
     """CT's loss or CD's with Heun's method of x, z, indices, times, distance and labels."""
     if method == "ct":
         return consistency_training_loss(online, target, *of)
@@ -123,7 +121,7 @@ def test_the_gradient_reaches_the_online_model_only(method: str, shared: bool) -
     teacher = Scaled(DATA.denoise, 0.9)
     x, z = noise(4, 1, 2, 2).requires_grad_(), noise(4, 1, 2, 2, seed=1)
     indices, grid, labels = torch.tensor([0, 1, 2, 1]), karras_times(4), torch.arange(4)
-    loss = consistency_loss(method, online, target, teacher, x, z, indices, grid, l2, labels)
+    loss = loss_of(method, online, target, teacher, x, z, indices, grid, l2, labels)
     loss.sum().backward()
     (x_t, t, _), (x_s, s, _) = online.calls[0], target.calls[-1]
     assert torch.equal(t, grid[indices]) and torch.equal(s, grid[indices + 1])
@@ -148,7 +146,7 @@ def test_both_models_see_the_same_dropout_mask(own_target: bool) -> None:
     with torch.no_grad():
         assert not torch.equal(online(x_t, 2.0), online(x_t, 2.0)), "dropout is off: no test"
     for method in ("ct", "cd"):  # CD's teacher, in training mode too, draws masks of its own
-        loss = consistency_loss(method, online, target, online, *rest)
+        loss = loss_of(method, online, target, online, *rest)
         assert torch.equal(loss, torch.zeros(2))
     torch.manual_seed(0)
     consistency_training_loss(online, target, *rest)
@@ -174,7 +172,7 @@ def test_consistency_losses_equal_the_official_ones(case: str, distance: Distanc
     grid = golden.times(int(stored["num_scales"]))
     x, y, z, indices = (stored[name] for name in ("x", "y", "noise", "indices"))
     denoiser = golden.model("edm", "cond", teacher)
-    loss = consistency_loss(case[:2], online, target, denoiser, x, z, indices, grid, distance, y)
+    loss = loss_of(case[:2], online, target, denoiser, x, z, indices, grid, distance, y)
     loss.mean().backward()
     name = distance.__name__
     # The official CT reaches x_t2 by a step from x_t, whose float32 digits up to 300 cancel.

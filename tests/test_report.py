@@ -10,8 +10,9 @@ from scipy import stats
 
 from cmrepro.paper import claim
 from cmrepro.records import write_record
+from cmrepro.report.published import later_work_frame, ledger_frame, paper_frame
 from cmrepro.report.render import FIGURE, check_report, write_report
-from cmrepro.report.results import group, results_frame, summarise, table1_frame
+from cmrepro.report.results import group, results_frame, summarise
 from cmrepro.report.verdicts import absolute_verdict, ordering_verdict
 
 ORDERING = claim("song2023/ordering/cd-2-steps-better-than-1/cifar10")
@@ -111,10 +112,29 @@ def test_frames_show_every_group():
     assert list(frame["nfe"]) == [1, 2]
     assert list(frame["seeds"]) == [2, 2]
     assert frame["FD"][0] == "101.0 ± 12.7"  # t(0.975, 1) = 12.706 times the standard error 1
-    table = table1_frame(records)
-    assert list(table["method"]) == ["CD", "CD", "EDM", "CT", "CT"]
-    assert list(table["paper FID"]) == ["3.55", "2.93", "2.04", "8.70", "5.83"]
-    assert list(table["ours"])[2:] == ["not measured"] * 3
+
+
+def test_table_1_has_every_printed_row_and_ours_beside_it():
+    table = paper_frame(1, two_step_records([100.0, 102.0], [90.0, 92.0]))
+    assert len(table) == 36
+    cd = table[table["method"] == "CD"]
+    assert list(cd["FID"]) == ["3.55", "2.93"]
+    assert list(cd["ours"]) == ["demo-cifar10-cd"] * 2
+    assert list(cd["our FD"]) == ["101.0 ± 12.7", "91.00 ± 12.71"]
+    assert list(cd["verdict"]) == ["not comparable"] * 2
+    assert set(table[table["method"].isin(["CT", "EDM"])]["ours"]) == {"not measured"}
+    others = table[~table["method"].isin(["CD", "CT", "EDM"])]
+    assert set(others["ours"]) == {"as published"}
+
+
+def test_table_2_later_work_and_the_ledger_are_whole():
+    table = paper_frame(2, [])
+    assert len(table) == 34
+    assert list(table[table["method"] == "CD"]["precision"])[:2] == ["0.68", "0.69"]
+    assert len(ledger_frame()) == 32
+    later = later_work_frame()
+    fastgen = later[later["images seen"] == "179,200,000"]
+    assert "2.92" in set(fastgen["FID"])
 
 
 @pytest.mark.parametrize(

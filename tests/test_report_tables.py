@@ -147,3 +147,12 @@ def test_deviations_frame_has_every_finding() -> None:
     # Both sides of all of them are there; what is not known is missing, not an empty string.
     assert frame[["paper", "released", "where", "action"]].notna().all(axis=None)
     assert not (frame == "").any(axis=None)
+
+
+def test_muted_rows_are_grey_in_latex_and_italic_in_markdown() -> None:
+    frame = pd.DataFrame({"a": ["x_1", "y"], "b": ["1", ""]})
+    muted = pd.Series([False, True])
+    assert render(frame, "md", muted).splitlines()[2:] == ["| x_1 | 1   |", "| *y* |     |"]
+    assert "\\textcolor{gray}{y} &  \\\\" in render(frame, "latex", muted)
+    assert "x\\_1 & 1 \\\\" in render(frame, "latex", muted)
+    assert render(frame, "csv", muted) == render(frame, "csv")

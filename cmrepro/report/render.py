@@ -11,7 +11,8 @@ from cmrepro.files import atomic_path
 from cmrepro.paper import AbsoluteClaim, claims
 from cmrepro.records import RunRecord, read_records
 from cmrepro.report.figures import checksum, figure_checksum, score_figure, score_series
-from cmrepro.report.results import results_frame, table1_frame
+from cmrepro.report.published import AS_PUBLISHED, later_work_frame, ledger_frame, paper_frame
+from cmrepro.report.results import results_frame
 from cmrepro.report.tables import Format, render
 from cmrepro.report.verdicts import verdicts
 
@@ -72,9 +73,12 @@ def _texts(records: list[RunRecord], out: Path) -> dict[str, str]:
     import jinja2
 
     frames = {
-        "table1": table1_frame(records),
+        "table1": paper_frame(1, records),
+        "table2": paper_frame(2, records),
         "results": results_frame(records),
         "verdicts": _verdicts_frame(records),
+        "later_work": later_work_frame(),
+        "deviations": ledger_frame(),
     }
     template = resources.files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -84,7 +88,11 @@ def _texts(records: list[RunRecord], out: Path) -> dict[str, str]:
     measured = frames["verdicts"]["verdict"] != "not measured"
     report = environment.from_string(template).render(
         runs=_runs(records),
-        table1=render(frames["table1"], "md"),
+        ours=render(frames["table1"][~_as_published(frames["table1"])], "md"),
+        table1=render(frames["table1"], "md", _as_published(frames["table1"])),
+        table2=render(frames["table2"], "md", _as_published(frames["table2"])),
+        later_work=render(frames["later_work"], "md"),
+        deviations=render(frames["deviations"], "md"),
         orderings=render(
             frames["verdicts"][is_ordering & measured][["claim", "verdict", "reason"]], "md"
         ),
@@ -99,11 +107,18 @@ def _texts(records: list[RunRecord], out: Path) -> dict[str, str]:
         warnings=sorted({w for r in records for w in r.warnings}),
     )
     tables = {
-        f"results/tables/{name}.{suffix}": render(frame, format)
+        f"results/tables/{name}.{suffix}": render(frame, format, _as_published(frame))
         for name, frame in frames.items()
         for suffix, format in TABLE_FILES.items()
     }
     return {"REPORT.md": report, **tables}
+
+
+def _as_published(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Rows of the paper's tables whose methods this suite does not have."""
+    if "ours" not in frame:
+        return pd.Series(False, index=frame.index)
+    return frame["ours"] == AS_PUBLISHED
 
 
 def _verdicts_frame(records: list[RunRecord]) -> pd.DataFrame:

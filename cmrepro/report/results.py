@@ -1,4 +1,4 @@
-"""Records brought together: mean and interval over seeds, beside the paper's Table 1."""
+"""Records brought together: mean and interval over seeds."""
 
 import math
 from collections import defaultdict
@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cmrepro.paper import ResultRow, table
 from cmrepro.records import RunRecord
 
 CONFIDENCE = 0.95
@@ -103,42 +102,3 @@ def recipe_of(record: RunRecord) -> str:
 def is_demo(record: RunRecord) -> bool:
     """Whether the model is one of the demo's."""
     return str(record.checkpoint.get("recipe", {}).get("name", "")).startswith(DEMO)
-
-
-def table1_frame(records: list[RunRecord]) -> pd.DataFrame:
-    """The CD, CT and EDM rows of Table 1 as printed, with our measured columns beside them."""
-    recipes = {"CD": "cifar10-cd", "CT": "cifar10-ct", "EDM": "cifar10-edm"}
-    rows = [
-        _table1_row(row, members)
-        for row in table(1)
-        if row.method in recipes
-        for members in _ours(records, recipes[row.method], row.nfe)
-    ]
-    return pd.DataFrame(rows).astype({"nfe": "Int64"})
-
-
-def _ours(records: list[RunRecord], recipe: str, nfe: int) -> list[list[RunRecord]]:
-    """Groups of records of a recipe at so many evaluations; one empty group when none."""
-    chosen = [r for r in records if recipe_of(r) == recipe and r.nfe == nfe]
-    return list(group(chosen).values()) or [[]]
-
-
-def _table1_row(row: ResultRow, members: list[RunRecord]) -> dict[str, object]:
-    cells: dict[str, object] = {"method": row.method, "nfe": row.nfe}
-    cells |= {
-        f"paper {label}": str(row.scores[metric]) if metric in row.scores else ""
-        for metric, label in (("fid", "FID"), ("is", "IS"))
-    }
-    if not members:
-        return cells | {"ours": "not measured"}
-    first = members[0]
-    cells["ours"] = first.model
-    cells |= {
-        f"our {LABELS[metric]}": str(summarise([r.scores[metric] for r in members]))
-        for metric in METRICS
-        if metric != "kid"
-    }
-    return cells | {
-        "n": f"{len(members)} x {first.num_images:,}",
-        "protocol": f"{first.protocol['name']} v{first.protocol['version']}",
-    }

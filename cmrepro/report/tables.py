@@ -36,11 +36,12 @@ def _text(value: object) -> str:
     return "" if pd.isna(value) else str(value)  # type: ignore[call-overload]
 
 
-def _latex(cells: pd.DataFrame) -> str:
-    """A booktabs tabular; columns with long texts are wrapped by LaTeX."""
+def _latex(cells: pd.DataFrame, muted: "pd.Series[bool]") -> str:
+    """A booktabs tabular; columns with long texts are wrapped by LaTeX, muted rows are grey."""
     cells = cells.map(lambda text: text.translate(LATEX)).rename(
         columns=lambda name: str(name).translate(LATEX)
     )
+    cells[muted] = cells[muted].map(lambda text: text and f"\\textcolor{{gray}}{{{text}}}")
     is_long = [
         bool((cells.iloc[:, i].str.len() > WRAP_COLUMNS).any()) for i in range(cells.shape[1])
     ]
@@ -48,7 +49,7 @@ def _latex(cells: pd.DataFrame) -> str:
     return cells.to_latex(index=False, escape=False, column_format=column_format)
 
 
-def render(frame: pd.DataFrame, format: Format) -> str:
+def render(frame: pd.DataFrame, format: Format, muted: "pd.Series[bool] | None" = None) -> str:
     """A data frame as text, without its index; what is missing becomes an empty cell.
 
     Strings stay as they are ("4e-4" is not read as a number); numbers are written in full.
@@ -56,7 +57,9 @@ def render(frame: pd.DataFrame, format: Format) -> str:
     Args:
         frame: Cells are strings, numbers, booleans or missing.
         format: "table" (plain text), "md" (Markdown with pipes), "csv", "json" (a list of
-            objects, null for what is missing) or "latex" (needs the LaTeX package booktabs).
+            objects, null for what is missing) or "latex" (needs the LaTeX packages booktabs and,
+            for muted rows, xcolor).
+        muted: Rows to set back: grey in LaTeX, in italics in Markdown, like others elsewhere.
 
     Returns:
         The text, with a line break at its end.
@@ -73,10 +76,13 @@ def render(frame: pd.DataFrame, format: Format) -> str:
         records = values.to_dict(orient="records")
         return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     cells = frame.map(_text).astype(object)
+    if muted is None:
+        muted = pd.Series(False, index=frame.index)
     if format == "latex":
-        return _latex(cells)
+        return _latex(cells, muted)
     if format == "md":
         cells = cells.map(lambda text: text.translate(MARKDOWN))
+        cells[muted] = cells[muted].map(lambda text: text and f"*{text}*")
         cells.columns = [str(name).translate(MARKDOWN) for name in frame.columns]
         return cells.to_markdown(index=False, disable_numparse=True) + "\n"
     cells = cells.map(
