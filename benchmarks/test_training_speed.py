@@ -9,7 +9,8 @@ from timing import least_seconds
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.datasets import synthetic
 from cmrepro.networks.presets import build_network
-from cmrepro.training.loop import BatchSource, Training
+from cmrepro.training.batches import BatchSource
+from cmrepro.training.loop import Training
 from cmrepro.training.recipes import load_recipe
 
 BATCH_SIZE = 16

@@ -12,7 +12,8 @@ from tiny import DATA, tiny_networks, tiny_recipe
 
 from cmrepro.checkpoints.io import load_model
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.training.loop import BatchSource, Training, train, two_step_time
+from cmrepro.training.batches import BatchSource
+from cmrepro.training.loop import Training, train, two_step_time
 from cmrepro.training.recipes import Recipe, load_recipe
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from cmrepro.checkpoints.io import load_model, read_info
 from cmrepro.datasets import ImageDataset, synthetic
 from cmrepro.training import loop
-from cmrepro.training.loop import BatchSource, Training, train
+from cmrepro.training.batches import BatchSource
+from cmrepro.training.loop import Training, train
 
 
 @pytest.fixture(autouse=True, scope="module")

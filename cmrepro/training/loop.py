@@ -43,6 +43,7 @@ from cmrepro.datasets import ImageDataset
 from cmrepro.files import atomic_path, make_folder, sha256
 from cmrepro.names import unknown
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
+from cmrepro.training.batches import MAX_SEED, BatchSource, mixed_seed, seeded_generator
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.state import load_state, save_state
 
@@ -54,7 +55,6 @@ DISTANCES: dict[str, Callable[[], Distance]] = {
     "efficientnet": EfficientNetDistance,
 }
 OPTIMIZERS = {"radam": torch.optim.RAdam}
-MAX_SEED = 1 << 32
 EDM_LOG_MEAN, EDM_LOG_STD = -1.2, 1.2  # Karras et al. (2022), Table 1: ln(t) of training
 
 
@@ -98,59 +98,6 @@ def ema_update(average: nn.Module, online: nn.Module, decay: float) -> None:
     """Set average <- decay * average + (1 - decay) * online, parameter by parameter."""
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1.0 - decay)
-
-
-class BatchSource:
-    """Batches of a data set in an order that (seed, step) fixes: epochs of permutations.
-
-    Args:
-        dataset: Images and labels.
-        batch_size: Images a step.
-        horizontal_flip: Flip each with probability 1/2.
-        seed: Of permutations and flips.
-    """
-
-    def __init__(
-        self, dataset: ImageDataset, batch_size: int, horizontal_flip: bool, seed: int
-    ) -> None:
-        self.images = torch.from_numpy(dataset.images)
-        self.labels = None if dataset.labels is None else torch.from_numpy(dataset.labels)
-        self.batch_size = batch_size
-        self.horizontal_flip = horizontal_flip
-        self.seed = seed
-        self.epoch = -1
-        self.order = torch.empty(0, dtype=torch.int64)
-
-    def _index(self, position: int) -> Tensor:
-        epoch, offset = divmod(position, len(self.images))
-        if epoch != self.epoch:
-            generator = _generator(self.seed, epoch, "epoch")
-            self.order, self.epoch = torch.randperm(len(self.images), generator=generator), epoch
-        return self.order[offset]
-
-    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 3, H, W) float32 in [-1, 1], channels_last, and labels (B,) of a step."""
-        first = step * self.batch_size
-        index = torch.stack([self._index(first + i) for i in range(self.batch_size)])
-        x = self.images[index].permute(0, 3, 1, 2) / 127.5 - 1  # channels_last in memory
-        if self.horizontal_flip:
-            flip = torch.rand(len(x), generator=generator) < 0.5
-            x = torch.where(flip[:, None, None, None], x.flip(3), x)
-        return x, None if self.labels is None else self.labels[index]
-
-
-def _generator(seed: int, step: int, purpose: str) -> torch.Generator:
-    """A generator that depends on (seed, step, purpose) alone."""
-    stream = {"epoch": 0, "step": 1}[purpose]
-    return torch.Generator().manual_seed(_mixed(seed, (step << 1) + stream))
-
-
-def _mixed(seed: int, number: int) -> int:
-    """A seed of 32 bits, all that torch's generator takes on the CPU (it drops higher ones).
-
-    Numbers count up; the odd factor, 2^32 over the golden ratio, keeps the seeds' ranges apart.
-    """
-    return (seed * 0x9E3779B1 + number) % (1 << 32)
 
 
 class Training:
@@ -267,12 +214,12 @@ class Training:
         Raises:
             FloatingPointError: The gradient is not finite.
         """
-        generator = _generator(self.seed, self.step, "step")
+        generator = seeded_generator(self.seed, self.step, "step")
         x, labels = source.batch(self.step, generator)
         x = x.to(self.device)
         conditional = bool(getattr(self.online.network.config, "num_classes", 0))
         labels = labels.to(self.device) if conditional and labels is not None else None
-        torch.manual_seed(_mixed(self.seed, self.step))  # dropout masks
+        torch.manual_seed(mixed_seed(self.seed, self.step))  # dropout masks
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.recipe.num_gpus
         label_parts = [None] * parts if labels is None else labels.chunk(parts)
