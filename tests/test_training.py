@@ -240,3 +240,24 @@ def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
     untrained = ((t**2 * m / 0.25 + 0.25) / (t**2 + 0.25)).mean()
     assert log[0]["loss"] == pytest.approx(untrained, rel=0.1)
     assert log[-1]["loss"] < 0.7 * untrained
+
+
+@pytest.mark.parametrize(
+    ("method", "longer"),
+    [("edm", {"total_steps": 20}), ("ct", {"total_steps": 20, "schedule_steps": 12})],
+)
+def test_a_finished_run_can_go_on(
+    tmp_path: pathlib.Path, method: str, longer: dict[str, Any]
+) -> None:
+    whole = train(tiny_recipe(method, **longer), DATA, tmp_path / "whole")
+    first = tiny_recipe(method, total_steps=12, schedule_steps=None)
+    train(first, DATA, tmp_path / "legs")
+    path = train(tiny_recipe(method, **longer), DATA, tmp_path / "legs", resume=True)
+    assert_equal(load_file(path), load_file(whole))
+    assert load_model(path).info.recipe["total_steps"] == 20
+
+
+def test_a_run_cannot_go_on_with_another_schedule(tmp_path: pathlib.Path) -> None:
+    train(tiny_recipe("ct", total_steps=12, schedule_steps=None), DATA, tmp_path)
+    with pytest.raises(ValueError, match="schedule_steps is 12, not 20"):
+        train(tiny_recipe("ct", total_steps=20, schedule_steps=None), DATA, tmp_path, resume=True)

@@ -73,9 +73,9 @@ class LPIPS(nn.Module):
             ) from error
         try:
             self.metric = lpips.LPIPS(net="vgg", verbose=False)
-        except OSError as error:
+        except (OSError, RuntimeError, EOFError) as error:  # unreachable, or a damaged file
             raise ValueError(
-                f"the VGG16 weights of LPIPS cannot be downloaded ({error}); put torchvision's "
+                f"the VGG16 weights of LPIPS cannot be loaded ({error}); put torchvision's "
                 f"vgg16-397923af.pth into {torch.hub.get_dir()}/checkpoints by hand"
             ) from error
         self.requires_grad_(False).eval()

@@ -46,7 +46,7 @@ class Recipe:
         num_scales: N, when fixed.
         s0: N at the start, when it follows N(k).
         s1: N - 1 at the end, when it follows N(k).
-        schedule_steps: K of N(k), where training stops before its schedule ends.
+        schedule_steps: K of N(k), where training stops before or goes on after it.
         two_step_index: Index on the grid of the second sampling time, where published.
 
     Raises:

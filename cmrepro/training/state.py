@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,6 +34,8 @@ def save_state(training: Training, path: Path) -> None:
 def load_state(training: Training, path: Path) -> None:
     """Put the state of an earlier run of the same recipe and seed into `training`.
 
+    The recipe may go on longer than the earlier one where that leaves N(k) as it was.
+
     Raises:
         ValueError: No state there, a broken one, or that of another recipe or seed.
     """
@@ -41,13 +43,13 @@ def load_state(training: Training, path: Path) -> None:
         raise ValueError(f"nothing to resume at {path}; start without --resume")
     try:
         state = torch.load(path, map_location=training.device, weights_only=True)
-        theirs = state["recipe"] | {"seed": state["seed"]}
+        theirs = _course(state["recipe"]) | {"seed": state["seed"]}
     except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.PickleError) as error:
         raise ValueError(
             f"{path} is cut off or no training state ({type(error).__name__}); start again in "
             "another folder"
         ) from error
-    mine = dataclasses.asdict(training.recipe) | {"seed": training.seed}
+    mine = _course(dataclasses.asdict(training.recipe)) | {"seed": training.seed}
     for key in mine:
         if mine[key] != theirs.get(key):
             raise ValueError(
@@ -60,3 +62,10 @@ def load_state(training: Training, path: Path) -> None:
     training.ema.load_state_dict(state["ema"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.step, training.duration_s = state["step"], state["duration_s"]
+
+
+def _course(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What fixes each step of a recipe: all but where it ends, which only N(k) may depend on."""
+    schedule_steps = recipe["schedule_steps"] or recipe["total_steps"]
+    changed = {"total_steps": None, "schedule_steps": schedule_steps if recipe["s0"] else None}
+    return recipe | changed

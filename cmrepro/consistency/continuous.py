@@ -1,0 +1,109 @@
+"""Continuous-time losses of CD and CT, each (B,) (Appendix B).
+
+Along the ODE the consistency function is constant, so its derivative there is what the losses
+measure: v = df/dt + (df/dx) dx/dt, "tangent" below. The factor that the time grid gives each t in
+the limit of many points is cancelled by the weighting, as in the released code. The derivative is
+taken in forward mode, which costs about a second evaluation and can itself be differentiated.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cmrepro.consistency.losses import Model
+from cmrepro.consistency.solvers import ode_slope
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(f (B, C, H, W), v (B, C, H, W)) -> (B,)."""
+
+
+def tangent_l1(prediction: Tensor, tangent: Tensor) -> Tensor:
+    """Mean |v|, (B,): the limit for the l1 distance (the paper sums over pixels)."""
+    return tangent.abs().flatten(1).mean(1)
+
+
+def tangent_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
+    """||v||, (B,), which the released code trains with where the paper has its square.
+
+    See deviation `continuous-l2-norm`; we follow the released code, whose models are published.
+    """
+    return torch.linalg.vector_norm(tangent.flatten(1), dim=1)
+
+
+def stop_gradient_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
+    """<f, stop-gradient(v)>, (B,): has the gradient of CD with mu = 0 and l2 in the limit.
+
+    Up to a positive factor. The value itself means nothing and may be negative.
+    """
+    return (prediction * tangent.detach()).flatten(1).sum(1)
+
+
+def consistency_tangent(
+    online: Model, x_t: Tensor, t: Tensor, slope: Tensor, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """f(x_t, t) and its derivative by t along the ODE, both (B, C, H, W).
+
+    Args:
+        online: f.
+        x_t: (B, C, H, W).
+        t: (B,), times of `x_t`.
+        slope: (B, C, H, W), dx/dt at (x_t, t).
+        labels: (B,) int64 for class-conditional models.
+    """
+    # The fused attention kernels have no forward-mode derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        outputs = torch.func.jvp(
+            lambda x_t, t: online(x_t, t, labels), (x_t, t), (slope, torch.ones_like(t))
+        )
+    return outputs[0], outputs[1]
+
+
+def continuous_distillation_loss(
+    online: Model,
+    teacher: Model,
+    x: Tensor,
+    z: Tensor,
+    t: Tensor,
+    objective: Objective,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """CD in continuous time: dx/dt is the teacher's.
+
+    Args:
+        online: f with the weights that are trained.
+        teacher: EDM denoiser D.
+        x: (B, C, H, W), images in [-1, 1].
+        z: (B, C, H, W), standard normal.
+        t: (B,), times in (sigma_min, sigma_max].
+        objective: `tangent_l1`, `tangent_l2` or `stop_gradient_l2`.
+        labels: (B,) int64 for class-conditional models.
+
+    Returns:
+        (B,).
+    """
+    x_t = x + t[:, None, None, None] * z
+    with torch.no_grad():
+        slope = ode_slope(x_t, teacher(x_t, t, labels), t)
+    return objective(*consistency_tangent(online, x_t, t, slope, labels))
+
+
+def continuous_training_loss(
+    online: Model,
+    x: Tensor,
+    z: Tensor,
+    t: Tensor,
+    objective: Objective,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """CT in continuous time: dx/dt is estimated by (x_t - x) / t, which is z.
+
+    That is unbiased, so that `stop_gradient_l2`, linear in v, has CD's expected gradient
+    (Appendix B.2). The released code also trains `tangent_l2`, which the estimate's variance
+    biases.
+
+    Arguments and result as `continuous_distillation_loss`, without a teacher.
+    """
+    x_t = x + t[:, None, None, None] * z
+    return objective(*consistency_tangent(online, x_t, t, z, labels))

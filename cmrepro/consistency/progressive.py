@@ -1,0 +1,53 @@
+"""Progressive distillation (Salimans and Ho 2022), a baseline of Tables 1 and 2."""
+
+import torch
+from torch import Tensor
+
+from cmrepro.consistency.distances import Distance
+from cmrepro.consistency.losses import Model
+from cmrepro.consistency.solvers import euler_step
+
+
+def progressive_distillation_loss(
+    student: Model,
+    teacher: Model,
+    x: Tensor,
+    z: Tensor,
+    indices: Tensor,
+    times: Tensor,
+    distance: Distance,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """One step of the student against two of the teacher (Algorithm 2 there), (B,).
+
+    The steps are DDIM's, which on this ODE are Euler's. The goal is the clean image from which one
+    step arrives where the teacher's two do. Weighted by the truncated signal-to-noise ratio
+    max(1 / t^2, 1), the released code's default.
+
+    Args:
+        student: Denoiser D that is trained.
+        teacher: Denoiser D of twice as many steps.
+        x: (B, C, H, W), images in [-1, 1].
+        z: (B, C, H, W), standard normal.
+        indices: (B,) int64 in [0, N - 1], which of the student's N steps.
+        times: (2N + 1,), the teacher's decreasing grid; the student has every second time.
+        distance: d.
+        labels: (B,) int64 for class-conditional models.
+
+    Returns:
+        (B,).
+
+    References:
+        Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
+        https://arxiv.org/abs/2202.00512, Algorithm 2 and Section 4.
+    """
+    t, middle, s = times[2 * indices], times[2 * indices + 1], times[2 * indices + 2]
+    x_t = x + t[:, None, None, None] * z
+    with torch.no_grad():
+
+        def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+            return teacher(x_t, t, labels)
+
+        x_s = euler_step(denoiser, euler_step(denoiser, x_t, t, middle), middle, s)
+        goal = x_t - (t / (t - s))[:, None, None, None] * (x_t - x_s)
+    return (t**-2).clamp(min=1) * distance(student(x_t, t, labels), goal)
