@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -42,7 +43,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path: Final name; its folder is made when missing.
 
     Raises:
-        ValueError: The folder cannot be written.
+        ValueError: The folder cannot be written, or its disk is full.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -53,6 +54,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError(
+            f"cannot write {path}: no space left on its disk; free some or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -77,7 +84,7 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("cmrepro"))
 
 
-def download(url: str, path: Path, checksum: str) -> Path:
+def download(url: str, path: Path, checksum: str | None) -> Path:
     """Fetch `url` to `path`, going on where an interrupted download stopped.
 
     A file that is already there is used after its checksum.
@@ -85,21 +92,30 @@ def download(url: str, path: Path, checksum: str) -> Path:
     Args:
         url: Address.
         path: Final name; `path` + ".part" holds what has arrived so far.
-        checksum: "sha256:…" or "md5:…".
+        checksum: "sha256:…" or "md5:…"; None where none is published. Then the first file's
+            SHA-256 is recorded in `path` + ".sha256", as `sha256sum` writes it, and later files
+            must match it.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: Address unreachable (says where to put the file by hand), or wrong checksum.
+        ValueError: Address unreachable (says where to put the file by hand), no space, or wrong
+            checksum.
     """
     arrived = path if path.exists() else _fetch(url, path)
-    algorithm, expected = checksum.split(":")
+    record = path.with_name(path.name + ".sha256")
+    if checksum is None and not record.exists():
+        with atomic_path(record) as temporary:
+            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
+    where = "" if checksum else f" as recorded in {record}"
+    algorithm, expected = (checksum or f"sha256:{record.read_text()[:64]}").split(":")
     with open(arrived, "rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != expected:
         raise ValueError(
-            f"{arrived} has {algorithm} {found}, expected {expected}; delete it and download again"
+            f"{arrived} has {algorithm} {found}, expected {expected}{where}; delete it and "
+            "download again"
         )
     if arrived != path:
         os.replace(arrived, path)
@@ -137,6 +153,11 @@ def _fetch(url: str, path: Path) -> Path:
                         file.write(chunk)
                         bar.update(len(chunk))
     except OSError as error:  # the network's errors are among them
+        if error.errno == errno.ENOSPC:
+            raise ValueError(
+                f"no space left for {part}; free some, or set CMREPRO_CACHE to a folder on "
+                "another disk, and run it again to go on"
+            ) from error
         raise ValueError(
             f"cannot download {url} to {part} ({type(error).__name__}); run it again to go on, or "
             f"put the file at {path} by hand"

@@ -250,7 +250,7 @@ def test_a_finished_run_can_go_on(
     tmp_path: pathlib.Path, method: str, longer: dict[str, Any]
 ) -> None:
     whole = train(tiny_recipe(method, **longer), DATA, tmp_path / "whole")
-    first = tiny_recipe(method, total_steps=12, schedule_steps=None)
+    first = tiny_recipe(method, total_steps=12)
     train(first, DATA, tmp_path / "legs")
     path = train(tiny_recipe(method, **longer), DATA, tmp_path / "legs", resume=True)
     assert_equal(load_file(path), load_file(whole))
@@ -258,6 +258,6 @@ def test_a_finished_run_can_go_on(
 
 
 def test_a_run_cannot_go_on_with_another_schedule(tmp_path: pathlib.Path) -> None:
-    train(tiny_recipe("ct", total_steps=12, schedule_steps=None), DATA, tmp_path)
+    train(tiny_recipe("ct", total_steps=12), DATA, tmp_path)
     with pytest.raises(ValueError, match="schedule_steps is 12, not 20"):
-        train(tiny_recipe("ct", total_steps=20, schedule_steps=None), DATA, tmp_path, resume=True)
+        train(tiny_recipe("ct", total_steps=20), DATA, tmp_path, resume=True)

@@ -110,7 +110,6 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     ("changes", "seed", "data", "message"),
     [
         ({"learning_rate": 1e-4}, 0, DATA, "learning_rate is 0.001, not 0.0001"),
-        ({"total_steps": 2}, 0, DATA, "total_steps is 1, not 2"),
         ({}, 1, DATA, "seed is 0, not 1"),
         ({}, 0, OTHER_DATA, "data_sha256 is "),
     ],

@@ -30,6 +30,13 @@ def tiny_networks() -> Iterator[None]:
 
 def tiny_recipe(method: str, **changes: Any) -> Recipe:
     """A demo recipe on "tiny", with dropout, so that a resumed run must repeat its masks too."""
-    tiny = {"network": "tiny", "batch_size": 3, "total_steps": 20, "dropout": 0.1, "ema_rate": 0.9}
+    tiny: dict[str, Any] = {
+        "network": "tiny",
+        "batch_size": 3,
+        "total_steps": 20,
+        "dropout": 0.1,
+        "ema_rate": 0.9,
+        "schedule_steps": None,
+    }
     consistency = {} if method == "edm" else {"distance": "pseudo-huber"}
     return load_recipe(f"demo-cifar10-{method}").replace(**(tiny | consistency | changes))

@@ -1,7 +1,9 @@
 """Read and write the project's checkpoints: safetensors with the metadata in its header."""
 
+import difflib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.parameterization import Parameterization, PreconditionedModel
 from cmrepro.files import atomic_path
 from cmrepro.names import unknown
@@ -49,29 +52,86 @@ class CheckpointInfo:
 def save_checkpoint(
     path: str | Path, network: nn.Module, info: CheckpointInfo, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write the weights of `network`, in `dtype`, with `info` in the header."""
-    weights = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in network.state_dict().items()
+    """Write the weights of `network`, its parameters in `dtype`, with `info` in the header."""
+    write_checkpoint(path, stored_weights(network.state_dict(), network, dtype), info)
+
+
+def stored_weights(
+    weights: Mapping[str, Tensor], network: nn.Module, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Weights as they are stored: parameters in `dtype`, buffers as they are.
+
+    A buffer is a constant, e.g. the frequencies of a noise embedding, which rounding would ruin.
+
+    Args:
+        weights: Of `network`, by name.
+        network: Tells parameters from buffers; may be on the meta device.
+        dtype: Type of the parameters.
+    """
+    buffers = {name for name, _ in network.named_buffers()}
+    return {
+        name: tensor.detach().to("cpu", tensor.dtype if name in buffers else dtype).contiguous()
+        for name, tensor in weights.items()
     }
+
+
+def write_checkpoint(path: str | Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
+    """Write contiguous weights on the CPU as they are, with `info` in the header.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
     metadata = {"format": FORMAT, "info": json.dumps(asdict(info), sort_keys=True)}
+    write_safetensors(path, weights, metadata)
+
+
+def write_safetensors(
+    path: str | Path, weights: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
     with atomic_path(path) as temporary:
-        save_file(weights, temporary, metadata)
+        try:
+            save_file(weights, temporary, metadata)
+        except SafetensorError as error:  # the library's own form of the system's errors
+            raise ValueError(
+                f"cannot write {path} ({error}); free space or choose another folder"
+            ) from error
 
 
 def find_checkpoint(name: str | Path) -> Path:
-    """The file of a bundled checkpoint's name, or the path itself.
+    """The file of a bundled or released checkpoint's name, or the path itself.
 
     Raises:
-        ValueError: Neither a bundled name nor a file.
+        ValueError: Neither a known name nor a file; or a released checkpoint that is not converted
+            yet (says the command that does it).
     """
-    path = Path(name)
+    path, name = Path(name), str(name)
     if path.is_file():
         return path
-    bundled = bundled_checkpoints()
-    if str(name) not in bundled:
-        raise ValueError(unknown("checkpoint (no such file either)", str(name), bundled))
-    return bundled[str(name)]
+    bundled, released = bundled_checkpoints(), released_checkpoints()
+    if name in bundled:
+        return bundled[name]
+    if name in released:
+        if not released[name].converted.is_file():
+            raise ValueError(
+                f"released checkpoint '{name}' is not converted yet (no file "
+                f"{released[name].converted}); run 'cmrepro checkpoints convert {name}'"
+            )
+        return released[name].converted
+    raise ValueError(unknown_checkpoint(name))
+
+
+def unknown_checkpoint(name: str) -> str:
+    """The text of the error for a name that is no file, bundled or released checkpoint."""
+    bundled, released = bundled_checkpoints(), released_checkpoints()
+    nearest = difflib.get_close_matches(name, [*bundled, *released], n=1, cutoff=0.5)
+    known = released if nearest and nearest[0] in released else bundled
+    text = unknown("checkpoint (no such file either)", name, known)
+    return f"{text}; 'cmrepro checkpoints list' shows all"
 
 
 def bundled_checkpoints() -> dict[str, Path]:
@@ -80,19 +140,28 @@ def bundled_checkpoints() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
+def read_safetensors_metadata(path: str | Path) -> dict[str, str]:
+    """The text fields in the header of a safetensors file, without its weights.
+
+    Raises:
+        ValueError: Truncated, or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+
+
 def read_info(path: str | Path) -> CheckpointInfo:
     """The header of a checkpoint, without its weights.
 
     Raises:
         ValueError: Truncated, not safetensors, or written by another program.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
-        ) from error
+    metadata = read_safetensors_metadata(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format '{metadata.get('format', 'none')}', allowed is '{FORMAT}'; "
@@ -105,6 +174,12 @@ def read_info(path: str | Path) -> CheckpointInfo:
             f"{path} has a broken header ({type(error).__name__}: {error}); copy or download it "
             "again"
         ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped: they take memory when they are used."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 class CheckpointModel(PreconditionedModel):
@@ -125,7 +200,7 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> Checkpoi
     """The model of a checkpoint, in evaluation mode, float32, channels_last.
 
     Args:
-        name: A bundled checkpoint's name or a path.
+        name: A bundled or converted released checkpoint's name, or a path.
         device: Where to put it.
 
     Raises:
@@ -134,56 +209,32 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> Checkpoi
     path = find_checkpoint(name)
     info = read_info(path)
     network = build_network(info.network)
-    with safe_open(path, framework="pt") as file:
-        weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    weights = {key: tensor.float() for key, tensor in read_weights(path).items()}
     check_weights(network, weights, str(path), info.network)
     network.load_state_dict(weights)
     model = CheckpointModel(network, path, info)
     return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def convert_checkpoint(
-    source: str | Path,
-    path: Path,
-    dtype: torch.dtype,
-    two_step_time: float | None = None,
-    selection: str | None = None,
-) -> None:
-    """Write a checkpoint again in another number format, optionally with its second sampling time.
-
-    Args:
-        source: A bundled checkpoint's name or a path.
-        path: File to write.
-        dtype: float32, float16 or bfloat16.
-        two_step_time: Kept as it is where None.
-        selection: Kept as it is where None.
-
-    Raises:
-        ValueError: See `load_model`; or a time outside the model's range.
-    """
-    model = load_model(source)
-    info = model.info
-    if two_step_time is not None:
-        if not info.sigma_min < two_step_time < info.sigma_max:
-            raise ValueError(
-                f"got two-step time {two_step_time:g}; allowed is between {info.sigma_min:g} and "
-                f"{info.sigma_max:g}"
-            )
-        info = replace(info, two_step_time=two_step_time)
-    if selection is not None:
-        info = replace(info, selection=selection)
-    save_checkpoint(path, model.network, info, dtype)
-
-
 def check_weights(
-    network: nn.Module, weights: dict[str, torch.Tensor], source: str, network_name: str
+    network: nn.Module, weights: Mapping[str, Tensor], source: str, network_name: str
 ) -> None:
     """Refuse weights whose names or shapes are not the network's.
 
     Raises:
         ValueError: Names the first missing, surplus or misshapen parameter.
     """
-    expected = network.state_dict()
+    check_parameters(network.state_dict(), weights, source, network_name)
+
+
+def check_parameters(
+    expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str, network_name: str
+) -> None:
+    """Refuse weights whose names or shapes are not the expected ones.
+
+    Raises:
+        ValueError: Names the first missing, surplus or misshapen parameter.
+    """
     for key in sorted(expected.keys() | weights.keys()):
         if key not in weights:
             problem = f"lacks parameter {key}"

@@ -183,7 +183,7 @@ class UNet(nn.Module):
             labels: (B,) int64 in [0, num_classes), exactly when the network has classes.
 
         Returns:
-            (B, C, H, W) in the type of `x`.
+            (B, C, H, W) in the type of the weights.
 
         Raises:
             ValueError: Labels are missing or superfluous.
@@ -193,9 +193,10 @@ class UNet(nn.Module):
                 f"got {'labels' if labels is not None else 'no labels'} for a network of "
                 f"{self.config.num_classes} classes; pass labels exactly when it has classes"
             )
-        emb = self.time_embed(
-            timestep_embedding(C_NOISE_SCALE * c_noise, self.config.num_channels)
-        )
+        dtype = next(self.parameters()).dtype  # inputs come in float32
+        x = x.to(dtype)
+        embedding = timestep_embedding(C_NOISE_SCALE * c_noise, self.config.num_channels)
+        emb = self.time_embed(embedding.to(dtype))
         if labels is not None:
             emb = emb + self.label_emb(labels)
         skips = []

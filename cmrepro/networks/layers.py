@@ -28,7 +28,8 @@ class GroupNorm32(nn.GroupNorm):
     """Group normalisation computed in float32 whatever the type of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        weight, bias = self.weight.float(), self.bias.float()  # of a network in half precision
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 def zero_init(module: nn.Conv2d) -> nn.Conv2d:

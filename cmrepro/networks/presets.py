@@ -2,8 +2,11 @@
 
 import dataclasses
 
+from torch import nn
+
 from cmrepro.names import unknown
 from cmrepro.networks.adm import ADMConfig, PatchUNet, UNet
+from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
 
 # Sources: scripts/launch.sh and cm/script_util.py of openai/consistency_models at e32b69e.
 ADM_IMAGENET64 = ADMConfig(
@@ -22,6 +25,8 @@ ADM_LSUN256 = ADMConfig(
     num_head_channels=64,
     use_scale_shift_norm=False,
 )
+# configs/cifar10_*.py of openai/consistency_models_cifar10 at d086e77.
+NCSNPP_CIFAR10 = NCSNppConfig(num_channels=128, channel_mult=(2, 2, 2), num_res_blocks=4)
 # 0.22 GFLOP an image and 3.0 M parameters: what a 2-core CPU samples at some 400 images a second.
 DEMO = ADMConfig(
     num_channels=32,
@@ -32,15 +37,16 @@ DEMO = ADMConfig(
     in_channels=12,
 )
 
-PRESETS: dict[str, tuple[type[UNet], ADMConfig]] = {
+PRESETS: dict[str, tuple[type[nn.Module], ADMConfig | NCSNppConfig]] = {
     "adm-imagenet64": (UNet, ADM_IMAGENET64),
     "adm-lsun256": (UNet, ADM_LSUN256),
     "demo": (PatchUNet, DEMO),
+    "ncsnpp-cifar10": (NCSNpp, NCSNPP_CIFAR10),
 }
-IMAGE_SIZES = {"adm-imagenet64": 64, "adm-lsun256": 256, "demo": 32}
+IMAGE_SIZES = {"adm-imagenet64": 64, "adm-lsun256": 256, "demo": 32, "ncsnpp-cifar10": 32}
 
 
-def build_network(name: str, dropout: float = 0.0) -> UNet:
+def build_network(name: str, dropout: float = 0.0) -> nn.Module:
     """A network of the named configuration with fresh weights.
 
     Raises:

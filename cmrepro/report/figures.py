@@ -51,7 +51,7 @@ def score_figure(series: dict[str, dict[str, list[list[float]]]], path: Path) ->
     """Score against network evaluations, one panel a metric, one line a model."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.1), layout="constrained")
     axes = figure.subplots(1, len(PANELS))
     for ax, metric in zip(axes, PANELS, strict=True):
         for i, (label, scores) in enumerate(series.items()):
@@ -63,7 +63,8 @@ def score_figure(series: dict[str, dict[str, list[list[float]]]], path: Path) ->
         ax.set_xticks(sorted({int(point[0]) for s in series.values() for point in s[metric]}))
         ax.margins(x=0.2)
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     buffer = io.BytesIO()
     metadata = {CHECKSUM_KEY: checksum(series), "Software": None}
     figure.savefig(buffer, format="png", dpi=130, metadata=metadata)

@@ -94,11 +94,17 @@ def results_frame(records: list[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"nfe": "Int64"})
 
 
+def recipe_name(record: RunRecord) -> str:
+    """Name of the recipe that a model was trained by; converted checkpoints have it as origin."""
+    trained_here = record.checkpoint.get("recipe", {}).get("name")
+    return str(trained_here or record.checkpoint.get("origin", {}).get("recipe") or "")
+
+
 def recipe_of(record: RunRecord) -> str:
     """The recipe of Table 3 that a model stands for: a demo model for the one it imitates."""
-    return str(record.checkpoint.get("recipe", {}).get("name", "")).removeprefix(DEMO)
+    return recipe_name(record).removeprefix(DEMO)
 
 
 def is_demo(record: RunRecord) -> bool:
     """Whether the model is one of the demo's."""
-    return str(record.checkpoint.get("recipe", {}).get("name", "")).startswith(DEMO)
+    return recipe_name(record).startswith(DEMO)

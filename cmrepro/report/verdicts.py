@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cmrepro.paper import AbsoluteClaim, Ordering, Setting, claims, metrics
 from cmrepro.records import RunRecord
-from cmrepro.report.results import LABELS, Summary, is_demo, recipe_of, summarise
+from cmrepro.report.results import LABELS, Summary, is_demo, recipe_name, recipe_of, summarise
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def absolute_verdict(claim: AbsoluteClaim, records: list[RunRecord]) -> Verdict:
         return Verdict(claim.id, "not measured", f"no record of {setting}")
     record = ours[0]
     differences = {
-        "recipe": (setting.recipe, record.checkpoint["recipe"]["name"]),
+        "recipe": (setting.recipe, recipe_name(record)),
         "protocol": (setting.protocol, record.protocol["name"]),
         "images scored": (claim.num_images, record.num_images),
         "images seen": (claim.images_seen, record.comparable["images_seen"]),

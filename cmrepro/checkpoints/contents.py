@@ -1,0 +1,261 @@
+"""What a checkpoint file holds, in any format that can be read, without loading its weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import msgpack
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cmrepro.checkpoints import flax
+from cmrepro.checkpoints.diffusers_folder import (
+    WEIGHTS,
+    folder_weights,
+    is_diffusers_folder,
+    read_folder_fields,
+    weights_file,
+)
+from cmrepro.checkpoints.io import (
+    FORMAT,
+    bundled_checkpoints,
+    read_info,
+    read_safetensors_metadata,
+    unknown_checkpoint,
+)
+from cmrepro.checkpoints.registry import released_checkpoints
+from cmrepro.checkpoints.torch_files import PICKLE_ADVICE, read_torch_file
+from cmrepro.networks.ncsnpp import NCSNpp
+from cmrepro.networks.presets import PRESETS, build_network
+
+Format = Literal["safetensors", "torch", "flax", "diffusers"]
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def file_format(path: Path) -> Format:
+    """The format of a file or folder, by its first bytes.
+
+    Raises:
+        ValueError: None that can be read; a Python pickle among them, which would run its code.
+    """
+    if path.is_dir():
+        if is_diffusers_folder(path):
+            return "diffusers"
+        raise ValueError(
+            f"{path} is no diffusers folder (no unet/config.json or config.json); allowed are "
+            "those of UNet2DModel and ConsistencyModelPipeline"
+        )
+    with open(path, "rb") as file:
+        start = file.read(10)
+    if start.startswith(b"PK\x03\x04"):
+        return "torch"
+    if start[8:9] == b"{":  # after the length of the header
+        return "safetensors"
+    if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:  # PROTO and its version
+        raise ValueError(f"{path} is a Python pickle: {PICKLE_ADVICE}")
+    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map with entries
+        return "flax"
+    raise ValueError(
+        f"{path} is of no known format; allowed are safetensors, a PyTorch state dict (.pt), a "
+        "flax checkpoint (msgpack) and a diffusers folder"
+    )
+
+
+def here(name: str) -> Path:
+    """The file or folder on this machine that a path, bundled or released name stands for.
+
+    Of a released checkpoint the official file, or the converted one where only that is there.
+
+    Raises:
+        ValueError: Unknown, or not downloaded yet (says the command that does it).
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if name in (bundled := bundled_checkpoints()):
+        return bundled[name]
+    if name not in (released := released_checkpoints()):
+        raise ValueError(unknown_checkpoint(name))
+    for path in (released[name].downloaded, released[name].converted):
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"released checkpoint '{name}' is not here yet (no file {released[name].downloaded}); run "
+        f"'cmrepro checkpoints fetch {name}'"
+    )
+
+
+def checkpoint_rows() -> list[dict[str, Any]]:
+    """One row a bundled or released checkpoint: what it is and whether it is here."""
+    rows = []
+    for name, path in bundled_checkpoints().items():
+        info = read_info(path)
+        rows.append(
+            {
+                "name": name,
+                "state": "bundled",
+                "method": info.recipe["method"],
+                "distance": info.recipe["distance"],
+                "data": info.recipe["dataset"],
+                "network": info.network,
+                "images seen": info.origin["images_seen"],
+                "second time": info.two_step_time,
+                "bytes": path.stat().st_size,
+            }
+        )
+    for name, entry in released_checkpoints().items():
+        states = {"converted": entry.converted, "downloaded": entry.downloaded}
+        rows.append(
+            {
+                "name": name,
+                "state": next((s for s, path in states.items() if path.is_file()), "not here"),
+                "method": entry.method,
+                "distance": entry.distance,
+                "data": entry.dataset,
+                "network": entry.network,
+                "images seen": None,
+                "second time": entry.two_step_time,
+                "bytes": entry.bytes_approx,
+            }
+        )
+    return rows
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds.
+
+    Returns:
+        format, bytes, network (None where none of ours fits), num_parameters, tensors (name ->
+        type and shape); before them what the file says of itself, if we wrote it; and of a flax
+        file its trees and step, the tensors being those of the EMA weights.
+
+    Raises:
+        ValueError: Unknown format, or a broken file.
+    """
+    kind = file_format(path)
+    said: dict[str, Any] = {}
+    if kind == "safetensors":
+        if read_safetensors_metadata(path).get("format") == FORMAT:
+            said = asdict(read_info(path))
+        shapes = _safetensors_shapes(path)
+    elif kind == "diffusers":
+        said = read_folder_fields(path)
+        file = weights_file(path)
+        shapes = (
+            _safetensors_shapes(file)
+            if file.name == WEIGHTS
+            else tensor_shapes(folder_weights(path))
+        )
+    elif kind == "torch":
+        shapes = tensor_shapes(read_torch_file(path))
+    else:
+        said, shapes = _flax_contents(path)
+    file = weights_file(path) if kind == "diffusers" else path
+    return {
+        **said,
+        "network": said.get("network") or guess_network(kind, shapes),
+        "format": kind,
+        "bytes": file.stat().st_size,
+        "num_parameters": sum(math.prod(shape) for _, shape in shapes.values()),
+        "tensors": {name: f"{dtype} {list(shape)}" for name, (dtype, shape) in shapes.items()},
+    }
+
+
+def guess_network(kind: Format, shapes: Shapes) -> str | None:
+    """The preset with exactly these parameters, None where there is none.
+
+    Args:
+        kind: Format of the file, which decides whose names they are.
+        shapes: Name -> type and shape.
+    """
+    got = {key: shape for key, (_, shape) in shapes.items()}
+    for name in PRESETS:
+        with torch.device("meta"):
+            network = build_network(name)
+        expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        if kind != "flax":
+            fits = got == expected
+        elif isinstance(network, NCSNpp):
+            official = flax.flax_names(network)
+            fits = len(got) == len(expected) and expected == {
+                ours: tuple(got[theirs][i] for i in flax.AXES.get(len(got[theirs]), ()))
+                for ours, theirs in official.items()
+                if theirs in got
+            }
+        else:
+            fits = False
+        if fits:
+            return name
+    return None
+
+
+def tensor_shapes(weights: Mapping[str, Tensor]) -> Shapes:
+    """Name -> type and shape."""
+    return {
+        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        for name, tensor in weights.items()
+    }
+
+
+def _safetensors_shapes(path: Path) -> Shapes:
+    types = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    with safe_open(path, framework="pt") as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        return {
+            key: (types.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
+            for key, part in slices.items()
+        }
+
+
+def _flax_contents(path: Path) -> tuple[dict[str, Any], Shapes]:
+    """Trees and step of a flax file, and the shapes of its EMA weights.
+
+    The file goes by once; of each array only type and shape are kept.
+    """
+
+    def shape_only(code: int, data: bytes) -> Any:
+        if code not in (flax.NDARRAY, flax.SCALAR):
+            return None
+        shape, dtype, _ = msgpack.unpackb(data)
+        return str(dtype), tuple(shape)
+
+    trees: dict[str, Any] = {}
+    with open(path, "rb") as file:
+        unpacker = msgpack.Unpacker(
+            file, ext_hook=shape_only, max_buffer_size=max(path.stat().st_size, 1)
+        )
+        try:
+            for _ in range(unpacker.read_map_header()):
+                key = str(unpacker.unpack())
+                trees[key] = unpacker.unpack()
+        except msgpack.OutOfData as error:
+            raise ValueError(
+                f"{path} is cut off after {', '.join(trees) or 'nothing'}; copy or download it "
+                "again"
+            ) from error
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise ValueError(
+                f"{path} is no flax checkpoint ({type(error).__name__}: {error}); allowed is a "
+                "file of the official CIFAR-10 code, e.g. checkpoint_80"
+            ) from error
+    leaves = {name: dict(_leaves(tree)) for name, tree in trees.items()}
+    said = {
+        "trees": {
+            name: f"{len(arrays)} arrays, {sum(math.prod(s) for _, s in arrays.values())} numbers"
+            for name, arrays in leaves.items()
+            if isinstance(trees[name], dict)
+        },
+        "values": {name: v for name, v in trees.items() if isinstance(v, int | float | str)},
+    }
+    return said, leaves.get(flax.EMA_TREE, {})
+
+
+def _leaves(tree: Any, path: str = "") -> Any:
+    if isinstance(tree, dict):
+        for name, branch in tree.items():
+            yield from _leaves(branch, f"{path}/{name}" if path else str(name))
+    elif isinstance(tree, tuple):
+        yield path, tree

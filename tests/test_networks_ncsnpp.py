@@ -1,0 +1,289 @@
+"""The NCSN++: outputs, modules and names of the official network, invariances, closed forms."""
+
+import copy
+import json
+
+import golden
+import golden_jax
+import pytest
+import torch
+from random_weights import randomise
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmrepro.checkpoints.flax import AXES, BLOCKS, LEAVES, flax_names
+from cmrepro.consistency.parameterization import PreconditionedModel
+from cmrepro.consistency.solvers import ode_slope
+from cmrepro.networks.ncsnpp import (
+    Attention,
+    FIRDownsample,
+    FIRUpsample,
+    FourierEmbedding,
+    NCSNpp,
+    NCSNppConfig,
+    PyramidDownsample,
+    ResBlock,
+    group_norm,
+)
+from cmrepro.networks.presets import IMAGE_SIZES, build_network
+
+# Float32 through up to fifty layers, summed in another order: 3e-6 observed.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def tiny() -> NCSNpp:
+    network = NCSNpp(golden_jax.TINY)
+    randomise(network)
+    return network
+
+
+def inputs(size: int = 16, batch: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, size, size, generator=generator)
+    return x, torch.linspace(-1.5, 1.1, batch)
+
+
+@pytest.mark.parametrize("case", golden_jax.NCSNPP)
+def test_outputs_equal_the_official_network(case: str) -> None:
+    network = golden_jax.network(f"ncsnpp/{case}/params.npz", golden_jax.NCSNPP[case])
+    stored = golden_jax.images(f"ncsnpp/{case}/io.npz")
+    # "A/B/c" -> the module of which "B" and "c" are parts, "A/c" -> the one with the parameter
+    modules = {
+        official.partition("/")[0]: ours.rsplit(".", official.count("/"))[0]
+        for ours, official in flax_names(network).items()
+    }
+    activations: dict[str, Tensor] = {}
+    for key in (key for key in stored if key.startswith("inter.")):
+        network.get_submodule(modules[key.removeprefix("inter.")]).register_forward_hook(
+            lambda module, _, output, key=key: activations.update({key: output})
+        )
+    with torch.no_grad():
+        output = network(stored["x"], stored["time_cond"])
+    assert len(activations) == sum(key.startswith("inter.") for key in stored)
+    for key, got in activations.items():  # where an error begins, if there is one
+        assert golden.relative_error(got[: len(stored[key])], stored[key]) < TOLERANCE, key
+    assert golden.relative_error(output, stored["out"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", golden_jax.NCSNPP)
+def test_consistency_function_and_denoiser_equal_the_official_ones(case: str) -> None:
+    network = golden_jax.network(f"ncsnpp/{case}/params.npz", golden_jax.NCSNPP[case])
+    stored = golden_jax.images(f"ncsnpp/{case}/io.npz")
+    f, denoiser = (PreconditionedModel(network, kind) for kind in ("boundary", "edm"))
+    x, t = stored["f_x"], stored["f_t"]
+    # One float32 rounding of numbers up to 2, and the ulp of log(80) / 4.
+    for name, got in zip(("c_skip", "c_out", "c_in"), f.scalings(t), strict=True):
+        torch.testing.assert_close(got, stored[name], rtol=1e-6, atol=3e-8)
+    for name, got in zip(("edm_c_skip", "edm_c_out"), denoiser.scalings(t), strict=False):
+        torch.testing.assert_close(got, stored[name], rtol=1e-6, atol=0)
+    torch.testing.assert_close(t.log() / 4, stored["f_time_cond"], rtol=0, atol=2e-7)
+    with torch.no_grad():
+        assert golden.relative_error(f(x, t), stored["f_out"]) < TOLERANCE
+        denoised = denoiser(x, t)
+    assert golden.relative_error(denoised, stored["denoiser_out"]) < TOLERANCE
+    score = -ode_slope(x, denoised, t) / t[:, None, None, None]
+    # At t = 0.002 the difference x - D loses three digits.
+    norm = score.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norm, stored["score_out_norm"], rtol=1e-5, atol=0)
+
+
+MODULES = {
+    "resblock_plain": lambda: ResBlock(8, 12, 32, 0.0),
+    "resblock_same": lambda: ResBlock(8, 8, 32, 0.0),
+    "resblock_down": lambda: ResBlock(8, 8, 32, 0.0, FIRDownsample()),
+    "resblock_up": lambda: ResBlock(8, 8, 32, 0.0, FIRUpsample()),
+    "attn_wide": lambda: Attention(160),
+    "pyr_down": lambda: PyramidDownsample(3, 12),
+}
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_blocks_equal_the_official_ones(case: str) -> None:
+    stored, block = golden.arrays("ncsnpp_modules/modules.npz"), MODULES[case]()
+    names = BLOCKS[type(block)][1]
+    weights = {}
+    for key in block.state_dict():
+        module, _, leaf = key.partition(".")
+        official = f"{names[module]}/{LEAVES[names[module].rpartition('_')[0]][leaf]}"
+        value = stored.pop(f"{case}.param.{official}")
+        weights[key] = value.permute(AXES[value.ndim])
+    assert not any(key.startswith(f"{case}.param.") for key in stored)
+    block.load_state_dict(weights)
+    # Each official block applies the activation to the embedding, the network does so once.
+    emb = [F.silu(stored["resblock.temb"])] if case.startswith("resblock") else []
+    with torch.no_grad():
+        output = block(golden_jax.channels_first(stored[f"{case}.x"]), *emb)
+    expected = golden_jax.channels_first(stored[f"{case}.out"])
+    # Float32 sums of up to 160 terms in another order.
+    assert golden.relative_error(output, expected) < 2e-6
+
+
+@pytest.mark.parametrize("case", ["gn_wide", "gn_small_var"])
+def test_normalisation_equals_the_official_one(case: str) -> None:
+    stored = golden.arrays("ncsnpp_modules/modules.npz")
+    x, expected = (golden_jax.channels_first(stored[f"{case}.{k}"]) for k in ("x", "out"))
+    norm = group_norm(x.shape[1])
+    norm.load_state_dict(
+        {"weight": stored[f"{case}.param.scale"], "bias": stored[f"{case}.param.bias"]}
+    )
+    with torch.no_grad():
+        # The official variance is the mean of squares less the squared mean, in float32.
+        assert golden.relative_error(norm(x), expected) < 1e-5
+        norm.eps = 1e-5  # the usual one: where the variance is small, the test can tell
+        assert case == "gn_wide" or golden.relative_error(norm(x), expected) > 1e-2
+
+
+def test_filters_equal_the_official_ones() -> None:
+    stored = golden.arrays("ncsnpp_modules/modules.npz")
+    x = golden_jax.channels_first(stored["fir.x"])
+    pyramid = PyramidDownsample(4, 6)
+    with torch.no_grad():
+        pyramid.conv.weight.copy_(stored["fir.w"].permute(AXES[4]))
+        got = {
+            "kernel_2d": pyramid.kernel[0, 0],
+            "downsample_2d": FIRDownsample()(x),
+            "upsample_2d": FIRUpsample()(x),
+            "conv_downsample_2d": pyramid(x),
+        }
+    for name, output in got.items():
+        expected = stored[f"fir.{name}"]
+        expected = golden_jax.channels_first(expected) if expected.ndim == 4 else expected
+        assert golden.relative_error(output, expected) < 1e-6, name  # sums of 144 terms at most
+
+
+def test_fourier_features_equal_the_official_ones() -> None:
+    stored = golden.arrays("ncsnpp_modules/modules.npz")
+    embedding = FourierEmbedding(32)
+    embedding.load_state_dict({"frequencies": stored["fourier.param.W"]})
+    # Sines of angles up to 300, whose ulp in float32 is 3e-5.
+    torch.testing.assert_close(
+        embedding(stored["fourier.time_cond"]), stored["fourier.out"], rtol=0, atol=3e-5
+    )
+
+
+def test_the_full_size_network_has_the_official_parameters() -> None:
+    manifest = json.loads(golden.path("manifests/cifar10_ncsnpp.json").read_text("utf-8"))
+    with torch.device("meta"):
+        network = build_network("ncsnpp-cifar10")
+    names, weights = flax_names(network), network.state_dict()
+    assert {official: list(weights[ours].shape) for ours, official in names.items()} == {
+        name: [shape[axis] for axis in AXES[len(shape)]] for name, shape, _ in manifest["params"]
+    }
+    assert len(weights) == manifest["num_arrays"]
+    assert sum(w.numel() for w in weights.values()) == manifest["total_params"]
+    assert sum(p.numel() for p in network.parameters()) == manifest["trainable_params"]
+    config = manifest["model_config"]  # what shapes cannot show
+    assert network.config == NCSNppConfig(
+        config["nf"], tuple(config["ch_mult"]), config["num_res_blocks"], config["dropout"]
+    )
+    assert config["attn_resolutions"] == [IMAGE_SIZES["ncsnpp-cifar10"] // 2]
+
+
+def test_the_full_size_network_returns_an_image() -> None:
+    with torch.device("meta"):
+        network = build_network("ncsnpp-cifar10", dropout=0.3)
+        assert network(torch.zeros(2, 3, 32, 32), torch.zeros(2)).shape == (2, 3, 32, 32)
+    rates = {m.p for m in network.modules() if isinstance(m, nn.Dropout)}
+    assert rates == {0.3}
+
+
+def test_resampling_filters_are_adjoint_and_keep_constants() -> None:
+    """<up(x), y> = 4 <x, down(y)>: the same filter, of gain 4 after the zeros between pixels."""
+    down, up = FIRDownsample().double(), FIRUpsample().double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 6, 6, generator=generator, dtype=torch.float64)
+    y = torch.randn(2, 5, 12, 12, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close((up(x) * y).sum(), 4 * (x * down(y)).sum())
+    for filtered in (down(torch.ones_like(y)), up(torch.ones_like(x))):
+        # Zeros enter at the border, 2 pixels wide at most.
+        assert torch.equal(filtered[..., 2:-2, 2:-2], torch.ones_like(filtered[..., 2:-2, 2:-2]))
+        assert (filtered[..., 0, :] < 1).all()
+
+
+def test_attention_is_a_softmax_over_pixels() -> None:
+    layer = Attention(8)
+    randomise(layer)
+    x = torch.randn(1, 8, 2, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pixels = layer.norm(x)[0].flatten(1).T  # (6, 8)
+        q, k, v = layer.query(pixels), layer.key(pixels), layer.value(pixels)
+        out = layer.out((q @ k.T / 8**0.5).softmax(dim=1) @ v)
+        expected = (x + out.T.reshape(x.shape)) / 2**0.5
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_an_image_does_not_depend_on_its_batch(tiny: NCSNpp) -> None:
+    x, c_noise = inputs(batch=5)
+    with torch.no_grad():
+        together = tiny(x, c_noise)
+        alone = torch.cat([tiny(x[i : i + 1], c_noise[i : i + 1]) for i in range(5)])
+        other = tiny(x, c_noise + 0.1)
+    # Convolutions choose another blocking for another batch.
+    assert golden.relative_error(alone, together) < 1e-5
+    assert golden.relative_error(other, together) > 1e-2
+
+
+def test_memory_format_does_not_change_the_output(tiny: NCSNpp) -> None:
+    x, c_noise = inputs()
+    with torch.no_grad():
+        expected = tiny(x, c_noise)
+        tiny.to(memory_format=torch.channels_last)
+        got = tiny(x.contiguous(memory_format=torch.channels_last), c_noise)
+    assert golden.relative_error(got, expected) < 1e-5  # another order of summation
+
+
+# A mantissa of 8 or 11 bits, through some fifty roundings that partly cancel.
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.006)], ids=["bf16", "fp16"]
+)
+def test_half_precision_is_close_to_float32(
+    tiny: NCSNpp, dtype: torch.dtype, tolerance: float
+) -> None:
+    x, c_noise = inputs()
+    with torch.no_grad():
+        expected = tiny(x, c_noise)
+        with torch.autocast("cpu", dtype):
+            outputs = [tiny(x, c_noise)]
+        converted = copy.deepcopy(tiny).to(dtype)
+        outputs.append(converted(x.to(dtype), c_noise))
+        outputs.append(converted(x, c_noise))  # as PreconditionedModel calls it
+    for got in outputs:
+        assert got.dtype == dtype
+        assert 1e-5 < golden.relative_error(got, expected) < tolerance
+    assert torch.equal(converted.fourier.frequencies, tiny.fourier.frequencies)
+
+
+def test_the_graph_has_no_breaks(tiny: NCSNpp) -> None:
+    x, c_noise = inputs()
+    compiled = torch.compile(tiny, fullgraph=True, backend="eager")  # an error where it breaks
+    with torch.no_grad():
+        assert torch.equal(compiled(x, c_noise), tiny(x, c_noise))
+
+
+def test_labels_are_refused(tiny: NCSNpp) -> None:
+    x, c_noise = inputs()
+    with pytest.raises(ValueError, match="got labels for a network of 0 classes"):
+        tiny(x, c_noise, torch.zeros(3, dtype=torch.int64))
+
+
+def test_a_new_network_is_zero_and_trains_every_parameter() -> None:
+    network, (x, c_noise) = NCSNpp(golden_jax.TINY), inputs()
+    assert torch.equal(network(x, c_noise), torch.zeros_like(x))
+    randomise(network)(x, c_noise).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_initial_weights_have_the_official_variance() -> None:
+    torch.manual_seed(0)
+    block, attention, embedding = ResBlock(64, 64, 256, 0.0), Attention(64), FourierEmbedding(4096)
+    # Variance 1 / mean(fan_in, fan_out) times the scale: 3x3 of 64, 256 -> 64, 64 -> 64.
+    for weight, variance in [
+        (block.conv1.weight, 1 / 576),
+        (block.emb.weight, 1 / 160),
+        (attention.query.weight, 0.1 / 64),
+        (embedding.frequencies, 16.0**2),
+    ]:
+        # At least 2,048 values: the sample variance deviates by 3 % (one sigma of a normal one).
+        assert weight.var().item() == pytest.approx(variance, rel=0.1)
+    assert not block.conv1.bias.any() and not block.conv2.weight.any()
