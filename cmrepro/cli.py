@@ -101,13 +101,11 @@ FORMAT = click.option(
 )
 
 
-def print_frame(rows: Any, format_: str) -> None:
-    """Print rows (a data frame or a list of dictionaries) in a format."""
-    import pandas as pd
-
+def print_rows(rows: Any, format_: str) -> None:
+    """Print rows (a list of dictionaries) in a format."""
     from cmrepro.report.tables import render
 
-    click.echo(render(pd.DataFrame(rows), format_), nl=False)  # type: ignore[arg-type]
+    click.echo(render(rows, format_), nl=False)  # type: ignore[arg-type]
 
 
 def parse_steps(text: str) -> int | list[float]:
@@ -169,25 +167,25 @@ def table3(variant: str, format_: str) -> None:
     """Table 3 of the paper, made from the recipes that training uses."""
     from cmrepro.training.recipes import table3_rows
 
-    print_frame(table3_rows(variant), format_)
+    print_rows(table3_rows(variant), format_)
 
 
 @cli.command()
 @FORMAT
 def claims(format_: str) -> None:
     """Every number and ordering of the paper that this suite can test."""
-    from cmrepro.report.tables import claims_frame
+    from cmrepro.report.tables import claims_rows
 
-    print_frame(claims_frame(), format_)
+    print_rows(claims_rows(), format_)
 
 
 @cli.command()
 @FORMAT
 def deviations(format_: str) -> None:
     """The ledger: where the paper and its official code disagree."""
-    from cmrepro.report.tables import deviations_frame
+    from cmrepro.report.tables import deviations_rows
 
-    print_frame(deviations_frame(), format_)
+    print_rows(deviations_rows(), format_)
 
 
 @cli.group()
@@ -211,7 +209,7 @@ def show(name: str, variant: str, format_: str) -> None:
     """Everything that recipe NAME says, with what Table 3 leaves out."""
     from cmrepro.training.recipes import recipe_rows
 
-    print_frame(recipe_rows(name, variant), format_)  # type: ignore[arg-type]
+    print_rows(recipe_rows(name, variant), format_)  # type: ignore[arg-type]
 
 
 @cli.group()
@@ -225,7 +223,7 @@ def list_checkpoints(format_: str) -> None:
     """The checkpoints that come with the package, and those that the authors released."""
     from cmrepro.checkpoints.contents import checkpoint_rows
 
-    print_frame(checkpoint_rows(), format_)
+    print_rows(checkpoint_rows(), format_)
 
 
 @checkpoints.command()
@@ -336,7 +334,7 @@ def evaluate(
     origin = read_origin(Path(samples), dataset.name)
     record = run(dataset.images, chosen, origin, reference=reference, num_images=num_images)
     path = write_record(record, out / "results" / "records")
-    print_frame([{"record": path.stem, "images": record.num_images, **record.scores}], format_)
+    print_rows([{"record": path.stem, "images": record.num_images, **record.scores}], format_)
     for warning in record.warnings:
         click.echo(f"warning: {warning}", err=True)
 
@@ -374,7 +372,7 @@ def search_times(
     from cmrepro.metrics.protocols import load_protocol
 
     rows = two_step_scores(load_model(checkpoint), load_protocol(protocol), grid, num, seed)
-    print_frame(rows, format_)
+    print_rows(rows, format_)
 
 
 @cli.group()
@@ -394,7 +392,7 @@ def list_references(format_: str) -> None:
         {"name": name, **asdict(ReferenceStatistics.load(path).metadata)}
         for name, path in bundled_references().items()
     ]
-    print_frame(rows, format_)
+    print_rows(rows, format_)
 
 
 @references.command()

@@ -276,7 +276,7 @@ def test_an_unexpected_error_is_exit_code_1_and_a_traceback_with_debug(run, monk
     def broken():
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("cmrepro.report.tables.claims_frame", broken)
+    monkeypatch.setattr("cmrepro.report.tables.claims_rows", broken)
     assert run("claims") == (1, "", "cmrepro: RuntimeError: boom\n")
     with pytest.raises(RuntimeError):
         run("--debug", "claims")
@@ -301,9 +301,9 @@ def test_help_needs_neither_torch_nor_pandas():
         ["recipe", "show", "cifar10-ct", "--variant", "released"],
     ],
 )
-def test_the_paper_needs_no_torch(arguments):
+def test_the_paper_needs_neither_torch_nor_pandas(arguments):
     code = (
-        "import sys; sys.modules['torch'] = None  # as if it were not installed\n"
+        "import sys; sys.modules['torch'] = sys.modules['pandas'] = None  # as if not installed\n"
         f"sys.argv = ['cmrepro', *{arguments}]\n"
         "from cmrepro.cli import main; main()"
     )

@@ -1,13 +1,23 @@
 """Tables as text, Markdown, CSV, JSON and LaTeX; claims and deviations as data frames."""
 
+from __future__ import annotations
+
+import csv
+import io
 import json
 import textwrap
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pandas as pd
+from tabulate import tabulate
 
 from cmrepro.names import unknown
 from cmrepro.paper import AbsoluteClaim, Claim, claims, deviations, metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    Table = pd.DataFrame | list[dict[str, Any]]
 
 Format = Literal["table", "md", "csv", "json", "latex"]
 
@@ -33,29 +43,44 @@ LATEX = str.maketrans(
 
 def _text(value: object) -> str:
     """A cell as text: strings as they are, what is missing as nothing."""
-    return "" if pd.isna(value) else str(value)  # type: ignore[call-overload]
+    return "" if value is None else str(value)
 
 
-def _latex(cells: pd.DataFrame, muted: "pd.Series[bool]") -> str:
+def _latex(rows: list[list[str]], columns: list[str], muted: Sequence[bool]) -> str:
     """A booktabs tabular; columns with long texts are wrapped by LaTeX, muted rows are grey."""
-    cells = cells.map(lambda text: text.translate(LATEX)).rename(
-        columns=lambda name: str(name).translate(LATEX)
-    )
-    cells[muted] = cells[muted].map(lambda text: text and f"\\textcolor{{gray}}{{{text}}}")
-    is_long = [
-        bool((cells.iloc[:, i].str.len() > WRAP_COLUMNS).any()) for i in range(cells.shape[1])
+    import pandas as pd
+
+    is_long = [any(len(row[i]) > WRAP_COLUMNS for row in rows) for i in range(len(columns))]
+    escaped = [[text.translate(LATEX) for text in row] for row in rows]
+    shown = [
+        [text and f"\\textcolor{{gray}}{{{text}}}" for text in row] if grey else row
+        for row, grey in zip(escaped, muted, strict=True)
     ]
+    cells = pd.DataFrame(shown, columns=[name.translate(LATEX) for name in columns])
     column_format = "".join(f"p{{{LATEX_WIDTH}}}" if long else "l" for long in is_long)
     return cells.to_latex(index=False, escape=False, column_format=column_format)
 
 
-def render(frame: pd.DataFrame, format: Format, muted: "pd.Series[bool] | None" = None) -> str:
-    """A data frame as text, without its index; what is missing becomes an empty cell.
+def _rows_of(table: Table) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows, None for what is missing."""
+    if not isinstance(table, list):
+        rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
+        return [str(name) for name in table.columns], [
+            {str(name): value for name, value in row.items()} for row in rows
+        ]
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    return columns, [{name: row.get(name) for name in columns} for row in table]
+
+
+def render(table: Table, format: Format, muted: Iterable[bool] | None = None) -> str:
+    """A table as text, without an index; what is missing becomes an empty cell.
 
     Strings stay as they are ("4e-4" is not read as a number); numbers are written in full.
+    Without pandas, unless a data frame or LaTeX is asked for: its import takes a second.
 
     Args:
-        frame: Cells are strings, numbers, booleans or missing.
+        table: A data frame, or rows as dictionaries; cells are strings, numbers, booleans or
+            missing.
         format: "table" (plain text), "md" (Markdown with pipes), "csv", "json" (a list of
             objects, null for what is missing) or "latex" (needs the LaTeX packages booktabs and,
             for muted rows, xcolor).
@@ -69,28 +94,34 @@ def render(frame: pd.DataFrame, format: Format, muted: "pd.Series[bool] | None" 
     """
     if format not in get_args(Format):
         raise ValueError(unknown("format", format, get_args(Format)))
-    if format == "csv":
-        return frame.to_csv(index=False, lineterminator="\n")
+    columns, rows = _rows_of(table)
     if format == "json":
-        values = frame.astype(object).where(frame.notna(), None)
-        records = values.to_dict(orient="records")
-        return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    cells = frame.map(_text).astype(object)
-    if muted is None:
-        muted = pd.Series(False, index=frame.index)
+        return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    cells = [[_text(value) for value in row.values()] for row in rows]
+    muted = [False] * len(rows) if muted is None else list(muted)
+    if format == "csv":
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([columns, *cells])
+        return buffer.getvalue()
     if format == "latex":
-        return _latex(cells, muted)
+        return _latex(cells, columns, muted)
     if format == "md":
-        cells = cells.map(lambda text: text.translate(MARKDOWN))
-        cells[muted] = cells[muted].map(lambda text: text and f"*{text}*")
-        cells.columns = [str(name).translate(MARKDOWN) for name in frame.columns]
-        return cells.to_markdown(index=False, disable_numparse=True) + "\n"
-    cells = cells.map(
-        lambda text: textwrap.fill(
-            text, WRAP_COLUMNS, break_long_words=False, break_on_hyphens=False
-        )
-    )
-    return cells.to_markdown(index=False, disable_numparse=True, tablefmt="simple") + "\n"
+        cells = [[text.translate(MARKDOWN) for text in row] for row in cells]
+        cells = [
+            [text and f"*{text}*" for text in row] if grey else row
+            for row, grey in zip(cells, muted, strict=True)
+        ]
+        headers, style = [name.translate(MARKDOWN) for name in columns], "pipe"
+    else:
+        cells = [
+            [
+                textwrap.fill(text, WRAP_COLUMNS, break_long_words=False, break_on_hyphens=False)
+                for text in row
+            ]
+            for row in cells
+        ]
+        headers, style = columns, "simple"
+    return tabulate(cells, headers=headers, tablefmt=style, disable_numparse=True) + "\n"
 
 
 def _claim_row(claim: Claim) -> dict[str, object]:
@@ -125,7 +156,12 @@ def _claim_row(claim: Claim) -> dict[str, object]:
     }
 
 
-def claims_frame() -> pd.DataFrame:
+CLAIM_COLUMNS = (
+    "id kind statement published margin better worse recipe steps protocol metric num_images where"
+)
+
+
+def claims_rows() -> list[dict[str, Any]]:
     """Every claim of the paper, one row each.
 
     Returns:
@@ -133,25 +169,35 @@ def claims_frame() -> pd.DataFrame:
         absolute claims published (the printed cell) and margin; for orderings better and worse
         (recipe and steps then are those of the side that wins).
     """
-    columns = (
-        "id kind statement published margin better worse "
-        "recipe steps protocol metric num_images where"
-    )
-    return pd.DataFrame([_claim_row(claim) for claim in claims()], columns=columns.split())
+    rows = [_claim_row(claim) for claim in claims()]
+    return [{name: row.get(name) for name in CLAIM_COLUMNS.split()} for row in rows]
 
 
-def deviations_frame() -> pd.DataFrame:
+def deviations_rows() -> list[dict[str, Any]]:
     """The deviation ledger, one row each; the columns are the fields of `paper.Deviation`.
 
     Returns:
         Lists (sources, fields, recipes, claims) are joined with commas; `row` is missing for
         context entries.
     """
-    rows = [
+    return [
         {
             name: (", ".join(value) if isinstance(value, tuple) else value) or None
             for name, value in vars(deviation).items()
         }
         for deviation in deviations()
     ]
-    return pd.DataFrame(rows).astype({"row": "Int64"})
+
+
+def claims_frame() -> pd.DataFrame:
+    """`claims_rows` as a data frame."""
+    import pandas as pd
+
+    return pd.DataFrame(claims_rows())
+
+
+def deviations_frame() -> pd.DataFrame:
+    """`deviations_rows` as a data frame."""
+    import pandas as pd
+
+    return pd.DataFrame(deviations_rows()).astype({"row": "Int64"})
