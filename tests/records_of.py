@@ -26,6 +26,8 @@ def demo_record(
                 "num_scales": None,
                 "s0": 2,
                 "s1": 10,
+                "schedule_steps": None,
+                "total_steps": 10,
                 "distance": "l2",
                 "batch_size": 32,
                 "learning_rate": 4e-4,

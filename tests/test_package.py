@@ -133,7 +133,7 @@ def test_no_file_holds_what_must_not_be_published(files: list[pathlib.PurePosixP
     [
         ("an address of a package registry", "https://py" + "pi.org/project/cmrepro/"),
         ("an address of a package registry", "--extra-index" + "-url = 'http://host/'"),
-        ("an address of a package registry", "https://mirror.example/root/" + "simple"),
+        ("an address of a package registry", "https://mirror.example/files/" + "simple"),
         ("an address of a package registry", "download.pytorch.org/" + "whl/cpu"),
         ("an unfinished place", "# TO" + "DO: later"),
     ],

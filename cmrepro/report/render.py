@@ -191,7 +191,10 @@ def _models_frame(records: list[RunRecord]) -> pd.DataFrame:
         recipe, origin = record.checkpoint.get("recipe"), record.checkpoint.get("origin")
         if not recipe or not origin:
             continue
-        scales = recipe["num_scales"] or (recipe["s0"] and f"{recipe['s0']} to {recipe['s1'] + 1}")
+        scales = recipe["num_scales"]
+        if recipe["s0"]:
+            schedule_steps = recipe["schedule_steps"] or recipe["total_steps"]
+            scales = f"N(k), {recipe['s0']} to {recipe['s1'] + 1} in {schedule_steps:,} steps"
         rows[record.model] = {
             "model": record.model,
             "method": recipe["method"].upper(),
