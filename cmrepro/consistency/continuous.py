@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cmrepro.consistency.losses import Model
+from cmrepro.consistency.losses import Model, noisy
 from cmrepro.consistency.solvers import ode_slope
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -83,7 +83,7 @@ def continuous_distillation_loss(
     Returns:
         (B,).
     """
-    x_t = x + t[:, None, None, None] * z
+    x_t = noisy(x, z, t)
     with torch.no_grad():
         slope = ode_slope(x_t, teacher(x_t, t, labels), t)
     return objective(*consistency_tangent(online, x_t, t, slope, labels))
@@ -105,5 +105,5 @@ def continuous_training_loss(
 
     Arguments and result as `continuous_distillation_loss`, without a teacher.
     """
-    x_t = x + t[:, None, None, None] * z
+    x_t = noisy(x, z, t)
     return objective(*consistency_tangent(online, x_t, t, z, labels))

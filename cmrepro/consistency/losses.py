@@ -15,7 +15,8 @@ from cmrepro.consistency.solvers import OdeStep
 Model = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def _noisy(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+def noisy(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """x_t = x + t z, (B, C, H, W), for times (B,)."""
     return x + t[:, None, None, None] * z
 
 
@@ -74,7 +75,7 @@ def consistency_distillation_loss(
         (B,).
     """
     t, s = times[indices], times[indices + 1]
-    x_t = _noisy(x, z, t)
+    x_t = noisy(x, z, t)
     with torch.no_grad():
         x_s = step(lambda x_t, t: teacher(x_t, t, labels), x_t, t, s)
     return _self_consistency(online, target, x_t, t, x_s, s, distance, labels)
@@ -96,7 +97,7 @@ def consistency_training_loss(
     """
     t, s = times[indices], times[indices + 1]
     return _self_consistency(
-        online, target, _noisy(x, z, t), t, _noisy(x, z, s), s, distance, labels
+        online, target, noisy(x, z, t), t, noisy(x, z, s), s, distance, labels
     )
 
 
@@ -122,4 +123,4 @@ def edm_loss(
         (B,): mean over pixels.
     """
     weight = (t**2 + sigma_data**2) / (t * sigma_data) ** 2
-    return weight * l2(denoiser(_noisy(x, z, t), t, labels), x)
+    return weight * l2(denoiser(noisy(x, z, t), t, labels), x)

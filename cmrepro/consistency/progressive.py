@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cmrepro.consistency.distances import Distance
-from cmrepro.consistency.losses import Model
+from cmrepro.consistency.losses import Model, noisy
 from cmrepro.consistency.solvers import euler_step
 
 
@@ -42,7 +42,7 @@ def progressive_distillation_loss(
         https://arxiv.org/abs/2202.00512, Algorithm 2 and Section 4.
     """
     t, middle, s = times[2 * indices], times[2 * indices + 1], times[2 * indices + 2]
-    x_t = x + t[:, None, None, None] * z
+    x_t = noisy(x, z, t)
     with torch.no_grad():
 
         def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
