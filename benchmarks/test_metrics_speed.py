@@ -1,7 +1,7 @@
 """How fast are the metrics, against other tools' functions on the same arrays in the same run?
 
 Speed is judged as a ratio within one process, because machines differ. The bounds are about two
-thirds of the ratios on one core (1.9 and 5.0 for the distance, 2.3 for extraction).
+thirds of the ratios on one core (1.9 and 5.0).
 """
 
 import math
@@ -10,19 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from cleanfid.fid import frechet_distance as cleanfid_frechet_distance
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from cmrepro.metrics.definitions import frechet_distance, kernel_distance, precision_recall
-from cmrepro.metrics.features import (
-    BATCH_SIZE,
-    extract,
-    load_efficientnet_lite0,
-    load_extractor,
-)
-from cmrepro.metrics.protocols import load_extractor_settings, load_protocol
+from cmrepro.metrics.protocols import load_protocol
 
 DIM = 1280
 PROTOCOL = load_protocol("embedded")
@@ -102,26 +95,3 @@ def test_precision_recall(
     """Torch-fidelity's own function: no ratio, only what a score under `embedded` costs."""
     settings = {"neighborhood": PROTOCOL.neighborhood}
     benchmark.pedantic(precision_recall, (generated, real), settings, rounds=1)
-
-
-def test_extraction(benchmark: BenchmarkFixture) -> None:
-    """Images per second from uint8 pixels, against the network as its package gives it."""
-    count = 4 * BATCH_SIZE
-    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    extractor = load_extractor(PROTOCOL.extractor)
-    size = PROTOCOL.image_size
-    unfolded = load_efficientnet_lite0(load_extractor_settings(PROTOCOL.extractor).weights_sha256)
-    batches = torch.randn(4, BATCH_SIZE, 3, size, size)
-
-    def ours() -> object:
-        return extract(images, extractor)
-
-    @torch.inference_mode()
-    def theirs() -> None:
-        for batch in batches:
-            unfolded(batch)
-
-    benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
-    ratio = times_as_fast(ours, theirs, rounds=3)
-    benchmark.extra_info["times as fast as the unfolded network"] = ratio
-    assert ratio > 1.3

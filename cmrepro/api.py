@@ -62,17 +62,20 @@ def evaluate(
         num_images: Score the first so many; what the protocol asks by default.
         name: What the record calls images that are given as an array.
     """
-    from cmrepro.datasets import load_dataset
+    from cmrepro.datasets import ImageDataset, open_images
     from cmrepro.experiments.run import Origin, read_origin
     from cmrepro.experiments.run import evaluate as run
+    from cmrepro.metrics.features import check_images
     from cmrepro.metrics.protocols import load_protocol
 
     if isinstance(images, str | Path):
-        dataset = load_dataset(images)
-        origin, pixels = read_origin(Path(images), dataset.name), dataset.images
+        source = open_images(images)
+        origin = read_origin(Path(images), source.name)
     else:
-        origin, pixels = Origin(name), images
-    return run(pixels, load_protocol(protocol), origin, num_images=num_images)
+        check_images(images)
+        source, origin = ImageDataset(name, images), Origin(name)
+    [record] = run(source, [load_protocol(protocol)], origin, num_images=num_images)
+    return record
 
 
 def table3(variant: str = "paper") -> pd.DataFrame:

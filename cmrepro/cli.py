@@ -44,54 +44,6 @@ def _value(text: str) -> Any:
     return text
 
 
-@cli.command()
-@click.argument("recipe")
-@click.option("--variant", default="paper", help="paper or released.")
-@click.option("--teacher", help="EDM checkpoint: a bundled name or a path.")
-@click.option("--data", "data_path", help="Data set: a path, a name, or 'synthetic'.")
-@click.option("--set", "settings", help="Changes to the recipe, KEY=VALUE[,KEY=VALUE…].")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Go on from the state in the output folder.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
-@OUT
-def train(
-    recipe: str,
-    variant: str,
-    teacher: str | None,
-    data_path: str | None,
-    settings: str | None,
-    seed: int,
-    resume: bool,
-    device: str,
-    threads: int | None,
-    out: Path,
-) -> None:
-    """Train RECIPE: an EDM teacher, CD or CT."""
-    import torch
-
-    from cmrepro.datasets import load_dataset
-    from cmrepro.experiments.provenance import provenance
-    from cmrepro.training.loop import train as run
-    from cmrepro.training.recipes import load_recipe
-
-    if threads:
-        torch.set_num_threads(threads)
-    chosen = load_recipe(recipe, variant).replace(**parse_settings(settings))  # type: ignore[arg-type]
-    dataset = load_dataset(data_path or chosen.dataset)
-    path = run(
-        chosen,
-        dataset,
-        out,
-        seed=seed,
-        teacher=teacher,
-        resume=resume,
-        device=device,
-        provenance=provenance(),
-    )
-    click.echo(path)
-
-
 FORMAT = click.option(
     "--format",
     "format_",
@@ -99,6 +51,100 @@ FORMAT = click.option(
     show_default=True,
     help="table, md, csv, json or latex.",
 )
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--variant", default="paper", help="paper or released.")
+@click.option("--teacher", help="EDM checkpoint: a bundled name or a path.")
+@click.option("--data", "data_path", help="Data set: a path, a name, or 'synthetic'.")
+@click.option(
+    "--max-unreadable",
+    default=0,
+    show_default=True,
+    help="Leave out so many images that cannot be decoded, naming them.",
+)
+@click.option("--set", "settings", help="Changes to the recipe, KEY=VALUE[,KEY=VALUE…].")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the newest state in the output folder.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+@click.option(
+    "--precision",
+    help="fp32, bf16 or fp16 (default: the recipe's; fp16 where it has mixed precision).",
+)
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(1),
+    help="Images at once in a process (default: those of one device in the paper); gradients "
+    "add up to the recipe's batch.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the networks.")
+@click.option("--save-every", type=click.IntRange(1), default=500, show_default=True)
+@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="States kept.")
+@click.option(
+    "--sample-every",
+    type=click.IntRange(0),
+    default=2000,
+    show_default=True,
+    help="Steps between grids of samples with a quick score; 0: none.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too.")
+@click.option("--plan", "planned", is_flag=True, help="Say what it will take; do not train.")
+@FORMAT
+@OUT
+def train(
+    recipe: str,
+    variant: str,
+    data_path: str | None,
+    max_unreadable: int,
+    settings: str | None,
+    threads: int | None,
+    save_every: int,
+    sample_every: int,
+    planned: bool,
+    format_: str,
+    out: Path,
+    device: str,
+    **choices: Any,
+) -> None:
+    """Train RECIPE: an EDM teacher, CD or CT.
+
+    Several processes, on one node or more, share every batch:
+
+        torchrun --nproc-per-node 8 --max-restarts 3 -m cmrepro train RECIPE --device cuda --resume
+
+    The batch is that of the recipe however many share it. Ctrl-C (exit code 130) and SIGTERM (143)
+    save and end the run. With --resume, processes that torchrun starts again go on by themselves.
+    """
+    import torch
+
+    from cmrepro.experiments.provenance import provenance
+    from cmrepro.processes import joined_processes
+    from cmrepro.training.loop import Rhythm, recipe_images
+    from cmrepro.training.loop import train as run
+    from cmrepro.training.plan import plan
+    from cmrepro.training.recipes import load_recipe
+
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = load_recipe(recipe, variant).replace(**parse_settings(settings))  # type: ignore[arg-type]
+    if planned:
+        how = {key: choices[key] for key in ("precision", "micro_batch", "compiled")}
+        print_rows(plan(chosen, device, **how), format_)
+        return
+    with joined_processes() as rank:
+        path = run(
+            chosen,
+            recipe_images(chosen, data_path, max_unreadable),
+            out,
+            device=device,
+            rhythm=Rhythm(save_every=save_every, sample_every=sample_every),
+            provenance=provenance(),
+            **choices,
+        )
+    if rank == 0:
+        click.echo(path)
 
 
 def print_rows(rows: Any, format_: str) -> None:
@@ -124,14 +170,28 @@ def parse_steps(text: str) -> int | list[float]:
 
 @cli.command()
 @click.argument("dataset")
-@click.option("--profile", default="demo", show_default=True, help="Suite to run.")
+@click.option(
+    "--profile",
+    default="demo",
+    show_default=True,
+    help="demo: bundled models, no download; paper: the official ones under its protocol.",
+)
 @click.option("--num-samples", type=int, help="Images a model and seed (default: the suite's).")
 @click.option("--seeds", type=int, help="Number of seeds (default: the suite's).")
+@click.option("--device", default="cpu", show_default=True)
 @OUT
 def reproduce(
-    dataset: str, profile: str, num_samples: int | None, seeds: int | None, out: Path
+    dataset: str,
+    profile: str,
+    num_samples: int | None,
+    seeds: int | None,
+    device: str,
+    out: Path,
 ) -> None:
-    """The main job for DATASET (cifar10): sample, score, write results/ and REPORT.md."""
+    """The main job for DATASET (cifar10): sample, score, write results/ and REPORT.md.
+
+    With --profile paper DATASET may be imagenet64 too.
+    """
     from cmrepro.experiments.reproduce import load_suite
     from cmrepro.experiments.reproduce import reproduce as run
     from cmrepro.report.render import write_report
@@ -142,6 +202,7 @@ def reproduce(
         out,
         num_images=suite.num_images if num_samples is None else num_samples,
         seeds=suite.seeds if seeds is None else seeds,
+        device=device,
     )
     click.echo(f"wrote {write_report(out)[0]}")
 
@@ -287,56 +348,134 @@ def convert(source: str, out: Path | None, dtype: str, **choices: Any) -> None:
 @click.option("--steps", default="1", show_default=True, help="1, 2 or times t1,t2,…")
 @click.option("--num", default=16, show_default=True, help="Number of images.")
 @click.option("--seed", default=0, show_default=True, help="Image i depends on (seed, i) alone.")
+@click.option(
+    "--to-uint8",
+    type=click.Choice(["round", "truncate"]),
+    default="round",
+    show_default=True,
+    help="The official code truncates.",
+)
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Sample set, .npz.")
-def sample(checkpoint: str, steps: str, num: int, seed: int, out: Path) -> None:
-    """Sample images from CHECKPOINT into an .npz with its origin in a .json beside it."""
+def sample(
+    checkpoint: str, steps: str, num: int, seed: int, to_uint8: str, device: str, out: Path
+) -> None:
+    """Sample images from CHECKPOINT into an .npz with its origin in a .json beside it.
+
+    Under `torchrun … -m cmrepro sample …` every process samples its share of the images.
+    """
     from cmrepro.checkpoints.io import load_model
     from cmrepro.experiments.run import sampled_origin, write_sample_set
     from cmrepro.experiments.sampling import sample as run
     from cmrepro.experiments.sampling import sampler_settings
+    from cmrepro.processes import joined_processes
 
     if out.suffix != ".npz":
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
-    model = load_model(checkpoint)
-    settings = sampler_settings(model.info, parse_steps(steps))
-    samples = run(model, settings, num, seed, model.image_size, progress=model.path.stem)
-    origin = sampled_origin(model, settings, seed, samples.noise_sha256)
-    write_sample_set(out, samples.stages[-1], origin)
-    click.echo(out)
+    model = load_model(checkpoint, device)
+    settings = sampler_settings(model.info, parse_steps(steps), to_uint8)
+    with joined_processes() as rank:
+        samples = run(model, settings, num, seed, model.image_size, progress=model.path.stem)
+    if rank == 0:
+        origin = sampled_origin(model, settings, seed, samples.noise_sha256)
+        write_sample_set(out, samples.stages[-1], origin, samples.labels)
+        click.echo(out)
 
 
 @cli.command()
 @click.argument("samples")
-@click.option("--protocol", default="embedded", show_default=True)
-@click.option("--reference", type=click.Path(path_type=Path), help="File of other statistics.")
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    default=["embedded"],
+    show_default=True,
+    help="Name, or .toml file of your own; may be given several times.",
+)
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    help="Name or file of other statistics, one for each protocol.",
+)
 @click.option("--num-images", type=int, help="Score the first so many (default: the protocol's).")
 @click.option("--name", help="What the record calls the images (default: the file's name).")
+@click.option(
+    "--bootstrap",
+    default=0,
+    show_default=True,
+    help="Resamples for the intervals of the scores, and FID against the number of images.",
+)
+@click.option(
+    "--explain",
+    "explained",
+    nargs=2,
+    metavar="A B",
+    help="Attribute the difference between protocols A and B step by step; a table and a figure.",
+)
+@click.option("--real", help="Real images, for --explain between different extractors.")
+@click.option("--device", default="cpu", show_default=True)
 @FORMAT
 @OUT
 def evaluate(
     samples: str,
-    protocol: str,
-    reference: Path | None,
+    protocols: tuple[str, ...],
+    references: tuple[str, ...],
     num_images: int | None,
     name: str | None,
+    bootstrap: int,
+    explained: tuple[str, str] | None,
+    real: str | None,
+    device: str,
     format_: str,
     out: Path,
 ) -> None:
-    """Score SAMPLES (.npz, folder or zip of images) and write the record to results/records."""
-    from cmrepro.datasets import load_dataset
+    """Score SAMPLES (.npz, folder or zip of images) and write the records to results/records.
+
+    Under `torchrun … -m cmrepro evaluate …` every process takes its share of the images.
+    """
+    from cmrepro.datasets import open_images
+    from cmrepro.experiments.explain import explain, explanation_rows
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.experiments.run import read_origin
     from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.processes import joined_processes
     from cmrepro.records import write_record
 
-    chosen = load_protocol(protocol)
-    dataset = load_dataset(samples, name)
-    origin = read_origin(Path(samples), dataset.name)
-    record = run(dataset.images, chosen, origin, reference=reference, num_images=num_images)
-    path = write_record(record, out / "results" / "records")
-    print_rows([{"record": path.stem, "images": record.num_images, **record.scores}], format_)
-    for warning in record.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    chosen = [load_protocol(protocol) for protocol in explained or protocols]
+    source = open_images(samples, name)
+    if explained:
+        from cmrepro.report.figures import waterfall_figure
+
+        first, second = chosen
+        real_images = open_images(real) if real else None
+        steps = explain(source, first, second, real=real_images, device=device)
+        rows = explanation_rows(steps)
+        print_rows(rows, format_)
+        figure = f"explain_{source.name}_{first.name}_{second.name}.png"
+        path = out / "results" / "figures" / figure
+        waterfall_figure(rows, path)
+        click.echo(f"wrote {path}", err=True)
+        return
+    with joined_processes():
+        records = run(
+            source,
+            chosen,
+            read_origin(Path(samples), source.name),
+            references=references,
+            num_images=num_images,
+            device=device,
+            bootstrap=bootstrap,
+            progress=True,
+        )
+    rows = []
+    for record in records:
+        path = write_record(record, out / "results" / "records")
+        rows.append({"record": path.stem, "images": record.num_images, **record.scores})
+        for warning in record.warnings:
+            click.echo(f"warning: {record.protocol['name']}: {warning}", err=True)
+    if rows:
+        print_rows(rows, format_)
 
 
 @cli.command()
@@ -358,41 +497,77 @@ def anchors(data_path: str, protocol: str, seed: int, out: Path) -> None:
 
 @cli.command("search-times")
 @click.argument("checkpoint")
-@click.option("--grid", default=18, show_default=True, help="Points of the grid.")
+@click.option("--grid", type=int, help="Points of the time grid (default: the checkpoint's).")
+@click.option(
+    "--method",
+    type=click.Choice(["ternary", "grid"]),
+    default="ternary",
+    show_default=True,
+    help="The official code's ternary search, or every point.",
+)
 @click.option("--protocol", default="embedded", show_default=True)
-@click.option("--num", default=2000, show_default=True, help="Images at each time.")
+@click.option("--num", type=int, help="Images at each time (default: the protocol's).")
 @click.option("--seed", default=1000, show_default=True, help="One that is not reported.")
+@click.option("--device", default="cpu", show_default=True)
 @FORMAT
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Checkpoint to write with the time found."
+)
 def search_times(
-    checkpoint: str, grid: int, protocol: str, num: int, seed: int, format_: str
+    checkpoint: str,
+    grid: int | None,
+    method: str,
+    protocol: str,
+    num: int | None,
+    seed: int,
+    device: str,
+    format_: str,
+    out: Path | None,
 ) -> None:
-    """Scores of 2-step sampling by its second time, over a grid; choose that of the least FID."""
+    """The second time of 2-step sampling, chosen by the FID of its images, as the paper did."""
+    from cmrepro.checkpoints.convert import convert as write
     from cmrepro.checkpoints.io import load_model
-    from cmrepro.experiments.search import two_step_scores
+    from cmrepro.experiments.search import search_time
     from cmrepro.metrics.protocols import load_protocol
 
-    rows = two_step_scores(load_model(checkpoint), load_protocol(protocol), grid, num, seed)
-    print_rows(rows, format_)
+    found = search_time(
+        load_model(checkpoint, device),
+        load_protocol(protocol),
+        method=method,
+        num_scales=grid,
+        num_images=num,
+        seed=seed,
+        device=device,
+    )
+    print_rows(found.rows, format_)
+    click.echo(found.selection, err=True)
+    if out:
+        click.echo(
+            write(checkpoint, out, two_step_time=found.time, selection=found.selection), err=True
+        )
 
 
 @cli.group()
 def references() -> None:
-    """Reference statistics: list, build."""
+    """Reference statistics: list, fetch, build."""
 
 
 @references.command("list")
 @FORMAT
 def list_references(format_: str) -> None:
-    """The reference statistics that come with the package."""
-    from dataclasses import asdict
+    """The reference statistics that have names: bundled, to be fetched, or to be built."""
+    from cmrepro.metrics.reference_registry import reference_rows
 
-    from cmrepro.metrics.references import ReferenceStatistics, bundled_references
+    print_rows(reference_rows(), format_)
 
-    rows = [
-        {"name": name, **asdict(ReferenceStatistics.load(path).metadata)}
-        for name, path in bundled_references().items()
-    ]
-    print_rows(rows, format_)
+
+@references.command("fetch")
+@click.argument("name")
+def fetch_reference(name: str) -> None:
+    """Download the reference statistics NAME into the cache; an interrupted download goes on."""
+    from cmrepro.metrics.reference_registry import fetch_reference as run
+
+    click.echo(run(name))
 
 
 @references.command()
@@ -400,16 +575,19 @@ def list_references(format_: str) -> None:
 @click.option("--protocol", default="embedded", show_default=True)
 @click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
 @click.option("--split", required=True, help="Its part, e.g. train.")
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, .npz.")
-def build(data_path: str, protocol: str, dataset: str, split: str, out: Path) -> None:
-    """Reference statistics of the images at DATA_PATH."""
-    from cmrepro.datasets import load_dataset
+def build(data_path: str, protocol: str, dataset: str, split: str, device: str, out: Path) -> None:
+    """Reference statistics of the images at DATA_PATH, which are read batch by batch."""
+    from cmrepro.datasets import open_images
     from cmrepro.metrics.protocols import load_protocol
     from cmrepro.metrics.references import build_reference
 
-    chosen = load_protocol(protocol)
-    images = load_dataset(data_path).images
-    build_reference(images, chosen, dataset=dataset, split=split, progress=True).save(out)
+    chosen, images = load_protocol(protocol), open_images(data_path)
+    built = build_reference(
+        images, chosen, dataset=dataset, split=split, device=device, progress=True
+    )
+    built.save(out)
     click.echo(out)
 
 

@@ -92,7 +92,7 @@ def download(url: str, path: Path, checksum: str | None) -> Path:
     Args:
         url: Address.
         path: Final name; `path` + ".part" holds what has arrived so far.
-        checksum: "sha256:…" or "md5:…"; None where none is published. Then the first file's
+        checksum: As for `require_checksum`; None where none is published. Then the first file's
             SHA-256 is recorded in `path` + ".sha256", as `sha256sum` writes it, and later files
             must match it.
 
@@ -109,17 +109,33 @@ def download(url: str, path: Path, checksum: str | None) -> Path:
         with atomic_path(record) as temporary:
             temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
     where = "" if checksum else f" as recorded in {record}"
-    algorithm, expected = (checksum or f"sha256:{record.read_text()[:64]}").split(":")
-    with open(arrived, "rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
-    if found != expected:
-        raise ValueError(
-            f"{arrived} has {algorithm} {found}, expected {expected}{where}; delete it and "
-            "download again"
-        )
+    require_checksum(
+        arrived,
+        checksum or f"sha256:{record.read_text()[:64]}",
+        f"{where}; delete it and download again",
+    )
     if arrived != path:
         os.replace(arrived, path)
     return path
+
+
+def require_checksum(path: Path, checksum: str, advice: str) -> None:
+    """Refuse a file with another checksum.
+
+    Args:
+        path: The file.
+        checksum: "sha256:…" or "md5:…"; "sha256-prefix:…" asks for the first digits only.
+        advice: What to do about another one; ends the message.
+
+    Raises:
+        ValueError: It has another one.
+    """
+    kind, expected = checksum.split(":")
+    algorithm = kind.removesuffix("-prefix")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if (found if kind == algorithm else found[: len(expected)]) != expected:
+        raise ValueError(f"{path} has {algorithm} {found}, expected {expected}{advice}")
 
 
 def _fetch(url: str, path: Path) -> Path:

@@ -14,13 +14,16 @@ from typing import Any
 
 from cmrepro.files import atomic_path
 
-SCHEMA = "cmrepro-record-1"
+SCHEMA = "cmrepro-record-2"
 SCORE_RANGES = {
     "fid": (-1e-6, math.inf),  # 0 up to rounding for identical images
+    "sfid": (-1e-6, math.inf),
     "is": (1.0, math.inf),
     "kid": (-math.inf, math.inf),
     "precision": (0.0, 1.0),
     "recall": (0.0, 1.0),
+    "density": (0.0, math.inf),
+    "coverage": (0.0, 1.0),
 }
 
 
@@ -36,6 +39,9 @@ class RunRecord:
         protocol: Every field of the protocol, its name and version among them.
         reference: Name, checksum and data set of the reference statistics.
         scores: Value by metric, see `SCORE_RANGES`.
+        uncertainty: How far the scores of this one set can be trusted, where it was asked for:
+            `intervals` (95 %, bootstrap over images) by metric, `fid_by_num_images` and
+            `fid_infinity`, its extrapolation.
         warnings: What limits the scores' meaning, one sentence each.
         checkpoint: Checksum, network, recipe and origin of the checkpoint; empty without one.
         sampler: Algorithm, times, how images became uint8; empty for foreign images.
@@ -54,6 +60,7 @@ class RunRecord:
     protocol: dict[str, Any]
     reference: dict[str, Any]
     scores: dict[str, float]
+    uncertainty: dict[str, Any]
     warnings: list[str]
     checkpoint: dict[str, Any]
     sampler: dict[str, Any]

@@ -17,6 +17,9 @@ NCSNPP = {
     "edm_tiny": TINY,
 }
 
+# The official names of `golden.WEIGHTINGS`
+WEIGHTINGS = {"snr": "snr", "snrp1": "snr+1", "truncated_snr": "truncated-snr"}
+
 
 def channels_first(images: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, C, H, W)."""

@@ -17,6 +17,7 @@ def demo_record(
         "protocol": {"name": "embedded", "version": 1},
         "reference": {"name": "cifar10-jpeg-train"},
         "scores": {"fid": fid, "is": 3.0, "kid": 0.5, "precision": 0.4, "recall": 0.2},
+        "uncertainty": {},
         "warnings": [],
         "checkpoint": {
             "sha256": f"of-{method}",

@@ -195,7 +195,7 @@ def test_a_bundled_name_stands_for_its_file(
     assert find_checkpoint("demo-cd") == bundled
     assert load_model("demo-cd").info == INFO
     assert "'demo-ct': did you mean 'demo-cd'? known: demo-cd" in error_of("demo-ct")
-    assert "unknown checkpoint" in error_of(tmp_path)  # a folder
+    assert f"{tmp_path} is a folder; a checkpoint is one file" in error_of(tmp_path)
 
 
 def test_a_missing_path_is_refused(tmp_path: pathlib.Path) -> None:

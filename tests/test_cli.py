@@ -19,7 +19,8 @@ from cmrepro import cli
 from cmrepro.checkpoints.io import bundled_checkpoints
 from cmrepro.experiments import sampling
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.metrics.references import ReferenceStatistics, bundled_reference
+from cmrepro.metrics.reference_registry import bundled_references
+from cmrepro.metrics.references import ReferenceStatistics
 
 CD = "demo-cifar10-cd"
 
@@ -107,7 +108,7 @@ def bad_sample_set(folder, kind):
         ("shape", "allowed is uint8 (N, H, W, 3)"),
         ("keys", "is not a sample set"),
         ("few", "4 images"),
-        ("objects", "is not a sample set"),
+        ("objects", "arr_0 object (2,); allowed is uint8"),
     ],
 )
 def test_bad_sample_sets(run, tmp_path, kind, message):
@@ -170,7 +171,7 @@ def test_reference_statistics_of_another_extractor(run, tmp_path):
     import dataclasses
 
     protocol = load_protocol("embedded")
-    reference = ReferenceStatistics.load(bundled_reference(protocol.reference))
+    reference = ReferenceStatistics.load(bundled_references()[protocol.reference])
     metadata = dataclasses.replace(reference.metadata, extractor="inception-v3")
     dataclasses.replace(reference, metadata=metadata).save(tmp_path / "other.npz")
     np.savez(tmp_path / "set.npz", arr_0=np.zeros((12, 8, 8, 3), np.uint8))

@@ -7,17 +7,19 @@ import pytest
 import torch
 from gaussian import Gaussian, noise
 from torch import Tensor
+from torch.nn import functional as F
 
 from cmrepro.consistency.continuous import (
     Objective,
     consistency_tangent,
     continuous_distillation_loss,
     continuous_training_loss,
+    stop_gradient,
     stop_gradient_l2,
     tangent_l1,
     tangent_l2,
 )
-from cmrepro.consistency.distances import l1, l2
+from cmrepro.consistency.distances import Distance, l1, l2, unit_feature_distance
 from cmrepro.consistency.losses import consistency_distillation_loss
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.solvers import euler_step, ode_slope
@@ -34,6 +36,21 @@ def wrong(scale: Tensor) -> Callable[..., Tensor]:
     return f
 
 
+def perceptual(x: Tensor, y: Tensor) -> Tensor:
+    """LPIPS's form of distance on a small smooth network of two layers, float64."""
+    generator = torch.Generator().manual_seed(0)
+    kernels = [
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((5, 1, 3, 3), (7, 5, 1, 1))
+    ]
+
+    def features(images: Tensor) -> list[Tensor]:
+        first = F.softplus(F.conv2d(images, kernels[0]))
+        return [first, F.softplus(F.conv2d(F.max_pool2d(first, 2), kernels[1]))]
+
+    return unit_feature_distance(features(x), features(y))
+
+
 def linf(prediction: Tensor, tangent: Tensor) -> Tensor:
     """The third norm of the official code, which no released model is trained with."""
     return tangent.abs().flatten(1).amax(1)
@@ -41,7 +58,7 @@ def linf(prediction: Tensor, tangent: Tensor) -> Tensor:
 
 def test_the_exact_function_is_constant_along_the_ode() -> None:
     x, z, t = noise(5, 1, 4, 4), noise(5, 1, 4, 4, seed=1), torch.logspace(-2, 1.9, 5).double()
-    for objective in (tangent_l1, tangent_l2, stop_gradient_l2):
+    for objective in (tangent_l1, tangent_l2, stop_gradient_l2, stop_gradient(perceptual)):
         loss = continuous_distillation_loss(DATA.consistency, DATA.denoise, x, z, t, objective)
         # Float64: the two terms of the derivative, up to 100 at t = 0.01, cancel.
         assert loss.abs().max() < 1e-12
@@ -84,6 +101,39 @@ def test_distillation_is_the_limit_of_many_scales(objective: Objective) -> None:
         (got,) = torch.autograd.grad(loss.sum() * 2 / x[0].numel(), scale)
         (expected,) = torch.autograd.grad(discrete.sum() / h, scale)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=0)  # the next term is O(h)
+
+
+@pytest.mark.parametrize("distance", [l2, perceptual])
+def test_stop_gradient_is_the_limit_for_any_distance(distance: Distance) -> None:
+    """Its gradient is that of CD with Euler's method and mu = 0 over the interval h, over h."""
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    f, h = wrong(scale), 1e-5
+    x, z = noise(3, 1, 4, 4), noise(3, 1, 4, 4, seed=1)
+    t = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+    indices, times = golden_jax.pairs(t, t - h)
+    loss = continuous_distillation_loss(f, DATA.denoise, x, z, t, stop_gradient(distance))
+    discrete = consistency_distillation_loss(
+        f, f, DATA.denoise, x, z, indices, times, euler_step, distance
+    )
+    got, expected = (torch.autograd.grad(each.sum(), scale)[0] for each in (loss, discrete))
+    assert expected.abs() > 1e-3 * h
+    torch.testing.assert_close(got, expected / h, rtol=1e-3, atol=0)  # the next term is O(h)
+
+
+def test_a_pixel_without_features_has_a_finite_curvature() -> None:
+    """Where a ReLU network is silent, as in LPIPS."""
+
+    def silent(x: Tensor, y: Tensor) -> Tensor:
+        return unit_feature_distance([F.relu(x - 10)], [F.relu(y - 10)])
+
+    f = torch.zeros(1, 5, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(stop_gradient(silent)(f, torch.ones_like(f)).sum(), f)
+    assert torch.equal(gradient, torch.zeros_like(f))
+
+
+def test_the_curvature_of_l2_is_constant() -> None:
+    f, v = noise(3, 1, 4, 4), noise(3, 1, 4, 4, seed=1)
+    torch.testing.assert_close(stop_gradient(l2)(f, v), 2 / 16 * stop_gradient_l2(f, v))
 
 
 def test_training_has_the_mean_gradient_of_distillation() -> None:
@@ -136,6 +186,8 @@ def test_continuous_losses_equal_the_official_ones(method: str, objective: Objec
     expected = stored[f"per_sample_{name}"]
     scale = expected.abs() if objective is not stop_gradient_l2 else expected.abs().max()
     assert ((loss - expected).abs() < 1e-5 * scale).all()
+    # The mean: of sums that cancel once more with `stop_gradient_l2`.
+    assert (loss.mean() - stored[f"loss_{name}"]).abs() < 1e-5 * scale.max()
     if f"gradnorm_{name}" in stored:
         loss.mean().backward()
         gradients = [p.grad for p in online.network.parameters()]

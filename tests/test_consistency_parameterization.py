@@ -101,8 +101,16 @@ def test_models_equal_the_official_ones(
     for name, got in zip(("c_skip", "c_out", "c_in"), model.scalings(t), strict=True):
         # float32: c_skip multiplies and divides three times.
         torch.testing.assert_close(got, stored[f"{stored_as}.{name}"], rtol=1e-6, atol=0)
+    calls: list[tuple[Tensor, Tensor]] = []
+    model.network.register_forward_hook(
+        lambda _, arguments, output: calls.append((arguments[1], output))
+    )
     with torch.no_grad():
         denoised = model(stored["x_t"], t, stored["y"])
+    [(c_noise, output)] = calls
+    # Logarithms in float32; that of 1 is 0.
+    torch.testing.assert_close(1000 * c_noise, stored["rescaled_t"], rtol=1e-6, atol=0)
+    assert golden.relative_error(output, stored[f"{stored_as}.model_output"]) < 1e-5
     for got, expected in zip(denoised, stored[f"{stored_as}.denoised"], strict=True):
         # float32 through some twenty layers, in another order of summation.
         assert golden.relative_error(got, expected) < 1e-5

@@ -145,6 +145,11 @@ def test_schedule_equals_the_released_jax_one_but_for_float32() -> None:
     # There JAX, which evaluates N(k) in float32, is one off for one step.
     assert sorted(differing) == sorted(stored["f32_vs_f64_differing_steps"].tolist())
     assert {abs(difference) for difference in differing.values()} == {1}
-    decays = [target_ema_at(n, s0, mu0, "released") for n in range(s0 + 1, s1 + 2)]
     # Computed in float32 there: an ulp of 1 is 6e-8.
-    assert decays == pytest.approx(stored["change_target_ema"].tolist(), abs=1.2e-7)
+    ulps = {"abs": 1.2e-7}
+    decays = [target_ema_at(n, s0, mu0, "released") for n in range(s0 + 1, s1 + 2)]
+    assert decays == pytest.approx(stored["change_target_ema"].tolist(), **ulps)
+    scales = stored["num_scales"].tolist()
+    assert scales == [s0 + bisect.bisect(changes, step) for step in stored["step"].tolist()]
+    decays = [target_ema_at(n, s0, mu0, "released") for n in scales]
+    assert decays == pytest.approx(stored["target_ema"].tolist(), **ulps)

@@ -1,5 +1,7 @@
 """Steps and solutions of the probability-flow ODE on Gaussian data, where they are known."""
 
+from itertools import pairwise
+
 import golden
 import pytest
 import torch
@@ -144,3 +146,25 @@ def test_solutions_equal_the_official_sampler(case: str, network: str, step: Ode
     # Float32 over 35 evaluations of a random network; observed below 1e-6.
     assert golden.relative_error(inputs[-1], stored[f"{case}.x_last_call"]) < 1e-5
     assert golden.relative_error(x.clamp(-1, 1), stored[f"{case}.out"]) < 1e-5
+
+
+def test_progressive_distillations_sampler_equals_the_official_one() -> None:
+    """N Euler steps on N + 1 times, without the last one to 0."""
+    stored = golden.arrays("samplers/samplers.npz")
+    model, inputs = golden.model("edm", "uncond"), []
+
+    def clipped(x_t: Tensor, t: Tensor) -> Tensor:
+        inputs.append(x_t)
+        return model(x_t, t).clamp(-1, 1)
+
+    denoiser, calls = counted(clipped)
+    x = SIGMA_MAX * stored["progdist_4.noise"][0]
+    with torch.no_grad():
+        for t, s in pairwise(karras_times(5).float().expand(len(x), -1).T):
+            x = euler_step(denoiser, x, t, s)
+    sigmas = torch.stack([t[0] for t in calls]).double()
+    # The official time takes a seventh power in float32.
+    torch.testing.assert_close(sigmas, stored["progdist_4.sigma_calls"], rtol=2e-6, atol=0)
+    # Float32 through four evaluations of the network.
+    assert golden.relative_error(inputs[-1], stored["progdist_4.x_last_call"]) < 1e-5
+    assert golden.relative_error(x.clamp(-1, 1), stored["progdist_4.out"]) < 1e-5

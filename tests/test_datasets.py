@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmrepro.datasets import load_dataset, synthetic
+from cmrepro.datasets import ImageDataset, images_sha256, load_dataset, open_images, synthetic
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -169,7 +169,8 @@ def test_a_sample_set_is_read(tmp_path: pathlib.Path) -> None:
         ([PIXELS[:0]], r"arr_0 uint8 \(0, 6, 5, 3\)"),
         ([PIXELS, np.zeros(4)], r"arr_1 float64 \(4,\); allowed are integer"),
         ([PIXELS, np.zeros(3, np.int64)], r"arr_1 int64 \(3,\); allowed are integer"),
-        ([np.array([{}])], "is not a sample set .*allow_pickle"),
+        ([np.array([{}])], r"arr_0 object \(1,\); allowed is uint8"),
+        ([np.asfortranarray(PIXELS)], "in column-major order; allowed is uint8"),
         ([], "is not a sample set"),
     ],
 )
@@ -204,3 +205,47 @@ def test_the_jpeg_test_images_decode() -> None:
     dataset = load_dataset(SHARED / "data" / "cifar10-jpeg-test.zip")
     assert dataset.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(dataset.labels).tolist() == [1000] * 10
+
+
+@pytest.fixture(params=["set", "set.zip", "set.npz", "array"])
+def source(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Any:
+    """The same images from every kind of source."""
+    if request.param == "array":
+        return ImageDataset("set", PIXELS)
+    if request.param == "set.npz":
+        np.savez_compressed(tmp_path / "set.npz", arr_0=PIXELS)
+        return open_images(tmp_path / "set.npz")
+    return open_images(write(tmp_path / request.param, class_folders()))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
+def test_batches_are_parts_of_the_whole(source: Any, batch_size: int) -> None:
+    for start, stop in [(0, None), (0, 2), (1, 4), (2, 2)]:
+        batches = list(source.batches(batch_size, start, stop))
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+        together = np.concatenate([*batches, PIXELS[:0]])
+        np.testing.assert_array_equal(together, PIXELS[start:stop])
+    assert (source.name, source.num_images) == ("set", 4)
+    assert images_sha256(source) == hashlib.sha256(PIXELS.tobytes()).hexdigest()
+    assert images_sha256(source, 3) == hashlib.sha256(PIXELS[:3].tobytes()).hexdigest()
+
+
+def test_a_file_is_decoded_only_when_its_images_are_asked_for(tmp_path: pathlib.Path) -> None:
+    folder = write(tmp_path / "set", class_folders() | {"dog/9.png": b"no image"})
+    source = open_images(folder)
+    assert source.num_images == 5
+    assert sum(len(batch) for batch in source.batches(2, 0, 4)) == 4
+    with pytest.raises(ValueError, match=r"dog/9\.png cannot be decoded"):
+        list(source.batches(2, 4))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_sample_set_is_noticed_when_it_is_read(
+    tmp_path: pathlib.Path, save: Any
+) -> None:
+    path = tmp_path / "set.npz"
+    save(path, arr_0=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    assert re.search("set.npz is damaged .*; write it again", error_of(path))

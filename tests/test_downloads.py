@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmrepro import datasets, files
-from cmrepro.datasets import ImageDataset, load_cifar10, load_dataset
+from cmrepro import files
+from cmrepro.datasets import ImageDataset, load_cifar10, load_dataset, named
 
 RECORDS = np.random.default_rng(1).integers(0, 256, (6, 40, 3073), np.uint8)  # incompressible
 RECORDS[..., 0] %= 10
@@ -71,9 +71,9 @@ def server(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("CMREPRO_CACHE", str(tmp_path / "cache"))
         address = f"http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz"
-        monkeypatch.setattr(datasets, "CIFAR10_URL", address)
+        monkeypatch.setattr(named, "CIFAR10_URL", address)
         checksum = f"md5:{hashlib.md5(server.payload).hexdigest()}"
-        monkeypatch.setattr(datasets, "CIFAR10_CHECKSUM", checksum)
+        monkeypatch.setattr(named, "CIFAR10_CHECKSUM", checksum)
         monkeypatch.setattr(files, "CHUNK_BYTES", 1 << 14)  # the real ones exceed this archive
         yield server
         server.shutdown()
@@ -171,7 +171,7 @@ def test_an_unreachable_address_says_where_to_put_the_file(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:  # a port on which nobody answers
         port = unused.getsockname()[1]
-    monkeypatch.setattr(datasets, "CIFAR10_URL", f"http://127.0.0.1:{port}/a")
+    monkeypatch.setattr(named, "CIFAR10_URL", f"http://127.0.0.1:{port}/a")
     with pytest.raises(ValueError, match=f"ConnectionError.*put the file at {final} by hand") as c:
         load_cifar10("train")
     assert "\n" not in str(c.value)

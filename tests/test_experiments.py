@@ -6,15 +6,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from several import in_processes
 
 from cmrepro.checkpoints.io import CheckpointInfo, load_model, save_checkpoint
+from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.datasets import synthetic
+from cmrepro.datasets import ImageDataset, load_dataset, synthetic
+from cmrepro.experiments import reproduce as reproduce_module
 from cmrepro.experiments import sampling
 from cmrepro.experiments.anchors import anchor_images
-from cmrepro.experiments.reproduce import Suite, load_suite, reproduce, write_grid
+from cmrepro.experiments.reproduce import Suite, load_suite, reproduce
 from cmrepro.experiments.run import Origin, evaluate, read_origin, write_sample_set
-from cmrepro.experiments.sampling import noise, sample, sampler_settings, to_uint8
+from cmrepro.experiments.sampling import (
+    class_labels,
+    noise,
+    sample,
+    sampler_settings,
+    to_uint8,
+)
+from cmrepro.grids import write_grid
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.networks import presets
 from cmrepro.networks.adm import ADMConfig, UNet
@@ -31,13 +41,13 @@ def tiny(monkeypatch):
     monkeypatch.setattr(sampling, "BATCH_SIZE", 4)
 
 
-def save_tiny(path, parameterization="boundary", two_step_time=0.8):
+def save_tiny(path, parameterization="boundary", two_step_time=0.8, network="tiny"):
     torch.manual_seed(1)
-    network = UNet(TINY)
+    name, network = network, UNet(presets.PRESETS[network][1])
     for parameter in network.parameters():  # the zero-initialised output would hide everything
         torch.nn.init.normal_(parameter, std=0.1)
     info = CheckpointInfo(
-        "tiny", parameterization, 0.5, 0.002, 80.0, RECIPE, two_step_time=two_step_time
+        name, parameterization, 0.5, 0.002, 80.0, RECIPE, two_step_time=two_step_time
     )
     save_checkpoint(path, network, info)
     return path
@@ -128,13 +138,87 @@ def test_two_steps_need_a_second_time(tmp_path):
         sampler_settings(model.info, 2)
 
 
-def test_to_uint8_rounds_to_the_nearest():
+def test_to_uint8_rounds_or_truncates():
     levels = torch.arange(256) / 127.5 - 1
-    assert to_uint8(levels.expand(1, 3, 1, 256))[0, 0, :, 0].tolist() == list(range(256))
-    assert to_uint8(torch.tensor([[[[-1.2, 1.2]]] * 3]).reshape(1, 3, 1, 2)).min() == 0
-    assert to_uint8(torch.full((1, 3, 1, 1), 1.2)).max() == 255
-    # 100.6 of 255 rounds up, where the official code's truncation gives 100.
-    assert to_uint8(torch.full((1, 3, 1, 1), 100.6 / 127.5 - 1)).max() == 101
+    exact = to_uint8(levels.expand(1, 3, 1, 256), "round")
+    assert exact[0, 0, :, 0].tolist() == list(range(256))
+    for rule, level in [("round", 101), ("truncate", 100)]:
+        assert to_uint8(torch.full((1, 3, 1, 1), -1.2), rule).max() == 0
+        assert to_uint8(torch.full((1, 3, 1, 1), 1.2), rule).min() == 255
+        # 100.6 of 255
+        assert to_uint8(torch.full((1, 3, 1, 1), 100.6 / 127.5 - 1), rule).max() == level
+
+
+def test_truncated_images_are_never_brighter_and_keep_their_rule(checkpoint):
+    model = load_model(checkpoint)
+    settings = sampler_settings(model.info, 2, "truncate")
+    assert settings.first(1).to_uint8 == "truncate"
+    truncated = sample(model, settings, 4, seed=0, image_size=8).stages[-1].astype(int)
+    rounded = sample(model, sampler_settings(model.info, 2), 4, seed=0, image_size=8).stages[-1]
+    assert set((rounded - truncated).ravel().tolist()) == {0, 1}
+    with pytest.raises(ValueError, match="unknown rule to make images uint8 'floor'"):
+        sampler_settings(model.info, 2, "floor")
+
+
+CONDITIONAL = ADMConfig(32, (1,), 1, (), 32, num_classes=5)
+
+
+@pytest.fixture
+def conditional(tmp_path, monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "classes", (UNet, CONDITIONAL))
+    monkeypatch.setitem(presets.IMAGE_SIZES, "classes", 8)
+    return load_model(save_tiny(tmp_path / "classes.safetensors", network="classes"))
+
+
+def test_classes_depend_on_seed_and_number_and_are_uniform():
+    classes = class_labels(3, range(2000), 5)
+    assert class_labels(3, [1234], 5) == classes[1234]
+    # 400 expected of each, standard error 18.
+    assert all(abs(count - 400) < 75 for count in np.bincount(classes, minlength=5))
+    # Apart from the noise: the same key at counter 0 gives the noise's first draws.
+    start = [np.random.Generator(np.random.Philox(key=[3, i])).integers(5) for i in range(50)]
+    assert start != classes[:50].tolist()
+
+
+def test_a_conditional_network_gets_the_class_of_each_image(conditional, tmp_path):
+    settings = sampler_settings(conditional.info, 1)
+    samples = sample(conditional, settings, 6, seed=2, image_size=8)
+    assert samples.labels.tolist() == class_labels(2, range(6), 5).tolist()
+    z = noise(2, range(6), (1, 3, 8, 8))[0]
+    with torch.inference_mode():
+        x = conditional(80 * z, torch.full((6,), 80.0), torch.from_numpy(samples.labels))
+    expected = to_uint8(x, "round").astype(int)
+    # Other batches may round a value that lies between two levels otherwise.
+    assert np.abs(samples.stages[0] - expected).max() <= 1
+    write_sample_set(tmp_path / "s.npz", samples.stages[0], Origin("x"), samples.labels)
+    loaded = load_dataset(tmp_path / "s.npz")
+    assert np.array_equal(loaded.labels, samples.labels)
+
+
+COUNTS = (10, 3)  # three batches for two processes, and one, so that a process has none
+
+
+def sample_counts(path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "tiny", (UNet, TINY))
+        patch.setitem(presets.IMAGE_SIZES, "tiny", 8)
+        patch.setattr(sampling, "BATCH_SIZE", 4)
+        model = load_model(path)
+        settings = sampler_settings(model.info, 2)
+        return [sample(model, settings, count, 5, 8) for count in COUNTS]
+
+
+def test_processes_share_the_batches(checkpoint):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes: the same bits
+    alone = sample_counts(checkpoint)
+    torch.set_num_threads(threads)
+    first, second = in_processes(2, sample_counts, checkpoint)
+    for one, many in zip(alone, first, strict=True):
+        assert many.noise_sha256 == one.noise_sha256
+        for stage, other in zip(one.stages, many.stages, strict=True):
+            assert np.array_equal(stage, other)
+    assert [samples.stages for samples in second] == [[], []]
 
 
 def test_a_sample_set_keeps_its_origin(tmp_path):
@@ -162,7 +246,7 @@ def test_grid_puts_images_in_reading_order(tmp_path):
 
 def test_reproduce_writes_the_same_records_twice(tmp_path, monkeypatch):
     checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
-    suite = Suite("embedded", 2000, 3, 2, (str(checkpoint),))
+    suite = Suite("embedded", 2000, 3, {str(checkpoint): 2})
     first = reproduce(suite, tmp_path / "a", num_images=12, seeds=2)
     second = reproduce(suite, tmp_path / "b", num_images=12, seeds=2)
     assert [(r.nfe, r.seed) for r in first] == [(1, 0), (2, 0), (1, 1), (2, 1)]
@@ -179,7 +263,8 @@ def test_reproduce_writes_the_same_records_twice(tmp_path, monkeypatch):
 
 def test_the_record_of_foreign_images(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
-    record = evaluate(images, load_protocol("embedded"), Origin("noise"), num_images=12)
+    source = ImageDataset("noise", images)
+    [record] = evaluate(source, [load_protocol("embedded")], Origin("noise"), num_images=12)
     assert record.nfe is None
     assert record.checkpoint == {}
     assert set(record.hashes) == {"images", "features"}
@@ -192,6 +277,32 @@ def test_suites():
         load_suite("cifar-10", "demo")
     with pytest.raises(ValueError, match="unknown profile 'full'"):
         load_suite("cifar10", "full")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "imagenet64"])
+def test_the_papers_suites_run_what_was_released(dataset):
+    suite = load_suite(dataset, "paper")
+    protocol = load_protocol(suite.protocol)
+    assert suite.num_images == protocol.num_images == 50_000
+    assert protocol.to_uint8 == "truncate"
+    for name, evaluations in suite.checkpoints.items():
+        released = released_checkpoints()[name]
+        assert released.dataset == f"{dataset}-train"
+        assert evaluations == (1 if released.two_step_time is None else 2)
+
+
+def test_a_released_checkpoint_is_converted_first(tmp_path, monkeypatch, checkpoint):
+    monkeypatch.setenv("CMREPRO_CACHE", str(tmp_path / "cache"))
+    entry = released_checkpoints()["cifar10-cd-l2"]
+
+    def convert(name):
+        save_tiny(entry.converted, "boundary")
+        return entry.converted
+
+    monkeypatch.setattr(reproduce_module, "convert", convert)
+    suite = Suite("embedded", 12, 1, {entry.name: 1})
+    [record] = reproduce(suite, tmp_path, num_images=12, seeds=1)
+    assert record.model == "cifar10-cd-l2"
 
 
 def test_anchors_are_real_blurred_and_noise():

@@ -18,15 +18,22 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "cmrepro"
 BASE = frozenset({"files", "names"})
 LEAVES = frozenset({"records", "paper", "consistency", "networks", "datasets", "metrics"})
 MEASURING = LEAVES - {"paper"}
-EVERYTHING = BASE | LEAVES | {"checkpoints", "training", "experiments", "report", "api", "cli"}
+EVERYTHING = (
+    BASE
+    | LEAVES
+    | {"processes", "grids", "checkpoints", "training", "experiments", "report", "api", "cli"}
+)
 
 # part -> the other parts it may import.
 ALLOWED: dict[str, frozenset[str]] = {
     **dict.fromkeys(BASE, frozenset()),
     **dict.fromkeys(LEAVES, BASE),
+    "processes": frozenset(),
+    "grids": BASE,
+    "metrics": BASE | {"processes"},
     "checkpoints": BASE | MEASURING,  # experiments would see the paper through it
-    "training": BASE | LEAVES | {"checkpoints"},
-    "experiments": BASE | MEASURING | {"checkpoints"},
+    "training": BASE | LEAVES | {"checkpoints", "grids", "processes"},
+    "experiments": BASE | MEASURING | {"checkpoints", "grids", "processes"},
     "report": BASE | {"records", "paper"},
     "api": EVERYTHING - {"cli"},
     "cli": EVERYTHING,

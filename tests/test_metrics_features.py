@@ -2,22 +2,12 @@ import re
 
 import numpy as np
 import pytest
-import torch
-from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
-from torch import nn
 
 from cmrepro.files import array_sha256
-from cmrepro.metrics.features import (
-    Extractor,
-    extract,
-    fold_batch_norm,
-    load_efficientnet_lite0,
-    load_extractor,
-)
+from cmrepro.metrics.extractors import Extractor, load_extractor
+from cmrepro.metrics.features import BATCH_SIZE, extract, extract_batch
 from cmrepro.metrics.protocols import load_extractor_settings
-
-NAME = "efficientnet-lite0"
 
 
 def random_images(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
@@ -29,76 +19,19 @@ def random_images(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def extractor() -> Extractor:
-    return load_extractor(NAME)
-
-
-@pytest.fixture(scope="module")
-def unfolded() -> EfficientNet:
-    return load_efficientnet_lite0(load_extractor_settings(NAME).weights_sha256)
-
-
-@pytest.mark.parametrize("size", [32, 64, 96])
-def test_equals_the_packages_network_after_pillows_resize(
-    size: int, extractor: Extractor, unfolded: EfficientNet
-) -> None:
-    """Folding, padding, channels_last, resize and scaling against independent code.
-
-    Pillow's bilinear filter has half-pixel centres and is antialiased when it shrinks (96 px).
-    """
-    images = random_images(4, size)
-    resized = np.stack(
-        [
-            [
-                np.asarray(
-                    Image.fromarray(channel.astype(np.float32)).resize(
-                        (64, 64), Image.Resampling.BILINEAR
-                    )
-                )
-                for channel in image.transpose(2, 0, 1)
-            ]
-            for image in images
-        ]
-    )
-    x = torch.from_numpy((resized - 127) / 128)
-    with torch.inference_mode():
-        logits = unfolded(x).numpy()
-        features = unfolded.extract_features(x).mean(dim=(2, 3)).numpy()
-    got = extract(images, extractor)
-    # 1e-4: float32 through 50 layers, summed in another order; 3e-6 is usual.
-    assert np.linalg.norm(got.features - features) < 1e-4 * np.linalg.norm(features)
-    assert np.linalg.norm(got.logits - logits) < 1e-4 * np.linalg.norm(logits)
-    assert got.features.shape == (4, extractor.feature_dim)
-    assert got.features.dtype == got.logits.dtype == np.float32
-
-
-def test_folding_follows_any_statistics_of_batch_norm() -> None:
-    """With random statistics no BatchNorm is near the identity, so that a skipped one shows."""
-    torch.manual_seed(0)
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-    x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        expected = network.extract_features(x)
-        folded = fold_batch_norm(network)
-        got = folded.extract_features(x)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert float(expected.std()) > 0.1
-    # As above: float32 rounding through 50 layers.
-    assert float((got - expected).norm()) < 1e-4 * float(expected.norm())
+    return load_extractor(load_extractor_settings("efficientnet-lite0"))
 
 
 def test_features_do_not_depend_on_the_number_of_images(extractor: Extractor) -> None:
     images = random_images(11)
     all_of_them = extract(images, extractor, batch_size=4)
     some = extract(images[:6], extractor, batch_size=4)
+    assert all_of_them.logits is not None and some.logits is not None
     np.testing.assert_array_equal(some.features, all_of_them.features[:6])
     np.testing.assert_array_equal(some.logits, all_of_them.logits[:6])
+    for image, row in zip(images, all_of_them.features, strict=True):
+        alone = extract_batch(image[None], extractor, batch_size=4)
+        np.testing.assert_array_equal(alone.features[0], row)
 
 
 def test_features_do_not_depend_on_the_batch_size(extractor: Extractor) -> None:
@@ -110,17 +43,22 @@ def test_features_do_not_depend_on_the_batch_size(extractor: Extractor) -> None:
     assert array_sha256(one.features) != array_sha256(one.features[:-1])
 
 
-def test_the_extractor_is_frozen_and_kept(extractor: Extractor) -> None:
-    assert load_extractor(NAME, torch.device("cpu")) is extractor
-    assert not extractor.training
-    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+def test_images_keep_their_order_over_batches(extractor: Extractor) -> None:
+    images = np.concatenate([random_images(3)] * 24)  # more than one batch and not a whole number
+    assert len(images) % BATCH_SIZE and len(images) > BATCH_SIZE
+    features = extract(images, extractor).features
+    np.testing.assert_array_equal(features, np.concatenate([features[:3]] * 24))
+    assert len({array_sha256(row) for row in features[:3]}) == 3
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
         (np.zeros((2, 8, 8, 3), np.float32), "images are float32, must be a uint8 array"),
+        (np.full((2, 8, 8, 3), np.nan), "images are float64, must be a uint8 array"),
         (np.zeros((2, 3, 8, 8), np.uint8), r"shape \(2, 3, 8, 8\), must be \(N, H, W, 3\)"),
+        (np.zeros((2, 8, 8, 1), np.uint8), r"shape \(2, 8, 8, 1\), .*convert to RGB"),
+        (np.zeros((2, 8, 8, 4), np.uint8), r"shape \(2, 8, 8, 4\), .*convert to RGB"),
         (np.zeros((8, 8, 3), np.uint8), r"shape \(8, 8, 3\)"),
         (np.zeros((0, 8, 8, 3), np.uint8), "N >= 1"),
         ([[1]], "images are list"),
@@ -133,10 +71,6 @@ def test_other_arrays_are_refused(images: np.ndarray, message: str, extractor: E
     assert "\n" not in str(error.value)
 
 
-def test_other_weights_and_names_are_refused(extractor: Extractor) -> None:
-    with pytest.raises(ValueError, match=f"has SHA-256 .*, expected {'0' * 64}"):
-        load_efficientnet_lite0("0" * 64)
-    with pytest.raises(ValueError, match="did you mean 'efficientnet-lite0'"):
-        load_extractor("efficientnet_lite0")
+def test_a_batch_size_below_one_is_refused(extractor: Extractor) -> None:
     with pytest.raises(ValueError, match="batch_size is 0, must be at least 1"):
         extract(random_images(1), extractor, batch_size=0)

@@ -1,5 +1,6 @@
 """The ADM U-Net: outputs and names of the official network, size of the demo's, invariances."""
 
+import copy
 import json
 
 import golden
@@ -9,7 +10,7 @@ from random_weights import randomise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmrepro.networks.adm import ADMConfig, PatchUNet, UNet
+from cmrepro.networks.adm import C_NOISE_SCALE, ADMConfig, PatchUNet, UNet
 from cmrepro.networks.layers import GroupNorm32, SelfAttention, timestep_embedding
 from cmrepro.networks.presets import DEMO, IMAGE_SIZES, PRESETS, build_network
 
@@ -44,6 +45,9 @@ def test_outputs_equal_the_official_network(case: str) -> None:
         got = activations[network.get_submodule(name)][: len(expected)]
         assert golden.relative_error(got, expected) < 1e-5, name
     assert golden.relative_error(output, stored["out"]) < 1e-5
+    # 1000 ln(sigma) / 4 up to 1,100 in float32
+    timesteps = C_NOISE_SCALE * stored["sigma"].log() / 4
+    torch.testing.assert_close(timesteps, stored["timesteps"], rtol=1e-6, atol=0)
     embedding = timestep_embedding(stored["timesteps"], 32)
     # Cosines of angles up to 1,100, whose ulp in float32 is 1.2e-4.
     torch.testing.assert_close(embedding, stored["timestep_embedding"], rtol=0, atol=1.3e-4)
@@ -105,15 +109,44 @@ def test_memory_format_does_not_change_the_output(demo: nn.Module) -> None:
     assert golden.relative_error(got, expected) < 1e-5  # another order of summation
 
 
-def test_bfloat16_autocast_is_close_to_float32(demo: nn.Module) -> None:
-    x, c_noise = inputs(32)
+def network_of(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A network with random weights and inputs for it, both kinds of block among them."""
+    if name == "demo":
+        return randomise(build_network("demo")), inputs(32)
+    labels = (torch.tensor([1, 2, 3]),) if name == "cond" else ()
+    return randomise(UNet(golden.ADM[name])), (*inputs(16), *labels)
+
+
+NETWORKS = pytest.mark.parametrize("name", ["cond", "uncond", "demo"])
+
+
+# A mantissa of 8 or 11 bits, through some forty roundings that partly cancel.
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.006)], ids=["bf16", "fp16"]
+)
+@NETWORKS
+def test_half_precision_is_close_to_float32(
+    name: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    network, (x, *rest) = network_of(name)
     with torch.no_grad():
-        expected = demo(x, c_noise)
-        with torch.autocast("cpu", torch.bfloat16):
-            got = demo(x, c_noise)
-    assert got.dtype == torch.bfloat16
-    # Eight bits of mantissa, 2^-9 a rounding, through some forty roundings that partly cancel.
-    assert 1e-5 < golden.relative_error(got, expected) < 0.05
+        expected = network(x, *rest)
+        with torch.autocast("cpu", dtype):
+            outputs = [network(x, *rest)]
+        converted = copy.deepcopy(network).to(dtype)
+        outputs.append(converted(x, *rest))  # as PreconditionedModel calls it
+        outputs.append(converted(x.to(dtype), *rest))
+    for got in outputs:
+        assert got.dtype == dtype
+        assert 1e-5 < golden.relative_error(got, expected) < tolerance
+
+
+@NETWORKS
+def test_the_graph_has_no_breaks(name: str) -> None:
+    network, arguments = network_of(name)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")  # an error where it breaks
+    with torch.no_grad():
+        assert torch.equal(compiled(*arguments), network(*arguments))
 
 
 def test_normalisation_is_computed_in_float32() -> None:

@@ -58,6 +58,7 @@ def test_outputs_equal_the_official_network(case: str) -> None:
         network.get_submodule(modules[key.removeprefix("inter.")]).register_forward_hook(
             lambda module, _, output, key=key: activations.update({key: output})
         )
+    torch.testing.assert_close(stored["t"].log() / 4, stored["time_cond"], rtol=0, atol=2e-7)
     with torch.no_grad():
         output = network(stored["x"], stored["time_cond"])
     assert len(activations) == sum(key.startswith("inter.") for key in stored)

@@ -45,7 +45,7 @@ HALF_LIFE = 0.9999432189950708
 # name the same rates); mu(k) 9; initialisation 10. Of the others up to 24 none leaves a field
 # different: the command restores the paper's value (5), the code ignores its own (7, 13), both
 # agree (11), the count is off by one (24), or no recipe holds the setting.
-CD = {"ema_rate": HALF_LIFE, "num_gpus": 8}
+CD = {"distance": "lpips-average", "ema_rate": HALF_LIFE, "num_gpus": 8}
 CT = {**CD, "mu_form": "released", "initialisation": "teacher"}
 RELEASED: dict[str, dict[str, Any]] = {
     "cifar10-cd": {},

@@ -1,11 +1,14 @@
-"""The training loop on a tiny network: resuming, averages, batches, refusals, a falling loss."""
+"""The training loop on a tiny network: resuming, averages, a falling loss."""
 
 import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,12 @@ from tiny import DATA, SIZE, tiny_networks, tiny_recipe
 from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import load_model, read_info
-from cmrepro.datasets import ImageDataset, synthetic
-from cmrepro.training import loop
+from cmrepro.datasets import synthetic
+from cmrepro.training import step
 from cmrepro.training.batches import BatchSource
-from cmrepro.training.loop import Training, train
+from cmrepro.training.loop import Rhythm, train
+from cmrepro.training.state import state_files
+from cmrepro.training.step import Training
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,7 +58,7 @@ def breaking(owner: Any, name: str, call: int, error: type[BaseException]) -> It
 
 
 def state_of(folder: pathlib.Path) -> dict[str, Any]:
-    state = torch.load(folder / "state.pt", weights_only=True)
+    state = torch.load(state_files(folder)[0], weights_only=True)
     del state["duration_s"]  # alone may differ
     return state
 
@@ -74,9 +79,16 @@ def assert_equal(a: Any, b: Any) -> None:
 
 
 # CD with a target of its own; with the demo's mu = 0 the target is the online network.
-RUNS = [("edm", {}), ("cd", {}), ("cd", {"target_ema": 0.5}), ("ct", {})]
+# The gradients of a training in fp16 are scaled, which a resumed run must go on with.
+RUNS = [
+    ("edm", {}),
+    ("cd", {}),
+    ("cd", {"target_ema": 0.5}),
+    ("ct", {}),
+    ("edm", {"mixed_precision": True}),
+]
 # In the forward pass, and between the optimizer's step and the average's, where the state is torn.
-INTERRUPTS = [(Training, "loss", 10), (loop, "ema_update", 13)]
+INTERRUPTS = [(Training, "loss", 10), (step, "ema_update", 13)]
 
 
 @pytest.mark.parametrize(("method", "changes"), RUNS)
@@ -85,20 +97,82 @@ def test_an_interrupted_run_resumes_bit_for_bit(
 ) -> None:
     chosen = tiny_recipe(method, **changes)
     settings: dict[str, Any] = {"teacher": teacher_for(method, teacher)}
-    settings |= {"save_every": 4, "log_every": 1}
+    settings["rhythm"] = Rhythm(save_every=4, log_every=1)
     whole = train(chosen, DATA, tmp_path / "whole", **settings)
     assert state_of(whole.parent)["step"] == 20
     for owner, name, call in INTERRUPTS:
         folder = tmp_path / name
         with pytest.raises(KeyboardInterrupt), breaking(owner, name, call, KeyboardInterrupt):
             train(chosen, DATA, folder, **settings)
-        step = state_of(folder)["step"]
-        assert step == read_info(folder / whole.name).origin["steps"]
-        assert (step == 10) if name == "loss" else (step % 4 == 0 < step)
+        reached = state_of(folder)["step"]
+        assert reached == read_info(folder / whole.name).origin["steps"]
+        assert (reached == 10) if name == "loss" else (reached % 4 == 0 < reached)
         train(chosen, DATA, folder, **settings, resume=True)
         assert_equal(state_of(folder), state_of(whole.parent))
         assert_equal(load_file(folder / whole.name), load_file(whole))
         assert losses_of(folder) == losses_of(whole.parent)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code"),
+    [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)],
+)
+def test_a_signal_ends_the_run_after_its_step(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    error: type[BaseException],
+    code: int | None,
+) -> None:
+    """Ctrl-C and SIGTERM, here in the middle of step 5, after which the run goes on."""
+    whole = train(tiny_recipe("edm"), DATA, tmp_path / "whole")
+    handler = signal.getsignal(number)
+    with signalling("loss", {5: number}), pytest.raises(error) as caught:
+        train(tiny_recipe("edm"), DATA, tmp_path / "run")
+    assert getattr(caught.value, "code", None) == code
+    assert signal.getsignal(number) == handler
+    assert "stopped at step 6 and saved; go on with --resume" in capsys.readouterr().err
+    assert state_of(tmp_path / "run")["step"] == 6
+    path = train(tiny_recipe("edm"), DATA, tmp_path / "run", resume=True)
+    assert_equal(load_file(path), load_file(whole))
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: pathlib.Path) -> None:
+    """Here between the optimizer's step and the average's, where nothing can be saved."""
+    numbers = {5: signal.SIGTERM}
+    with signalling("loss", numbers), pytest.MonkeyPatch.context() as patch:
+        original = step.ema_update
+
+        def pressed(*args: Any) -> None:
+            if not numbers:
+                os.kill(os.getpid(), signal.SIGINT)
+            original(*args)
+
+        patch.setattr(step, "ema_update", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_recipe("edm"), DATA, tmp_path, rhythm=Rhythm(save_every=4))
+    assert state_of(tmp_path)["step"] == 4
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: pathlib.Path) -> None:
+    with ThreadPoolExecutor() as threads:
+        path = threads.submit(train, tiny_recipe("edm", total_steps=1), DATA, tmp_path).result()
+    assert path.is_file()
+
+
+@contextlib.contextmanager
+def signalling(name: str, numbers: dict[int, int]) -> Iterator[None]:
+    """Send this process signals, by the number of the call (from 0) of a method of the run."""
+    original, calls = getattr(Training, name), iter(range(10**6))
+
+    def method(*args: Any) -> Any:
+        if number := numbers.pop(next(calls), None):
+            os.kill(os.getpid(), number)
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, name, method)
+        yield
 
 
 def losses_of(folder: pathlib.Path) -> list[tuple[int, float]]:
@@ -109,7 +183,12 @@ def losses_of(folder: pathlib.Path) -> list[tuple[int, float]]:
 
 def test_the_checkpoint_holds_the_average_and_its_origin(tmp_path: pathlib.Path) -> None:
     path = train(
-        tiny_recipe("edm"), DATA, tmp_path, seed=3, provenance={"command": "c"}, log_every=5
+        tiny_recipe("edm"),
+        DATA,
+        tmp_path,
+        seed=3,
+        provenance={"command": "c"},
+        rhythm=Rhythm(log_every=5),
     )
     model = load_model(path)
     info = model.info
@@ -129,10 +208,10 @@ def test_the_averages_equal_their_closed_forms() -> None:
     """Sums of CT's online weights in float64; 20 float32 updates round by 20 * 2^-24 at most."""
     chosen = tiny_recipe("ct", mu0=0.5, s0=2, s1=9)
     training = Training(chosen, 0)
-    source = BatchSource(DATA, chosen.batch_size, True, 0)
+    source = BatchSource(DATA, chosen, 0)
     weights = [flat(training.online)]
-    for _ in range(20):
-        training.train_step(source)
+    for k in range(20):
+        training.train_step(source.batch(k))
         weights.append(flat(training.online))
     ema = 0.9**20 * weights[0] + sum(0.1 * 0.9 ** (20 - k) * weights[k] for k in range(1, 21))
     target = weights[0]
@@ -160,65 +239,14 @@ def test_without_a_decay_the_target_is_the_online_network(teacher: pathlib.Path)
     assert_equal(flat(training.online), flat(model))  # starts from the teacher's weights
 
 
-def numbered(num_images: int) -> ImageDataset:
-    """Image i is i on its left half and 255 on its right one."""
-    images = np.full((num_images, 2, 2, 3), 255, np.uint8)
-    images[:, :, 0] = np.arange(num_images)[:, None, None]
-    return ImageDataset("numbered", images, np.arange(num_images))
-
-
-@pytest.mark.parametrize("batch_size", [4, 10, 25])
-def test_each_epoch_shows_every_image_once(batch_size: int) -> None:
-    source = BatchSource(numbered(10), batch_size, False, 0)
-    seen, generator = [], torch.Generator()
-    for step in range(200 // batch_size):
-        x, labels = source.batch(step, generator)
-        assert x.shape == (batch_size, 3, 2, 2)
-        assert (x[..., 1] == 1).all()  # 255 is 1 in [-1, 1], and nothing is flipped
-        assert torch.equal(((x[:, 0, 0, 0] + 1) * 127.5).round(), labels.float())
-        seen += labels.tolist()
-    epochs = [seen[i : i + 10] for i in range(0, 200, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 20  # two equal ones: 1 in 20,000
-    others = [BatchSource(numbered(10), 10, False, seed) for seed in (1, 2, 1 << 31)]
-    orders = {tuple(other.batch(0, generator)[1].tolist()) for other in others}
-    assert len(orders | {tuple(epochs[0])}) == 4
-
-
-def test_noise_and_times_depend_on_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-
-    def loss(denoiser: Any, x: Tensor, z: Tensor, t: Tensor, *_: Any) -> Tensor:
-        drawn.append((z[0, 0, 0, 0].item(), t[0].item()))
-        return denoiser(x, t).square()
-
-    monkeypatch.setattr(loop, "edm_loss", loss)
-    for seed in (0, 1, 2, 1 << 31, 1):
-        training = Training(tiny_recipe("edm"), seed)
-        for _ in range(2):
-            training.train_step(BatchSource(DATA, 3, True, seed))
-    assert drawn[2:4] == drawn[8:10]
-    for numbers in zip(*drawn[:8], strict=True):
-        assert len(set(numbers)) == 8
-
-
-def test_about_half_of_the_images_are_flipped() -> None:
-    source = BatchSource(numbered(100), 100, True, 0)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.cat([source.batch(step, generator)[0] for step in range(40)])
-    flipped = x[:, 0, 0, 0] == 1
-    assert torch.equal(x[flipped][..., 0], torch.ones(int(flipped.sum()), 3, 2))
-    assert torch.equal(x[~flipped][..., 1], torch.ones(int((~flipped).sum()), 3, 2))
-    assert abs(int(flipped.sum()) - 2000) < 160  # 5 standard deviations of a fair coin
-
-
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: pathlib.Path) -> None:
-    original = loop.edm_loss
+    original = step.edm_loss
     losses = iter([1.0] * 12 + [math.nan])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "edm_loss", lambda *args: next(losses) * original(*args))
-        with pytest.raises(FloatingPointError, match=r"step 12 .*loss nan.*learning_rate"):
-            train(tiny_recipe("edm"), DATA, tmp_path, save_every=5)
+        patch.setattr(step, "edm_loss", lambda *args: next(losses) * original(*args))
+        message = r"step 12 .*loss nan.*good state: .*state-00000012.pt; try a lower learning_rate"
+        with pytest.raises(FloatingPointError, match=message):
+            train(tiny_recipe("edm"), DATA, tmp_path, rhythm=Rhythm(save_every=5))
     state = state_of(tmp_path)
     assert state["step"] == 12
     weights = load_file(tmp_path / "demo-cifar10-edm.safetensors")
@@ -233,7 +261,7 @@ def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
     """
     data = synthetic(64, SIZE)
     chosen = tiny_recipe("edm", total_steps=100, batch_size=16, learning_rate=2e-3, dropout=0.0)
-    train(chosen, data, tmp_path, log_every=25)
+    train(chosen, data, tmp_path, rhythm=Rhythm(log_every=25))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     t = np.exp(-1.2 + 1.2 * np.random.default_rng(0).standard_normal((10_000, 1)))
     m = np.square(data.images / 127.5 - 1).mean((1, 2, 3))  # (64,)

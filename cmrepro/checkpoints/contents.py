@@ -14,32 +14,36 @@ from torch import Tensor
 from cmrepro.checkpoints import flax
 from cmrepro.checkpoints.diffusers_folder import (
     WEIGHTS,
+    folder_network,
     folder_weights,
     is_diffusers_folder,
     read_folder_fields,
+    read_unet_config,
     weights_file,
 )
 from cmrepro.checkpoints.io import (
     FORMAT,
     bundled_checkpoints,
+    parameter_differences,
     read_info,
     read_safetensors_metadata,
     unknown_checkpoint,
 )
+from cmrepro.checkpoints.pickles import pickle_contents
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.checkpoints.torch_files import PICKLE_ADVICE, read_torch_file
 from cmrepro.networks.ncsnpp import NCSNpp
 from cmrepro.networks.presets import PRESETS, build_network
 
-Format = Literal["safetensors", "torch", "flax", "diffusers"]
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
+Format = Literal["safetensors", "torch", "flax", "diffusers", "pickle"]
+TypedShapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def file_format(path: Path) -> Format:
     """The format of a file or folder, by its first bytes.
 
     Raises:
-        ValueError: None that can be read; a Python pickle among them, which would run its code.
+        ValueError: None that is known.
     """
     if path.is_dir():
         if is_diffusers_folder(path):
@@ -55,7 +59,7 @@ def file_format(path: Path) -> Format:
     if start[8:9] == b"{":  # after the length of the header
         return "safetensors"
     if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:  # PROTO and its version
-        raise ValueError(f"{path} is a Python pickle: {PICKLE_ADVICE}")
+        return "pickle"
     if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map with entries
         return "flax"
     raise ValueError(
@@ -116,7 +120,7 @@ def checkpoint_rows() -> list[dict[str, Any]]:
                 "distance": entry.distance,
                 "data": entry.dataset,
                 "network": entry.network,
-                "images seen": None,
+                "images seen": entry.images_seen,
                 "second time": entry.two_step_time,
                 "bytes": entry.bytes_approx,
             }
@@ -129,21 +133,31 @@ def describe(path: Path) -> dict[str, Any]:
 
     Returns:
         format, bytes, network (None where none of ours fits), num_parameters, tensors (name ->
-        type and shape); before them what the file says of itself, if we wrote it; and of a flax
-        file its trees and step, the tensors being those of the EMA weights.
+        type and shape); before them what the file says of itself, if we wrote it; of a flax file
+        its trees and step, the tensors being those of the EMA weights; of a diffusers folder the
+        structure it describes, and what differs from our networks where none fits. Of a pickle,
+        which is not opened, what its instructions name in the place of tensors.
 
     Raises:
         ValueError: Unknown format, or a broken file.
     """
     kind = file_format(path)
     said: dict[str, Any] = {}
+    file = weights_file(path) if kind == "diffusers" else path
+    if kind == "pickle":
+        return {
+            "network": None,
+            "format": kind,
+            "bytes": file.stat().st_size,
+            **pickle_contents(path),
+            "not opened": PICKLE_ADVICE,
+        }
     if kind == "safetensors":
         if read_safetensors_metadata(path).get("format") == FORMAT:
             said = asdict(read_info(path))
         shapes = _safetensors_shapes(path)
     elif kind == "diffusers":
-        said = read_folder_fields(path)
-        file = weights_file(path)
+        said = read_folder_fields(path) | _structure(path)
         shapes = (
             _safetensors_shapes(file)
             if file.name == WEIGHTS
@@ -153,10 +167,9 @@ def describe(path: Path) -> dict[str, Any]:
         shapes = tensor_shapes(read_torch_file(path))
     else:
         said, shapes = _flax_contents(path)
-    file = weights_file(path) if kind == "diffusers" else path
     return {
         **said,
-        "network": said.get("network") or guess_network(kind, shapes),
+        "network": said["network"] if "network" in said else guess_network(kind, shapes),
         "format": kind,
         "bytes": file.stat().st_size,
         "num_parameters": sum(math.prod(shape) for _, shape in shapes.values()),
@@ -164,35 +177,61 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
-def guess_network(kind: Format, shapes: Shapes) -> str | None:
+def _structure(path: Path) -> dict[str, Any]:
+    """What the config.json of a diffusers folder describes, and which network of ours it is."""
+    config = read_unet_config(path)
+    said: dict[str, Any] = {
+        "structure": {key: value for key, value in config.items() if key != "_diffusers_version"}
+    }
+    try:
+        return said | {"network": folder_network(path)}
+    except ValueError as error:
+        return said | {"network": None, "differs": str(error)}
+
+
+def guess_network(kind: Format, shapes: TypedShapes) -> str | None:
     """The preset with exactly these parameters, None where there is none.
 
     Args:
         kind: Format of the file, which decides whose names they are.
         shapes: Name -> type and shape.
     """
-    got = {key: shape for key, (_, shape) in shapes.items()}
-    for name in PRESETS:
-        with torch.device("meta"):
-            network = build_network(name)
-        expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-        if kind != "flax":
-            fits = got == expected
-        elif isinstance(network, NCSNpp):
-            official = flax.flax_names(network)
-            fits = len(got) == len(expected) and expected == {
-                ours: tuple(got[theirs][i] for i in flax.AXES.get(len(got[theirs]), ()))
-                for ours, theirs in official.items()
-                if theirs in got
-            }
-        else:
-            fits = False
-        if fits:
-            return name
-    return None
+    got = {name: shape for name, (_, shape) in shapes.items()}
+    return next((name for name in PRESETS if expected_shapes(kind, name) == got), None)
 
 
-def tensor_shapes(weights: Mapping[str, Tensor]) -> Shapes:
+def nearest_network(kind: Format, shapes: TypedShapes) -> str:
+    """Which preset comes nearest to parameters that are of none, and what differs from it."""
+    got = {name: shape for name, (_, shape) in shapes.items()}
+    all_expected = {name: expected_shapes(kind, name) for name in PRESETS}
+    nearest, expected = max(
+        ((name, expected) for name, expected in all_expected.items() if expected),
+        key=lambda pair: len(pair[1].keys() & got.keys()) + len(pair[1].items() & got.items()),
+    )
+    return f"the nearest is '{nearest}', but it {parameter_differences(expected, got)}"
+
+
+def expected_shapes(kind: Format, network_name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's parameters in a format; none where it has no such network.
+
+    Args:
+        kind: Format, which decides whose names and order of axes they are.
+        network_name: Of a preset.
+    """
+    with torch.device("meta"):
+        network = build_network(network_name)
+    ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    if kind != "flax":
+        return ours
+    if not isinstance(network, NCSNpp):
+        return {}
+    return {
+        official: tuple(shape[flax.AXES[len(shape)].index(i)] for i in range(len(shape)))
+        for official, shape in ((o, ours[name]) for name, o in flax.flax_names(network).items())
+    }
+
+
+def tensor_shapes(weights: Mapping[str, Tensor]) -> TypedShapes:
     """Name -> type and shape."""
     return {
         name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
@@ -200,7 +239,7 @@ def tensor_shapes(weights: Mapping[str, Tensor]) -> Shapes:
     }
 
 
-def _safetensors_shapes(path: Path) -> Shapes:
+def _safetensors_shapes(path: Path) -> TypedShapes:
     types = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     with safe_open(path, framework="pt") as file:
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
@@ -210,7 +249,7 @@ def _safetensors_shapes(path: Path) -> Shapes:
         }
 
 
-def _flax_contents(path: Path) -> tuple[dict[str, Any], Shapes]:
+def _flax_contents(path: Path) -> tuple[dict[str, Any], TypedShapes]:
     """Trees and step of a flax file, and the shapes of its EMA weights.
 
     The file goes by once; of each array only type and shape are kept.

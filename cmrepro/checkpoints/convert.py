@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from cmrepro import __version__
-from cmrepro.checkpoints.contents import Format, file_format, guess_network, here, tensor_shapes
+from cmrepro.checkpoints.contents import (
+    Format,
+    TypedShapes,
+    file_format,
+    guess_network,
+    here,
+    nearest_network,
+    tensor_shapes,
+)
 from cmrepro.checkpoints.diffusers_folder import (
     read_diffusers_folder,
     two_step_point,
@@ -33,14 +41,31 @@ from cmrepro.checkpoints.registry import (
     fetch_checkpoint,
     released_checkpoints,
 )
-from cmrepro.checkpoints.torch_files import read_torch_file
+from cmrepro.checkpoints.torch_files import PICKLE_ADVICE, read_torch_file
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.files import atomic_path, sha256
 from cmrepro.networks.ncsnpp import NCSNppConfig
 from cmrepro.networks.presets import PRESETS, build_network
 
 # Goes into the header; rises with every change that would give other bytes from the same source.
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
+
+# What the origin of a released checkpoint takes over; `comparable` of a record is made of it.
+FROM_REGISTRY = (
+    "name",
+    "url",
+    "dataset",
+    "method",
+    "distance",
+    "recipe",
+    "licence",
+    "model_card",
+    "images_seen",
+    "global_batch",
+    "initialisation",
+    "ema_rate",
+    "weights",
+)
 
 Target = Literal["safetensors", "diffusers"]
 
@@ -88,6 +113,9 @@ def convert(
     if entry:
         said |= released_fields(entry)
     said["network"] = _agreed(path, "network", said["network"], network)
+    with torch.device("meta"):
+        skeleton = build_network(said["network"])
+    check_weights(skeleton, weights, str(path), said["network"])
     said["parameterization"] = _agreed(
         path, "parameterization", said.get("parameterization"), parameterization
     )
@@ -100,9 +128,6 @@ def convert(
         said["origin"] = origin(path, kind, entry, said.pop("steps", None))
         said.setdefault("selection", "as released" if entry else "not known")
     info = with_choices(CheckpointInfo(**(default_sigmas() | said)), two_step_time, selection)
-    with torch.device("meta"):
-        skeleton = build_network(info.network)
-    check_weights(skeleton, weights, str(path), info.network)
     stored = stored_weights(weights, skeleton, dtype)
     written = Path(out) if out is not None else released_checkpoints()[str(source)].converted
     if to == "diffusers":
@@ -136,13 +161,15 @@ def read_source(
         return read_weights(path), said
     if kind == "diffusers":
         return read_diffusers_folder(path)
+    if kind == "pickle":
+        raise ValueError(f"{path} is a Python pickle: {PICKLE_ADVICE}")
     if kind == "torch":
         weights = read_torch_file(path)
-        network = network or _guessed(path, kind, guess_network(kind, tensor_shapes(weights)))
+        network = network or _guessed(path, kind, tensor_shapes(weights))
         return weights, {"network": network}
     checkpoint = read_flax_checkpoint(path)
     shapes = {name: (str(a.dtype), a.shape) for name, a in checkpoint.parameters.items()}
-    network = network or _guessed(path, kind, guess_network(kind, shapes))
+    network = network or _guessed(path, kind, shapes)
     config = PRESETS[network][1] if network in PRESETS else None
     if not isinstance(config, NCSNppConfig):
         fitting = [name for name, (_, c) in PRESETS.items() if isinstance(c, NCSNppConfig)]
@@ -150,7 +177,7 @@ def read_source(
             f"{path} is a flax checkpoint, got network '{network}'; allowed are "
             f"{', '.join(fitting)}"
         )
-    weights = ncsnpp_state_dict(checkpoint.parameters, config)
+    weights = ncsnpp_state_dict(checkpoint.parameters, config, str(path))
     return weights, {"network": network, "steps": checkpoint.step}
 
 
@@ -177,11 +204,11 @@ def origin(
         "conversion": CONVERSION_VERSION,
         "cmrepro": __version__,
     }
+    if entry:
+        fields |= {key: getattr(entry, key) for key in FROM_REGISTRY}
+        fields["steps"] = entry.training_steps
     if kind == "flax":
         fields |= {"weights": "ema", "steps": steps}
-    if entry:
-        known = ("name", "url", "dataset", "method", "distance", "recipe", "licence", "model_card")
-        fields |= {key: getattr(entry, key) for key in known}
     return fields
 
 
@@ -246,10 +273,12 @@ def _agreed(path: Path, what: str, said: str | None, asked: str | None) -> Any:
     return said or asked
 
 
-def _guessed(path: Path, kind: str, network: str | None) -> str:
+def _guessed(path: Path, kind: Format, shapes: TypedShapes) -> str:
+    network = guess_network(kind, shapes)
     if network is None:
         raise ValueError(
-            f"{path} ({kind}) has the parameters of no network of ours; name one with --network "
-            f"to see what differs: {', '.join(PRESETS)}"
+            f"{path} ({kind}) has the parameters of no network of ours; "
+            f"{nearest_network(kind, shapes)}; name another one with --network to see what "
+            f"differs: {', '.join(PRESETS)}"
         )
     return network

@@ -10,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cmrepro.checkpoints.diffusers_names import (
@@ -22,7 +24,6 @@ from cmrepro.checkpoints.io import (
     CheckpointInfo,
     read_safetensors_metadata,
     read_weights,
-    write_safetensors,
 )
 from cmrepro.checkpoints.torch_files import read_torch_file
 from cmrepro.files import make_folder
@@ -84,12 +85,23 @@ def unet_config(network_name: str) -> dict[str, Any]:
     }
 
 
-def network_of(config: Mapping[str, Any], path: Path) -> str:
-    """The preset that a config.json describes.
+def read_unet_config(path: Path) -> dict[str, Any]:
+    """The config.json of a folder's U-Net.
 
     Raises:
-        ValueError: It is none of ours; names the first difference from the nearest.
+        ValueError: A broken file.
     """
+    return _read_json(_unet_folder(path) / "config.json")
+
+
+def folder_network(path: Path) -> str:
+    """The preset that a folder's config.json describes.
+
+    Raises:
+        ValueError: A broken file, or none of ours; names the first difference from the nearest.
+    """
+    config = read_unet_config(path)
+    path = _unet_folder(path) / "config.json"
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(
             f"{path} describes a {config.get('_class_name')}; allowed is a UNet2DModel"
@@ -156,15 +168,16 @@ def folder_weights(path: Path) -> dict[str, Tensor]:
 def read_folder_fields(path: Path) -> dict[str, Any]:
     """What a folder says of its model: fields of `CheckpointInfo`, all of them if we wrote it.
 
+    The network is not among them in a folder that is not ours: `folder_network` finds it.
+
     Raises:
-        ValueError: A broken file, or a U-Net that is none of ours.
+        ValueError: A broken file.
     """
-    config_path = _unet_folder(path) / "config.json"
-    fields: dict[str, Any] = {"network": network_of(_read_json(config_path), config_path)}
+    fields: dict[str, Any] = {}
     file = weights_file(path)
     if file.name == WEIGHTS and "cmrepro" in (metadata := read_safetensors_metadata(file)):
         try:
-            return asdict(CheckpointInfo(**json.loads(metadata["cmrepro"]))) | fields
+            return asdict(CheckpointInfo(**json.loads(metadata["cmrepro"])))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file} has a broken header ({error}); copy it again") from error
     index, scheduler = path / "model_index.json", path / "scheduler" / "scheduler_config.json"
@@ -173,7 +186,7 @@ def read_folder_fields(path: Path) -> dict[str, Any]:
     if scheduler.is_file():
         settings = _read_json(scheduler)
         for key in ("sigma_min", "sigma_max", "sigma_data"):
-            if key in settings:
+            if settings.get(key) is not None:
                 fields[key] = float(settings[key])
     return fields
 
@@ -184,7 +197,8 @@ def read_diffusers_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     Raises:
         ValueError: A broken file, a U-Net that is none of ours, or parameters that do not fit.
     """
-    fields = read_folder_fields(path)
+    network = folder_network(path)
+    fields = read_folder_fields(path) | {"network": network}
     weights = from_diffusers(folder_weights(path), fields["network"], str(weights_file(path)))
     return weights, fields
 
@@ -215,7 +229,8 @@ def write_diffusers_folder(
         temporary.chmod(0o755)
         named = to_diffusers(weights, adm_config(info.network))
         metadata = {"format": "pt", "cmrepro": json.dumps(asdict(info), sort_keys=True)}
-        write_safetensors(temporary / "unet" / WEIGHTS, named, metadata)
+        (temporary / "unet").mkdir()
+        save_file(named, temporary / "unet" / WEIGHTS, metadata)
         _write_json(temporary / "unet" / "config.json", config)
         if info.parameterization == "boundary":
             (temporary / "scheduler").mkdir()
@@ -229,9 +244,9 @@ def write_diffusers_folder(
             _write_json(temporary / "model_index.json", index)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter for the system's errors of weights
         raise ValueError(
-            f"cannot write {path}: {error.strerror}; free space or choose another folder"
+            f"cannot write {path} ({error}); free space or choose another folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -195,13 +195,14 @@ def flax_names(network: NCSNpp) -> dict[str, str]:
 
 
 def ncsnpp_state_dict(
-    parameters: dict[str, np.ndarray], config: NCSNppConfig
+    parameters: dict[str, np.ndarray], config: NCSNppConfig, source: str = "the file"
 ) -> dict[str, torch.Tensor]:
     """Official parameters as the state dict of `NCSNpp(config)`.
 
     Args:
         parameters: `FlaxCheckpoint.parameters`. Kernels are (height, width, in, out) or (in, out).
         config: The network they are of.
+        source: Where they are from, for errors.
 
     Returns:
         Name -> float32 tensor of its own memory, in torch's order of axes.
@@ -234,8 +235,8 @@ def ncsnpp_state_dict(
         problems.append(f"have {_some(misfits, shown=1)}")
     if problems:
         raise ValueError(
-            f"the parameters are not of {config}: they {', they '.join(problems)}; use a "
-            "checkpoint of this network"
+            f"the parameters of {source} are not of {config}: they {', they '.join(problems)}; "
+            "use a checkpoint of this network"
         )
     return weights
 

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from cmrepro.names import unknown
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
 
 FORMAT = "cmrepro-checkpoint-1"
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class CheckpointInfo:
         sigma_min: The paper's epsilon.
         sigma_max: The paper's T.
         recipe: All fields of the recipe, or empty for a model trained elsewhere.
-        origin: How it came to be: command, commit, seed, steps, images seen, duration, data.
+        origin: How it came to be: command, commit, seed, steps, images seen, duration, data; of a
+            converted file its source, and of a released one what is published of its training.
         two_step_time: Second sampling time of a consistency function, where one was chosen.
         selection: How the checkpoint and that time were chosen.
     """
@@ -76,23 +78,12 @@ def stored_weights(
 
 
 def write_checkpoint(path: str | Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
-    """Write contiguous weights on the CPU as they are, with `info` in the header.
+    """Write contiguous weights on the CPU as they are, atomically, with `info` in the header.
 
     Raises:
         ValueError: The file cannot be written.
     """
     metadata = {"format": FORMAT, "info": json.dumps(asdict(info), sort_keys=True)}
-    write_safetensors(path, weights, metadata)
-
-
-def write_safetensors(
-    path: str | Path, weights: dict[str, Tensor], metadata: dict[str, str]
-) -> None:
-    """Write a safetensors file atomically.
-
-    Raises:
-        ValueError: The file cannot be written.
-    """
     with atomic_path(path) as temporary:
         try:
             save_file(weights, temporary, metadata)
@@ -106,12 +97,17 @@ def find_checkpoint(name: str | Path) -> Path:
     """The file of a bundled or released checkpoint's name, or the path itself.
 
     Raises:
-        ValueError: Neither a known name nor a file; or a released checkpoint that is not converted
-            yet (says the command that does it).
+        ValueError: Neither a known name nor a file; a folder; or a released checkpoint that is not
+            converted yet (says the command that does it).
     """
     path, name = Path(name), str(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder; a checkpoint is one file: make it from a diffusers folder with "
+            "'cmrepro checkpoints convert'"
+        )
     bundled, released = bundled_checkpoints(), released_checkpoints()
     if name in bundled:
         return bundled[name]
@@ -151,7 +147,8 @@ def read_safetensors_metadata(path: str | Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+            f"{path} is not a whole safetensors file ({error}); copy or download it again; one of "
+            "another format is made into a checkpoint by 'cmrepro checkpoints convert'"
         ) from error
 
 
@@ -222,7 +219,7 @@ def check_weights(
     """Refuse weights whose names or shapes are not the network's.
 
     Raises:
-        ValueError: Names the first missing, surplus or misshapen parameter.
+        ValueError: Names the missing, surplus and misshapen parameters.
     """
     check_parameters(network.state_dict(), weights, source, network_name)
 
@@ -233,18 +230,32 @@ def check_parameters(
     """Refuse weights whose names or shapes are not the expected ones.
 
     Raises:
-        ValueError: Names the first missing, surplus or misshapen parameter.
+        ValueError: Names the missing, surplus and misshapen parameters.
     """
-    for key in sorted(expected.keys() | weights.keys()):
-        if key not in weights:
-            problem = f"lacks parameter {key}"
-        elif key not in expected:
-            problem = f"has a surplus parameter {key}"
-        elif weights[key].shape != expected[key].shape:
-            problem = f"has {key} {tuple(weights[key].shape)}, not {tuple(expected[key].shape)}"
-        else:
-            continue
+    shapes = ({key: tuple(t.shape) for key, t in side.items()} for side in (expected, weights))
+    if problem := parameter_differences(*shapes):
         raise ValueError(
             f"{source} is not of network '{network_name}': it {problem}; "
             "use a checkpoint of this network"
         )
+
+
+def parameter_differences(expected: Shapes, got: Shapes) -> str:
+    """What `got` lacks, has besides, and has in another shape; empty where they agree."""
+    problems = []
+    if missing := sorted(expected.keys() - got.keys()):
+        problems.append(f"lacks parameter {some_names(missing)}")
+    if surplus := sorted(got.keys() - expected.keys()):
+        problems.append(f"has a surplus parameter {some_names(surplus)}")
+    for key in sorted(expected.keys() & got.keys()):
+        if got[key] != expected[key]:
+            problems.append(f"has {key} {got[key]}, not {expected[key]}")
+            break
+    return ", it ".join(problems)
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first name, and in brackets two more and how many follow."""
+    first, *others = names
+    more = [f"{len(others) - 2} more"] if len(others) > 2 else []
+    return f"{first} (and {', '.join([*others[:2], *more])})" if others else first

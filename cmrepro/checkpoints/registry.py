@@ -37,6 +37,11 @@ class ReleasedCheckpoint:
         two_step_index: Index of the second sampling time on the grid, where published.
         num_scales: Points of that grid.
         recipe: Name of the recipe of Table 3 that it was trained by, if one.
+        weights: "ema", or "not stated" where averaged or online weights may be inside.
+        training_steps: Optimizer steps; like the next three, of models of Table 3 only.
+        global_batch: Images a step.
+        initialisation: "teacher" or "random".
+        ema_rate: Decay a step of the average.
     """
 
     name: str
@@ -53,15 +58,27 @@ class ReleasedCheckpoint:
     repository: str
     licence: str
     model_card: str
+    weights: str
     distance: str | None = None
     two_step_index: int | None = None
     num_scales: int | None = None
     recipe: str | None = None
+    training_steps: int | None = None
+    global_batch: int | None = None
+    initialisation: str | None = None
+    ema_rate: float | None = None
 
     @property
     def parameterization(self) -> Parameterization:
         """A denoiser ("edm") for teachers, a consistency function ("boundary") otherwise."""
         return "edm" if self.method == "edm" else "boundary"
+
+    @property
+    def images_seen(self) -> int | None:
+        """Images that training took, where published."""
+        if self.training_steps is None or self.global_batch is None:
+            return None
+        return self.training_steps * self.global_batch
 
     @property
     def two_step_time(self) -> float | None:

@@ -1,5 +1,6 @@
 """State dicts of the official PyTorch files, read without running anything that is in them."""
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -27,10 +28,13 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a crafted file can make the unpickler raise anything
+        if not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} is cut off, or was written before torch 1.6; copy or download it again"
+            ) from error
         raise ValueError(
-            f"{path} cannot be read as a PyTorch state dict ({type(error).__name__}); it is cut "
-            "off or holds more than tensors, and nothing in it was run; download it again or save "
-            "its state dict alone"
+            f"{path} is damaged, or holds more than tensors ({type(error).__name__}), and nothing "
+            "in it was run; download it again, or save its state dict alone where you trust it"
         ) from error
     if not isinstance(weights, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cmrepro.consistency.distances import Distance
 from cmrepro.consistency.losses import Model, noisy
 from cmrepro.consistency.solvers import ode_slope
 
@@ -38,6 +39,26 @@ def stop_gradient_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
     Up to a positive factor. The value itself means nothing and may be negative.
     """
     return (prediction * tangent.detach()).flatten(1).sum(1)
+
+
+def stop_gradient(distance: Distance) -> Objective:
+    """<f, stop-gradient(H v)> for any d, e.g. LPIPS: the limit of CD with mu = 0 (Appendix B).
+
+    H is the Hessian of d(x, f) in x at x = f. As with `stop_gradient_l2`, only the gradient means
+    something; for l2 the two differ by the factor 2 / (C H W) of its mean.
+
+    Args:
+        distance: d, zero and stationary where its arguments agree, with a derivative in forward
+            mode of its gradient.
+    """
+
+    def objective(prediction: Tensor, tangent: Tensor) -> Tensor:
+        here = prediction.detach()
+        gradient = torch.func.grad(lambda x: distance(x, here).sum())
+        curvature = torch.func.jvp(gradient, (here,), (tangent.detach(),))[1]  # H v
+        return (prediction * curvature).flatten(1).sum(1)
+
+    return objective
 
 
 def consistency_tangent(
@@ -77,7 +98,8 @@ def continuous_distillation_loss(
         x: (B, C, H, W), images in [-1, 1].
         z: (B, C, H, W), standard normal.
         t: (B,), times in (sigma_min, sigma_max].
-        objective: `tangent_l1`, `tangent_l2` or `stop_gradient_l2`.
+        objective: `tangent_l1`, `tangent_l2`, `stop_gradient_l2` or `stop_gradient(LPIPS())`, as
+            the released models have them.
         labels: (B,) int64 for class-conditional models.
 
     Returns:

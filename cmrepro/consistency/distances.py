@@ -5,13 +5,29 @@ l1 and l2 are means over pixels as in both released repositories; the paper writ
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmrepro.files import cache_folder, download
+from cmrepro.names import unknown
+
 Distance = Callable[[Tensor, Tensor], Tensor]
+
+VGG16_FILE = "vgg16-397923af.pth"
+VGG16_URL = f"https://download.pytorch.org/models/{VGG16_FILE}"
+VGG16_CHECKSUM = "sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+# torch-fidelity's copy of the file that the package lpips contains, weights/v0.1/vgg.pth.
+LPIPS_FILE = "weights-vgg16-lpips.pth"
+LPIPS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{LPIPS_FILE}"
+LPIPS_CHECKSUM = "sha256:a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
+POOLINGS: dict[str, type[nn.MaxPool2d | nn.AvgPool2d]] = {
+    "max": nn.MaxPool2d,
+    "average": nn.AvgPool2d,
+}
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
@@ -34,64 +50,136 @@ def pseudo_huber(x: Tensor, y: Tensor) -> Tensor:
     return ((x - y).square().flatten(1).sum(1) + c**2).sqrt() - c
 
 
-def unit_feature_distance(x_features: list[Tensor], y_features: list[Tensor]) -> Tensor:
-    """LPIPS without learned weights (Zhang et al. 2018, Equation 1 with w = 1), (B,).
+def unit_feature_distance(
+    x_features: Sequence[Tensor],
+    y_features: Sequence[Tensor],
+    weights: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """LPIPS from feature maps (Zhang et al. 2018, Equation 1), (B,).
 
     Args:
         x_features: Feature maps (B, C_l, H_l, W_l), one a layer l.
         y_features: The same layers for the other images.
+        weights: The learned weights w_l of the squared differences, (1, C_l, 1, 1) each; 1
+            by default.
 
     Returns:
         (B,): squared difference of the channel-normalised features, summed over channels, averaged
         over pixels, summed over layers.
     """
     total = x_features[0].new_zeros(len(x_features[0]))
-    for a, b in zip(x_features, y_features, strict=True):
+    for layer, (a, b) in enumerate(zip(x_features, y_features, strict=True)):
         a, b = F.normalize(a, dim=1, eps=1e-6), F.normalize(b, dim=1, eps=1e-6)
-        total = total + (a - b).square().sum(1).mean((1, 2))
+        squares = (a - b).square()
+        total = total + (squares if weights is None else weights[layer] * squares).sum(1).mean(
+            (1, 2)
+        )
     return total
 
 
 class LPIPS(nn.Module):
     """LPIPS with VGG16 (Zhang et al. 2018), images enlarged to 224 px below 256 px (Appendix C).
 
-    Needs the package `lpips` (extra `lpips`) and torchvision's VGG16 weights, a download of
-    553 MB which torchvision keeps in its own cache. Max pooling for every data set, as the JAX
-    repository has it; the PyTorch one pools by the mean (deviation `lpips-implementation`).
+    The paper does not say which implementation it means, and its repositories have two (deviation
+    `lpips-implementation`): the JAX one, for CIFAR-10, pools by the maximum, as those who fitted
+    the weights did; the PyTorch one, for the other data sets, by the mean (piq 0.7.0 with
+    `replace_pooling`).
+
+    Args:
+        pooling: "max" or "average".
+        vgg16: File of torchvision's weights of VGG16. By default torchvision's own copy in its
+            cache or ours, downloaded once (553 MB).
+        linear: File of the learned weights, as the package lpips has it. By default downloaded
+            once (7 kB).
 
     Raises:
-        ValueError: The package or the weights cannot be had; says how to get them.
+        ValueError: Unknown pooling; a file cannot be had or holds other weights.
     """
 
-    def __init__(self) -> None:
+    ENLARGED = 224
+    NOT_ENLARGED_FROM = 256
+    # Of torchvision's `vgg16().features`: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
+    TAPS = (3, 8, 15, 22, 29)
+    CHANNELS = (64, 128, 256, 512, 512)
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        pooling: str = "max",
+        vgg16: Path | None = None,
+        linear: Path | None = None,
+    ) -> None:
         super().__init__()
-        try:
-            import lpips
-        except ImportError as error:
-            raise ValueError(
-                "distance 'lpips' needs the package lpips: pip install 'cmrepro[lpips]'"
-            ) from error
-        try:
-            self.metric = lpips.LPIPS(net="vgg", verbose=False)
-        except (OSError, RuntimeError, EOFError) as error:  # unreachable, or a damaged file
-            raise ValueError(
-                f"the VGG16 weights of LPIPS cannot be loaded ({error}); put torchvision's "
-                f"vgg16-397923af.pth into {torch.hub.get_dir()}/checkpoints by hand"
-            ) from error
+        from torchvision.models import vgg
+
+        if pooling not in POOLINGS:
+            raise ValueError(unknown("pooling", pooling, POOLINGS))
+        self.layers = vgg.make_layers(vgg.cfgs["D"])[: self.TAPS[-1] + 1]
+        for i, channels in enumerate(self.CHANNELS):
+            self.register_buffer(f"weight{i}", torch.empty(1, channels, 1, 1))
+        # ImageNet's mean and standard deviation, for values in [-1, 1].
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        self.register_buffer("shift", (2 * mean - 1)[:, None, None])
+        self.register_buffer("scale", (2 * std)[:, None, None])
+        in_layers = (name for name in self.state_dict() if name.startswith("layers."))
+        self._read(
+            vgg16 or _vgg16_file(),
+            {name: name.replace("layers", "features") for name in in_layers},
+        )
+        self._read(
+            linear or _linear_file(),
+            {f"weight{i}": f"lin{i}.model.1.weight" for i in range(len(self.TAPS))},
+        )
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, nn.MaxPool2d):
+                self.layers[i] = POOLINGS[pooling](2)
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "LPIPS":
-        """Stays in evaluation mode: the package puts dropout before the learned weights."""
-        return super().train(False)
+    def _read(self, path: Path, names: dict[str, str]) -> None:
+        """Take over weights from a file, where they have other names."""
+        own = self.state_dict()
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            for name, there in names.items():
+                own[name].copy_(stored[there])
+        except Exception as error:  # torch.load and what follows raise many kinds
+            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(
+                f"{path} does not hold the weights of LPIPS ({problem}); give the file that is "
+                f"downloaded by default, {VGG16_FILE} or {LPIPS_FILE}"
+            ) from error
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of images in [-1, 1] at `TAPS`."""
+        x = (x - self.shift) / self.scale
+        taps = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i in self.TAPS:
+                taps.append(x)
+        return taps
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of images in [-1, 1], (B,)."""
-        if x.shape[-1] < 256:
+        if x.shape[-1] < self.NOT_ENLARGED_FROM:
             x, y = (
-                F.interpolate(images, size=224, mode="bilinear", align_corners=False)
+                F.interpolate(images, size=self.ENLARGED, mode="bilinear", align_corners=False)
                 for images in (x, y)
             )
-        return self.metric(x, y).flatten()
+        weights = [self.get_buffer(f"weight{i}") for i in range(len(self.TAPS))]
+        return unit_feature_distance(self.features(x), self.features(y), weights)
+
+
+def _vgg16_file() -> Path:
+    torchvisions = Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE
+    path = torchvisions if torchvisions.is_file() else cache_folder() / "lpips" / VGG16_FILE
+    return download(VGG16_URL, path, VGG16_CHECKSUM)
+
+
+def _linear_file() -> Path:
+    return download(LPIPS_URL, cache_folder() / "lpips" / LPIPS_FILE, LPIPS_CHECKSUM)
 
 
 class EfficientNetDistance(nn.Module):

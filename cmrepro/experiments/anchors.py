@@ -44,6 +44,7 @@ def anchor_images(
 def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list[RunRecord]:
     """One record an anchor, of as many images as the protocol asks for."""
     return [
-        evaluate(images, protocol, Origin(name))
+        record
         for name, images in anchor_images(dataset, protocol.num_images, seed).items()
+        for record in evaluate(ImageDataset(name, images), [protocol], Origin(name))
     ]

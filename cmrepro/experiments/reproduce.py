@@ -5,22 +5,18 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
+from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.io import load_model
+from cmrepro.checkpoints.registry import released_checkpoints
+from cmrepro.datasets import ImageDataset
 from cmrepro.experiments.run import evaluate, sampled_origin
 from cmrepro.experiments.sampling import sample, sampler_settings
-from cmrepro.files import atomic_path, make_folder
+from cmrepro.files import make_folder
+from cmrepro.grids import write_grid
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.names import unknown
 from cmrepro.records import RunRecord, write_record
-
-GRID_ROWS, GRID_COLUMNS = 5, 12
-GRID_SCALE = 2  # screen pixels an image pixel, so that 32 px images can be seen
 
 
 @dataclass(frozen=True)
@@ -31,15 +27,14 @@ class Suite:
         protocol: Name of the protocol.
         num_images: Images a seed and model.
         seeds: Number of seeds: 0, 1, …
-        steps: Evaluations of the network; images are scored after each.
-        checkpoints: Bundled names or paths.
+        checkpoints: Names or paths, each with its evaluations of the network; images are scored
+            after each evaluation.
     """
 
     protocol: str
     num_images: int
     seeds: int
-    steps: int
-    checkpoints: tuple[str, ...]
+    checkpoints: dict[str, int]
 
 
 def load_suite(dataset: str, profile: str) -> Suite:
@@ -53,21 +48,24 @@ def load_suite(dataset: str, profile: str) -> Suite:
         raise ValueError(unknown("data set to reproduce", dataset, tables))
     if profile not in tables[dataset]:
         raise ValueError(unknown("profile", profile, tables[dataset]))
-    fields: dict[str, Any] = tables[dataset][profile]
-    return Suite(**{**fields, "checkpoints": tuple(fields["checkpoints"])})
+    return Suite(**tables[dataset][profile])
 
 
-def reproduce(suite: Suite, out: Path, num_images: int, seeds: int) -> list[RunRecord]:
+def reproduce(
+    suite: Suite, out: Path, num_images: int, seeds: int, device: str = "cpu"
+) -> list[RunRecord]:
     """Sample every model of `suite`, score after each evaluation, write records and grids.
 
     Images of n steps are stage n of the same sampling, so that fewer steps cost nothing more.
-    Writes out/results/records/*.json and out/results/samples/*.png (seed 0).
+    Released checkpoints are fetched and converted where that has not been done yet. Writes
+    out/results/records/*.json and out/results/samples/*.png (seed 0).
 
     Args:
         suite: From `load_suite`.
         out: Folder that gets `results`.
         num_images: Images a model and seed.
         seeds: Number of seeds, from 0 on.
+        device: Where networks run.
 
     Raises:
         ValueError: A checkpoint, protocol or reference cannot be used, or `out` not written.
@@ -77,9 +75,12 @@ def reproduce(suite: Suite, out: Path, num_images: int, seeds: int) -> list[RunR
     protocol = load_protocol(suite.protocol)
     make_folder(out / "results")  # refuse a bad folder before the work, not after
     records = []
-    for name in suite.checkpoints:
-        model = load_model(name)
-        settings = sampler_settings(model.info, suite.steps)
+    for name, evaluations in suite.checkpoints.items():
+        released = released_checkpoints().get(name)
+        if released and not released.converted.is_file():
+            convert(name)
+        model = load_model(name, device)
+        settings = sampler_settings(model.info, evaluations, protocol.to_uint8)
         for seed in range(seeds):
             start = time.perf_counter()
             samples = sample(
@@ -93,11 +94,12 @@ def reproduce(suite: Suite, out: Path, num_images: int, seeds: int) -> list[RunR
             sampling_s = round(time.perf_counter() - start, 2)
             for steps, images in enumerate(samples.stages, 1):
                 origin = sampled_origin(model, settings.first(steps), seed, samples.noise_sha256)
-                record = evaluate(
-                    images,
-                    protocol,
+                [record] = evaluate(
+                    ImageDataset(model.path.stem, images),
+                    [protocol],
                     origin,
                     num_images=num_images,
+                    device=device,
                     durations_s={"sampling_all_steps": sampling_s},
                 )
                 write_record(record, out / "results" / "records")
@@ -106,16 +108,3 @@ def reproduce(suite: Suite, out: Path, num_images: int, seeds: int) -> list[RunR
                     grid = f"{record.model}_nfe{steps}.png"
                     write_grid(out / "results" / "samples" / grid, images)
     return records
-
-
-def write_grid(path: Path, images: NDArray[np.uint8]) -> None:
-    """The first images as one PNG of `GRID_ROWS` x `GRID_COLUMNS` (or fewer)."""
-    columns = min(GRID_COLUMNS, len(images))
-    rows = min(GRID_ROWS, len(images) // columns)
-    tiles = images[: rows * columns]
-    _, height, width, channels = tiles.shape
-    grid = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * height, columns * width, channels)
-    enlarged = grid.repeat(GRID_SCALE, axis=0).repeat(GRID_SCALE, axis=1)
-    with atomic_path(path) as temporary:
-        Image.fromarray(enlarged).save(temporary, format="PNG")

@@ -1,8 +1,8 @@
-"""One run: images scored under a protocol, with everything that a record keeps."""
+"""One run: images scored under protocols, with everything that a record keeps."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro.checkpoints.io import CheckpointModel
-from cmrepro.datasets import load_sample_set
+from cmrepro.datasets import ImageSource, images_sha256, open_images
 from cmrepro.experiments.provenance import provenance
 from cmrepro.experiments.sampling import SamplerSettings
 from cmrepro.files import array_sha256, atomic_path, sha256
 from cmrepro.metrics.protocols import Protocol
-from cmrepro.metrics.references import bundled_reference, load_reference
-from cmrepro.metrics.score import score
+from cmrepro.metrics.references import load_reference
+from cmrepro.metrics.score import Scores, Task, score
 from cmrepro.records import RunRecord
 
 
@@ -60,10 +60,18 @@ def sampled_origin(
     )
 
 
-def write_sample_set(path: Path, images: NDArray[np.uint8], origin: Origin) -> None:
-    """Write images as `arr_0` of an .npz (ADM convention), and beside it their origin as .json."""
+def write_sample_set(
+    path: Path,
+    images: NDArray[np.uint8],
+    origin: Origin,
+    labels: NDArray[np.int64] | None = None,
+) -> None:
+    """Write images as `arr_0` of an .npz and classes, if any, as `arr_1` (ADM convention).
+
+    Their origin lies beside it as .json.
+    """
     with atomic_path(path) as temporary:  # which ends in .npz too, as np.savez wants it
-        np.savez(temporary, arr_0=images)
+        np.savez(temporary, images) if labels is None else np.savez(temporary, images, labels)
     with atomic_path(path.with_suffix(".json")) as temporary:
         fields = asdict(origin) | {"images_sha256": array_sha256(images)}
         temporary.write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
@@ -84,7 +92,7 @@ def read_origin(path: Path, name: str) -> Origin:
         origin = Origin(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{beside} is not the origin of {path} ({error}); remove it") from error
-    found = array_sha256(load_sample_set(path).images)
+    found = images_sha256(open_images(path))
     if found != expected:
         raise ValueError(
             f"{beside} belongs to other images than {path}; remove it or sample again"
@@ -93,37 +101,75 @@ def read_origin(path: Path, name: str) -> Origin:
 
 
 def evaluate(
-    images: NDArray[np.uint8],
-    protocol: Protocol,
+    images: ImageSource,
+    protocols: Sequence[Protocol],
     origin: Origin,
     *,
-    reference: Path | None = None,
+    references: Sequence[str | Path | None] = (),
     num_images: int | None = None,
+    device: str = "cpu",
+    bootstrap: int = 0,
+    progress: bool = False,
     durations_s: Mapping[str, float] | None = None,
-) -> RunRecord:
-    """Score images and make their record.
+) -> list[RunRecord]:
+    """Score images under every protocol and make the records.
 
     Args:
-        images: uint8 (N, H, W, 3).
-        protocol: How to score.
+        images: Read once.
+        protocols: How to score.
         origin: Where the images come from.
-        reference: File of reference statistics; the protocol's own by default.
-        num_images: Score the first so many; what the protocol asks by default.
-        durations_s: Seconds of earlier stages, kept in the record.
+        references: Name or file of the reference statistics of each protocol; its own by default,
+            which must be of the data that the model was trained on.
+        num_images: Score the first so many; what each protocol asks by default.
+        device: Where extractors run.
+        bootstrap: Resamples for intervals of the scores; 0 for none.
+        progress: Whether to show a progress bar.
+        durations_s: Seconds of earlier stages, kept in the records.
+
+    Returns:
+        One record a protocol; none in processes of `torchrun` other than the first.
 
     Raises:
-        ValueError: Fewer images than asked for, images of another type, or a reference of another
-            protocol.
+        ValueError: Fewer images than asked for, images of another type, a reference of another
+            protocol, or not one reference a protocol.
     """
     start = time.perf_counter()
-    reference_path = reference or bundled_reference(protocol.reference)
-    statistics = load_reference(protocol, reference_path)
-    scores = score(images, protocol, statistics, num_images=num_images)
+    if len(references) not in (0, len(protocols)):
+        raise ValueError(
+            f"got {len(references)} references for {len(protocols)} protocols; give one for each, "
+            "in their order, or none"
+        )
+    chosen = references or [None] * len(protocols)
+    tasks = [
+        Task(protocol, load_reference(protocol, reference), num_images)
+        for protocol, reference in zip(protocols, chosen, strict=True)
+    ]
+    for task, named in zip(tasks, chosen, strict=True):
+        if named is None:  # who names one may compare with other data; the record says so
+            task.reference.require_protocol(task.protocol, _dataset(origin))
+    scores = score(images, tasks, device=device, bootstrap=bootstrap, progress=progress)
+    scoring_s = round(time.perf_counter() - start, 2)
+    return [
+        _record(task, result, origin, {**(durations_s or {}), "scoring": scoring_s})
+        for task, result in zip(tasks, scores, strict=bool(scores))
+    ]
+
+
+def _dataset(origin: Origin) -> str | None:
+    """What the model was trained on: by its recipe, or what is published of a released one."""
+    checkpoint = origin.checkpoint
+    trained = checkpoint.get("recipe") or checkpoint.get("origin") or {}
+    return trained.get("dataset")
+
+
+def _record(
+    task: Task, scores: Scores, origin: Origin, durations_s: dict[str, float]
+) -> RunRecord:
     training = origin.checkpoint.get("origin", {})
     recipe = origin.checkpoint.get("recipe", {})
     hashes = {
         "noise": origin.noise_sha256,
-        "images": array_sha256(images[: scores.num_images]),
+        "images": scores.images_sha256,
         "features": scores.features_sha256,
     }
     return RunRecord(
@@ -131,27 +177,28 @@ def evaluate(
         nfe=origin.nfe,
         seed=origin.seed,
         num_images=scores.num_images,
-        protocol=asdict(protocol),
+        protocol=json.loads(json.dumps(asdict(task.protocol))),  # as it comes back from its file
         reference={
-            "name": reference_path.stem,
-            "sha256": sha256(reference_path),
-            **asdict(statistics.metadata),
+            "name": task.reference.name,
+            "sha256": task.reference.sha256,
+            **asdict(task.reference.metadata),
         },
         scores=scores.values,
+        uncertainty=scores.uncertainty,
         warnings=scores.warnings,
         checkpoint=dict(origin.checkpoint),
         sampler=dict(origin.sampler),
         comparable={
             "network": origin.checkpoint.get("network"),
-            "dataset": recipe.get("dataset"),
+            "dataset": _dataset(origin),
             "images_seen": training.get("images_seen"),
-            "global_batch": recipe.get("batch_size"),
-            "initialisation": recipe.get("initialisation"),
+            "global_batch": recipe.get("batch_size", training.get("global_batch")),
+            "initialisation": recipe.get("initialisation", training.get("initialisation")),
             "weights": training.get("weights"),
             "training_steps": training.get("steps"),
             "selection": origin.checkpoint.get("selection"),
         },
         hashes={key: value for key, value in hashes.items() if value},
         provenance=provenance(),
-        durations_s={**(durations_s or {}), "scoring": round(time.perf_counter() - start, 2)},
+        durations_s=durations_s,
     )

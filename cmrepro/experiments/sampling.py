@@ -1,9 +1,9 @@
 """From a checkpoint and a seed to images: image i depends on (seed, i) alone."""
 
+import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,14 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmrepro.checkpoints.io import CheckpointInfo
-from cmrepro.consistency.parameterization import PreconditionedModel
+from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
+from cmrepro.names import unknown
+from cmrepro.processes import gathered, process
 
 # Images a forward pass. Part of what a seed means in the last bit: convolutions may round
 # otherwise in batches of another size. The last batch is filled up, so that the count is not.
 BATCH_SIZE = 100
+
+TO_UINT8: dict[str, Callable[[Tensor], Tensor]] = {"round": torch.round, "truncate": torch.floor}
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class SamplerSettings:
         algorithm: "multistep" (Algorithm 1, for a consistency function) or "heun" (EDM's
             deterministic sampler, for a denoiser).
         times: The times at which the network is evaluated (multistep), or the grid (heun).
-        to_uint8: "round": 127.5 x + 127.5 to the nearest of 0-255. The official code truncates.
+        to_uint8: How 127.5 x + 127.5 becomes a level of 0-255: "round" takes the nearest,
+            "truncate" the next lower one, as the official code does.
         clip_denoised: Images of each evaluation are clipped to [-1, 1].
     """
 
@@ -46,25 +51,30 @@ class SamplerSettings:
 
     def first(self, steps: int) -> "SamplerSettings":
         """The sampler whose images are this one's after `steps` evaluations."""
-        return SamplerSettings(self.algorithm, self.times[:steps])
+        return replace(self, times=self.times[:steps])
 
 
-def sampler_settings(info: CheckpointInfo, steps: int | Sequence[float]) -> SamplerSettings:
+def sampler_settings(
+    info: CheckpointInfo, steps: int | Sequence[float], to_uint8: str = "round"
+) -> SamplerSettings:
     """Settings for a checkpoint.
 
     Args:
         info: Of the checkpoint.
         steps: For a consistency function 1, 2, or all times of Algorithm 1, decreasing from
             sigma_max. For a denoiser the number of grid points of Heun's method.
+        to_uint8: "round" or "truncate".
 
     Raises:
-        ValueError: Steps that the model cannot take.
+        ValueError: Steps that the model cannot take, or another rule of rounding.
     """
+    if to_uint8 not in TO_UINT8:
+        raise ValueError(unknown("rule to make images uint8", to_uint8, TO_UINT8))
     if info.parameterization == "edm":
         if not isinstance(steps, int):
             raise ValueError(f"got times {steps} for an EDM denoiser; give its number of steps")
         return SamplerSettings(
-            "heun", tuple(karras_times(steps, info.sigma_min, info.sigma_max).tolist())
+            "heun", tuple(karras_times(steps, info.sigma_min, info.sigma_max).tolist()), to_uint8
         )
     if isinstance(steps, int):
         known = (
@@ -79,7 +89,7 @@ def sampler_settings(info: CheckpointInfo, steps: int | Sequence[float]) -> Samp
             )
         steps = known[:steps]
     check_times(steps, info.sigma_min, info.sigma_max)
-    return SamplerSettings("multistep", tuple(steps))
+    return SamplerSettings("multistep", tuple(steps), to_uint8)
 
 
 def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -105,9 +115,26 @@ def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(draws)
 
 
-def to_uint8(x: Tensor) -> NDArray[np.uint8]:
-    """Images (B, 3, H, W) in [-1, 1], clipped and rounded to uint8 (B, H, W, 3)."""
-    pixels = (x * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+def class_labels(seed: int, indices: Sequence[int], num_classes: int) -> NDArray[np.int64]:
+    """Class of each image, uniform, a function of (seed, i) apart from the image's noise.
+
+    The official code draws classes from an unseeded generator, likewise uniform.
+    """
+    return np.array(
+        [
+            np.random.Generator(
+                # Noise starts at counter 0 and never gets this far.
+                np.random.Philox(key=np.array([seed, i], np.uint64), counter=1 << 128)
+            ).integers(num_classes)
+            for i in indices
+        ],
+        np.int64,
+    )
+
+
+def to_uint8(x: Tensor, rule: str) -> NDArray[np.uint8]:
+    """Images (B, 3, H, W), clipped to [-1, 1], as uint8 (B, H, W, 3) by a rule of `TO_UINT8`."""
+    pixels = TO_UINT8[rule](x * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
@@ -118,10 +145,12 @@ class Samples:
     Attributes:
         stages: One uint8 (N, H, W, 3) an evaluation of Algorithm 1; one in all for Heun.
         noise_sha256: Checksum of the noise of all stages, image by image.
+        labels: (N,) int64 of a class-conditional network, or None.
     """
 
     stages: list[NDArray[np.uint8]]
     noise_sha256: str
+    labels: NDArray[np.int64] | None = None
 
 
 @torch.inference_mode()
@@ -135,13 +164,18 @@ def sample(
 ) -> Samples:
     """Sample images number 0 to num_images - 1 of a seed.
 
+    Under `torchrun` every process samples its share of the batches, and the first gets them all.
+
     Args:
         model: In evaluation mode.
         settings: From `sampler_settings`.
         num_images: N >= 1.
-        seed: Of the noise.
+        seed: Of noise and classes.
         image_size: H = W.
         progress: Label of the progress bar; none without one.
+
+    Returns:
+        All images in the first process, none in the others.
 
     Raises:
         ValueError: No image is asked for, or a negative seed.
@@ -151,28 +185,47 @@ def sample(
             f"got {num_images} images and seed {seed}; allowed are at least 1 image and seed >= 0"
         )
     device = next(model.parameters()).device
+    num_classes = getattr(model.network.config, "num_classes", 0)
     multistep = settings.algorithm == "multistep"
     num_stages = len(settings.times) if multistep else 1
+    shape = (num_stages, 3, image_size, image_size)
+    rank, world = process()
+    firsts = range(0, num_images, BATCH_SIZE)
+    own = firsts[len(firsts) * rank // world : len(firsts) * (rank + 1) // world]
     stages: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_stages)]
     digest = hashlib.sha256()
-    for first in tqdm(
-        range(0, num_images, BATCH_SIZE), desc=progress, unit="batch", disable=progress is None
-    ):
-        z = noise(seed, range(first, first + BATCH_SIZE), (num_stages, 3, image_size, image_size))
-        kept = min(BATCH_SIZE, num_images - first)
-        digest.update(z[:, :kept].transpose(0, 1).contiguous().numpy().tobytes())
-        z = z.to(device)
+
+    def batch_noise(first: int) -> Tensor:
+        z = noise(seed, range(first, first + BATCH_SIZE), shape)
+        kept = z[:, : num_images - first].transpose(0, 1).contiguous()
+        digest.update(kept.numpy().tobytes())
+        return z.to(device)
+
+    for first in tqdm(own, desc=progress, unit="batch", disable=progress is None or rank > 0):
+        z = batch_noise(first)
+        labels = None
+        if num_classes:
+            classes = class_labels(seed, range(first, first + BATCH_SIZE), num_classes)
+            labels = torch.from_numpy(classes).to(device)
+        model_of_batch = functools.partial(model, labels=labels)
         if multistep:
             images = multistep_stages(
-                model, settings.times, z, model.sigma_min, settings.clip_denoised
+                model_of_batch, settings.times, z, model.sigma_min, settings.clip_denoised
             )
         else:
             times = torch.tensor(settings.times, dtype=torch.float64)
-            images = iter([solve_ode(_clipped(model), settings.times[0] * z[0], times, heun_step)])
+            start = settings.times[0] * z[0]
+            images = iter([solve_ode(_clipped(model_of_batch), start, times, heun_step)])
         for stage, x in zip(stages, images, strict=True):
-            stage.append(to_uint8(x[:kept]))
-    return Samples([np.concatenate(stage) for stage in stages], digest.hexdigest())
+            stage.append(to_uint8(x[: num_images - first], settings.to_uint8))
+    if rank == 0:
+        for first in firsts[len(own) :]:  # what the other processes use
+            batch_noise(first)
+    parts = gathered([np.concatenate(stage) for stage in stages] if own else None)
+    whole = [np.concatenate(stage) for stage in zip(*filter(None, parts), strict=True)]
+    all_labels = class_labels(seed, range(num_images), num_classes) if num_classes else None
+    return Samples(whole, digest.hexdigest(), all_labels)
 
 
-def _clipped(model: PreconditionedModel) -> Any:
+def _clipped(model: Denoiser) -> Denoiser:
     return lambda x_t, t: model(x_t, t).clamp(-1, 1)

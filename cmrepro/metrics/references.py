@@ -1,153 +1,165 @@
-"""Reference statistics: what a protocol keeps of the real images.
-
-The file is an .npz with `mu` (D,) float64 and `sigma` (D, D) float32 (the keys that TTUR, EDM,
-ADM and clean-fid read), `features` (M, D) float16 for KID, precision and recall, and `metadata`, a
-JSON object as uint8. Rounding sigma to float32 moves the Fréchet distance by less than 1e-9
-relative (2,000 test images against 50,000 training images); `build_reference` rounds before
-anything is scored, so a score does not change when the reference goes through a file.
-"""
+"""Reference statistics: built from real images, loaded, held against a protocol."""
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
-from dataclasses import asdict, dataclass, fields
-from importlib import resources
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 from tqdm import tqdm
 
-from cmrepro.files import array_sha256, atomic_path
-from cmrepro.metrics.definitions import StreamingMoments, check_features, check_gaussian
+from cmrepro.files import sha256
+from cmrepro.metrics.definitions import StreamingMoments
+from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import (
     BATCH_SIZE,
+    ImageBatches,
     check_images,
-    extract,
-    load_extractor,
+    extract_batch,
 )
-from cmrepro.metrics.protocols import Protocol
-from cmrepro.names import unknown
+from cmrepro.metrics.protocols import METRICS, Protocol
+from cmrepro.metrics.reference_files import (
+    UNKNOWN,
+    ReferenceMetadata,
+    StoredStatistics,
+    read_statistics,
+    write_statistics,
+)
+from cmrepro.metrics.reference_registry import fetch_reference, registered_references
 
-# Images extracted between two updates of the moments: whole batches, 20 MB of features.
-CHUNK_IMAGES = 64 * BATCH_SIZE
-
-
-@dataclass(frozen=True)
-class ReferenceMetadata:
-    """Where reference statistics come from.
-
-    Attributes:
-        dataset: Name of the data set, e.g. "cifar10-jpeg".
-        split: Its part, e.g. "train".
-        num_images: Number of images behind mu and sigma.
-        images_sha256: SHA-256 of those images, uint8 (N, H, W, 3) in their order, hexadecimal.
-        features_seed: Seed of numpy.random.RandomState whose permutation chose the M images.
-        protocol: Name of the protocol they were made for.
-        protocol_version: Its version.
-        extractor: Name of the extractor.
-        image_size: Side length in px that the extractor brought images to.
-        resize: How it did so.
-    """
-
-    dataset: str
-    split: str
-    num_images: int
-    images_sha256: str
-    features_seed: int
-    protocol: str
-    protocol_version: int
-    extractor: str
-    image_size: int
-    resize: str
+# Batches of features between two updates of the moments: 33 MB at 2,048 dimensions.
+CHUNK_BATCHES = 64
 
 
-@dataclass(frozen=True, eq=False)
-class ReferenceStatistics:
-    """Statistics and some features of real images.
+@dataclass(eq=False)
+class ReferenceStatistics(StoredStatistics):
+    """Statistics of real images, and some of their features or the images themselves.
 
     Attributes:
-        mu: Mean (D,), float64.
-        sigma: Covariance (D, D) with ddof = 1, float64, exact in float32.
-        features: Features of M images, (M, D), float32, exact in float16.
-        metadata: Where they come from.
+        path: The file that they were read from; None where they were just built.
     """
 
-    mu: np.ndarray
-    sigma: np.ndarray
-    features: np.ndarray
-    metadata: ReferenceMetadata
+    path: Path | None = None
 
-    def require_protocol(self, protocol: Protocol) -> None:
-        """Refuse to serve another protocol than the one these statistics were made for.
+    @property
+    def name(self) -> str:
+        """Name of the file without its suffix, or of the data set."""
+        return self.path.stem if self.path else self.metadata.name
 
-        Raises:
-            ValueError: Names the first setting that differs, with both values.
-        """
-        pairs = {
-            "extractor": (self.metadata.extractor, protocol.extractor),
-            "image_size": (self.metadata.image_size, protocol.image_size),
-            "resize": (self.metadata.resize, protocol.resize),
-            "protocol": (self.metadata.protocol, protocol.name),
-            "protocol version": (self.metadata.protocol_version, protocol.version),
-        }
-        for setting, (mine, asked) in pairs.items():
-            if mine != asked:
-                raise ValueError(
-                    f"reference {self.metadata.dataset}-{self.metadata.split} was made with "
-                    f"{setting} {mine!r}, protocol {protocol.name!r} asks for {asked!r}; "
-                    "build it again for this protocol"
-                )
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """SHA-256 of the file, hexadecimal; None where they were just built."""
+        return sha256(self.path) if self.path else None
+
+    @classmethod
+    def load(cls, path: str | Path, *, entry: str = "fid") -> Self:
+        """Read and verify a file (`read_statistics` says which, and what it raises)."""
+        return cls(**vars(read_statistics(path, entry=entry)), path=Path(path))
 
     def save(self, path: str | Path) -> None:
-        """Write the .npz, complete or not at all.
-
-        Args:
-            path: Final name, ending in .npz.
+        """Write our .npz, complete or not at all.
 
         Raises:
             ValueError: If the folder cannot be written.
         """
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                mu=self.mu,
-                sigma=self.sigma.astype(np.float32),
-                features=self.features.astype(np.float16),
-                metadata=np.frombuffer(json.dumps(asdict(self.metadata)).encode(), np.uint8),
-            )
+        write_statistics(path, self)
 
-    @classmethod
-    def load(cls, path: str | Path) -> ReferenceStatistics:
-        """Read and verify the .npz.
+    def require_protocol(self, protocol: Protocol, dataset: str | None = None) -> None:
+        """Refuse to serve another protocol or data set than these statistics were made for.
+
+        Args:
+            protocol: What is to be scored.
+            dataset: What the sample set's model was trained on, e.g. "cifar10-train", where that
+                is known.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be read, lacks a part, or holds values that cannot be
-                statistics (shapes, symmetry, finiteness).
+            ValueError: Names the first setting that differs, with both values, or what a metric
+                needs and is not there. What the file leaves unknown is taken on trust, but for
+                the dimension.
         """
-        arrays = _read_npz(Path(path))
-        missing = sorted({"mu", "sigma", "features", "metadata"} - arrays.keys())
-        if missing:
+        extractor, mine = protocol.extractor, self.metadata
+        pairs = [
+            ("dimension", len(self.mu), extractor.feature_dim),
+            ("extractor", mine.extractor, extractor.name),
+            ("image_size", mine.image_size, extractor.image_size),
+            ("resize", mine.resize, extractor.resize),
+            ("protocol", mine.protocol, protocol.name),
+            ("protocol version", mine.protocol_version, protocol.version),
+            ("data set", mine.name, protocol.dataset or mine.name),
+        ]
+        if "sfid" in protocol.metrics and self.spatial_mu is not None:
+            pairs.append(("spatial dimension", len(self.spatial_mu), extractor.spatial_dim))
+        for setting, got, asked in pairs:
+            if got not in (None, UNKNOWN, asked):
+                raise ValueError(
+                    f"reference {self.name} was made with {setting} {got!r}, protocol "
+                    f"{protocol.name!r} asks for {asked!r}; build it again for this protocol"
+                )
+        if dataset is not None and mine.name not in (UNKNOWN, dataset):
             raise ValueError(
-                f"{path} lacks {', '.join(missing)}; build it with `cmrepro references build`"
+                f"reference {self.name} was made with data set {mine.name!r}, the images come "
+                f"from a model of {dataset!r}; name another reference"
             )
-        mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
-        features = arrays["features"].astype(np.float32)
-        check_gaussian(str(path), mu, sigma)
-        check_features(f"{path}: features", features)
-        if features.shape[1] != len(mu):
-            raise ValueError(
-                f"{path}: features have {features.shape[1]} dimensions and mu {len(mu)}, "
-                "must agree; build it again"
+        of_features = [m for m in protocol.metrics if "reference_features" in METRICS[m]]
+        if of_features and self.features is None and self.images is None:
+            raise ValueError(self._lacking("features", of_features))
+        if "sfid" in protocol.metrics and self.spatial_mu is None:
+            raise ValueError(self._lacking("spatial statistics", ["sfid"]))
+
+    def warnings(self, protocol: Protocol) -> list[str]:
+        """Why scores against these statistics must be read with care, one line each."""
+        warnings = []
+        if UNKNOWN in (self.metadata.extractor, self.metadata.dataset):
+            warnings.append(
+                f"reference {self.name} does not say what it was made of: its extractor, resize "
+                "and data set are taken on trust"
             )
-        return cls(mu, sigma, features, _parse_metadata(path, arrays["metadata"].tobytes()))
+        stored = self.features if self.features is not None else ()
+        count = self.images.num_images if self.images else len(stored)
+        if count and protocol.reference_features not in (None, count):
+            warnings.append(
+                f"features of {count:,} real images where protocol {protocol.name} has "
+                f"{protocol.reference_features:,}: KID, precision and recall depend on it"
+            )
+        return warnings
+
+    def spatial_moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (S,) and covariance (S, S) of the spatial features, where a protocol has sfid."""
+        assert self.spatial_mu is not None and self.spatial_sigma is not None
+        return self.spatial_mu, self.spatial_sigma
+
+    def real_features(
+        self, protocol: Protocol, device: str = "cpu", progress: bool = False
+    ) -> np.ndarray:
+        """Features of real images, float32 (M, D); those of stored images are extracted once.
+
+        Args:
+            protocol: One that these statistics serve; gives the extractor.
+            device: Where it runs.
+            progress: Whether to show a progress bar.
+        """
+        if self.features is None:
+            assert self.images is not None  # require_protocol
+            extractor = load_extractor(protocol.extractor, device)
+            batches = _checked_batches(self.images, progress)
+            features = [extract_batch(batch, extractor, BATCH_SIZE).features for batch in batches]
+            self.features = np.concatenate(features)
+        return self.features
+
+    def _lacking(self, part: str, metrics: list[str]) -> str:
+        return (
+            f"reference {self.name} holds no {part} for {', '.join(metrics)}; build one from the "
+            "data set with `cmrepro references build`, or leave these metrics out"
+        )
 
 
 def build_reference(
-    images: np.ndarray,
+    images: ImageBatches | np.ndarray,
     protocol: Protocol,
     *,
     dataset: str,
@@ -155,11 +167,12 @@ def build_reference(
     device: str = "cpu",
     progress: bool = False,
 ) -> ReferenceStatistics:
-    """Reference statistics of real images.
+    """Reference statistics of real images, read once, in memory that does not grow with N.
 
     Args:
-        images: uint8 (N, H, W, 3), RGB, in the order of the data set.
-        protocol: Gives the extractor and the choice of the M stored images.
+        images: Source of uint8 batches (B, H, W, 3), or an array of all, RGB, in the order of the
+            data set.
+        protocol: Gives the extractor, the metrics and the choice of the M stored images.
         dataset: Name of the data set.
         split: Its part.
         device: Where the extractor runs.
@@ -168,100 +181,139 @@ def build_reference(
     Raises:
         ValueError: If the images are not uint8 (N, H, W, 3), or fewer than the protocol stores.
     """
-    check_images(images)
-    if len(images) < protocol.reference_features:
-        raise ValueError(
-            f"{len(images)} images, protocol {protocol.name!r} stores features of "
-            f"{protocol.reference_features}; give the whole data set"
-        )
+    count = len(images) if isinstance(images, np.ndarray) else images.num_images
+    chosen = _chosen(protocol, count)
     extractor = load_extractor(protocol.extractor, device)
-    moments = StreamingMoments(extractor.feature_dim)
-    order = np.random.RandomState(protocol.reference_seed).permutation(len(images))
-    chosen = np.zeros(len(images), dtype=bool)
-    chosen[order[: protocol.reference_features]] = True
-    stored = []
-    starts = range(0, len(images), CHUNK_IMAGES)
-    for start in tqdm(starts, desc="reference", unit="chunk", disable=not progress):
-        stop = start + CHUNK_IMAGES
-        features = extract(images[start:stop], extractor).features
+    moments = StreamingMoments(protocol.extractor.feature_dim)
+    spatial = StreamingMoments(protocol.extractor.spatial_dim)
+    with_spatial = "sfid" in protocol.metrics
+    stored = np.empty((chosen.sum(), protocol.extractor.feature_dim), np.float32)
+    digest, position, filled = hashlib.sha256(), 0, 0
+    batches = _checked_batches(images, progress)
+    while chunk := list(itertools.islice(batches, CHUNK_BATCHES)):
+        parts = [extract_batch(batch, extractor, BATCH_SIZE) for batch in chunk]
+        features = np.concatenate([part.features for part in parts])
         moments.update(features)
-        stored.append(features[chosen[start:stop]].astype(np.float16))
-    mu, sigma = moments.mean_and_covariance()
+        if with_spatial:
+            spatial.update(np.concatenate([part.spatial for part in parts]))
+        kept = features[chosen[position : position + len(features)]]
+        stored[filled : filled + len(kept)] = kept.astype(np.float16)
+        filled += len(kept)
+        position += len(features)
+        for batch in chunk:
+            digest.update(batch.tobytes())
+    mu, sigma = _as_stored(moments)
+    spatial_mu, spatial_sigma = _as_stored(spatial) if with_spatial else (None, None)
     return ReferenceStatistics(
         mu=mu,
-        sigma=sigma.astype(np.float32).astype(np.float64),
-        features=np.concatenate(stored).astype(np.float32),
+        sigma=sigma,
+        features=stored if len(stored) else None,
         metadata=ReferenceMetadata(
             dataset=dataset,
             split=split,
-            num_images=len(images),
-            images_sha256=array_sha256(images),
+            num_images=count,
+            images_sha256=digest.hexdigest(),
             features_seed=protocol.reference_seed,
             protocol=protocol.name,
             protocol_version=protocol.version,
-            extractor=protocol.extractor,
-            image_size=protocol.image_size,
-            resize=protocol.resize,
+            extractor=protocol.extractor.name,
+            image_size=protocol.extractor.image_size,
+            resize=protocol.extractor.resize,
         ),
+        spatial_mu=spatial_mu,
+        spatial_sigma=spatial_sigma,
     )
 
 
-def bundled_references() -> dict[str, Path]:
-    """The reference statistics that come with the package: name -> path, sorted."""
-    folder = Path(str(resources.files(__package__).joinpath("bundled")))
-    return {path.stem: path for path in sorted(folder.glob("*.npz"))}
-
-
-def bundled_reference(name: str) -> Path:
-    """The path of reference statistics that come with the package.
+def _chosen(protocol: Protocol, count: int) -> np.ndarray:
+    """Which of `count` images are the M whose features are stored, bool (count,).
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If there are fewer than M.
     """
-    known = bundled_references()
-    if name not in known:
-        raise ValueError(unknown("reference", name, known))
-    return known[name]
+    num_features = protocol.reference_features or 0
+    if count < num_features:
+        raise ValueError(
+            f"{count} images, protocol {protocol.name!r} stores features of {num_features}; "
+            "give the whole data set"
+        )
+    order = np.random.RandomState(protocol.reference_seed).permutation(count)
+    chosen = np.zeros(count, dtype=bool)
+    chosen[order[:num_features]] = True
+    return chosen
 
 
-def load_reference(protocol: Protocol, path: str | Path | None = None) -> ReferenceStatistics:
-    """The reference statistics for a protocol: a file's, or those that come with the package.
+def _as_stored(moments: StreamingMoments) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance, the latter as exact as the file keeps it."""
+    mu, sigma = moments.mean_and_covariance()
+    return mu, sigma.astype(np.float32).astype(np.float64)
+
+
+def _checked_batches(images: ImageBatches | np.ndarray, progress: bool) -> Iterator[np.ndarray]:
+    """Batches (B, H, W, 3) of images, as many as announced.
+
+    Raises:
+        ValueError: If they are not uint8 (B, H, W, 3), or of another number.
+    """
+    if isinstance(images, np.ndarray):
+        check_images(images)
+        count, starts = len(images), range(0, len(images), BATCH_SIZE)
+        batches: Iterator[np.ndarray] = (images[i : i + BATCH_SIZE] for i in starts)
+    else:
+        count, batches = images.num_images, images.batches(BATCH_SIZE)
+    given = 0
+    with tqdm(total=count, desc="reference", unit="image", disable=not progress) as bar:
+        for batch in batches:
+            check_images(batch)
+            given += len(batch)
+            if given > count:
+                break
+            yield batch
+            bar.update(len(batch))
+    if given != count:
+        raise ValueError(f"{count} images announced, {given} given; open the images again")
+
+
+def load_reference(protocol: Protocol, source: str | Path | None = None) -> ReferenceStatistics:
+    """The reference statistics for a protocol.
+
+    Args:
+        protocol: What they must serve.
+        source: Their name, or a file; the protocol's own by default.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not valid, or was made for another protocol.
+        ValueError: If the name is unknown, the file cannot be had or is not valid, or it was made
+            for another protocol.
     """
-    chosen = bundled_reference(protocol.reference) if path is None else path
-    reference = ReferenceStatistics.load(chosen)
+    chosen = protocol.reference if source is None else source
+    is_file = Path(chosen).suffix in (".npz", ".pkl")
+    path = Path(chosen) if is_file else fetch_reference(str(chosen))
+    entry = "fd_dinov2" if protocol.extractor.network == "dinov2" else "fid"
+    reference = ReferenceStatistics.load(path, entry=entry)
+    registered = None if is_file else registered_references().get(str(chosen))
+    if registered is not None:
+        reference.metadata = _with_documented(reference, registered.metadata)
     reference.require_protocol(protocol)
     return reference
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no reference statistics at {path}; check the path")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz ({error}); build or fetch it again"
-        ) from error
+def _with_documented(
+    reference: ReferenceStatistics, documented: ReferenceMetadata
+) -> ReferenceMetadata:
+    """A file's metadata, completed by what is documented about it.
 
-
-def _parse_metadata(path: str | Path, text: bytes) -> ReferenceMetadata:
-    """Metadata from its JSON, with exactly the known keys and types."""
-    try:
-        values: Any = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: metadata is not JSON ({error}); build it again") from error
-    types = {field.name: str(field.type) for field in fields(ReferenceMetadata)}
-    got = {key: type(value).__name__ for key, value in dict(values).items()}
-    if got != types:
-        wrong = sorted(dict(got.items() ^ types.items()))
-        raise ValueError(
-            f"{path}: metadata is unknown, missing or of a wrong type at {', '.join(wrong)}; "
-            "build it again with this version"
-        )
-    return ReferenceMetadata(**values)
+    Raises:
+        ValueError: If the two contradict each other.
+    """
+    added = {}
+    for key, value in vars(documented).items():
+        mine = getattr(reference.metadata, key)
+        if mine in (None, UNKNOWN):
+            added[key] = value
+        elif value not in (None, UNKNOWN, mine):
+            raise ValueError(
+                f"{reference.path} has {key} {mine!r}, {reference.name} has {value!r}; delete the "
+                "file and build or fetch it again"
+            )
+    return replace(reference.metadata, **added)

@@ -1,28 +1,69 @@
-"""A sample set scored under a protocol."""
+"""A sample set scored under one protocol or several, in one pass over its images.
+
+Protocols that share an extractor and a number of images share its features. What is kept of the
+features is what the metrics need: mean and covariance of all, the features themselves only for
+KID and the manifold metrics, logits for IS. Under `torchrun` every process extracts its share of
+the images; process 0 brings the parts together and is the only one that gets scores.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
-from cmrepro.files import array_sha256
 from cmrepro.metrics.definitions import (
     StreamingMoments,
     check_features,
+    class_probabilities,
     frechet_distance,
     inception_score,
     kernel_distance,
-    precision_recall,
 )
+from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import (
+    BATCH_SIZE,
     Features,
+    ImageBatches,
     check_images,
-    extract,
-    load_extractor,
+    extract_batch,
 )
-from cmrepro.metrics.protocols import Protocol
+from cmrepro.metrics.manifolds import manifold_scores
+from cmrepro.metrics.protocols import ExtractorSettings, Protocol
 from cmrepro.metrics.references import ReferenceStatistics
+from cmrepro.metrics.uncertainty import (
+    bootstrap_is_error,
+    bootstrap_mean_error,
+    fid_by_num_images,
+    fid_infinity,
+    interval,
+    jackknife_kid_error,
+)
+from cmrepro.processes import gathered, process
+
+T = TypeVar("T")
+
+RESAMPLING_SEED = 0
+MANIFOLD_METRICS = ("precision", "recall", "density", "coverage")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One protocol that a sample set is to be scored under.
+
+    Attributes:
+        protocol: How to score.
+        reference: Statistics of real images, made for this protocol.
+        num_images: Score exactly the first so many; what the protocol asks for by default.
+    """
+
+    protocol: Protocol
+    reference: ReferenceStatistics
+    num_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,82 +71,267 @@ class Scores:
     """What a sample set scores under a protocol.
 
     Attributes:
-        values: By metric: `fid`, `is`, `kid`, `precision`, `recall`.
+        values: By metric.
         num_images: Number of images scored.
         warnings: One line for each reason why a value must be read with care.
         features_sha256: SHA-256 of the features scored, float32 (N, D), hexadecimal.
+        images_sha256: SHA-256 of the images scored, uint8 (N, H, W, 3).
+        uncertainty: What was asked for: `intervals` by metric, `fid_by_num_images`,
+            `fid_infinity`.
     """
 
     values: dict[str, float]
     num_images: int
     warnings: list[str]
     features_sha256: str
+    images_sha256: str
+    uncertainty: dict[str, Any] = field(default_factory=dict)
+
+
+class _Kept:
+    """What is kept of one extractor's features of the first `num_images` images.
+
+    Attributes:
+        moments: Mean and covariance of the features.
+        spatial: Those of the spatial features, where sFID needs them.
+        features: The features themselves, where a metric needs them.
+        logits: Logits, where IS needs them.
+        digest: Of the features seen.
+    """
+
+    def __init__(
+        self, settings: ExtractorSettings, num_images: int, share: range, parts: set[str]
+    ) -> None:
+        """Nothing yet of those images whose numbers lie in `share`."""
+        rows = len(range(share.start, min(share.stop, num_images)))
+        self.moments = StreamingMoments(settings.feature_dim)
+        self.spatial = StreamingMoments(settings.spatial_dim) if "spatial" in parts else None
+        self.features = (
+            np.empty((rows, settings.feature_dim), np.float32) if "features" in parts else None
+        )
+        self.logits = (
+            np.empty((rows, settings.num_logits), np.float32) if "logits" in parts else None
+        )
+        self.digest = hashlib.sha256()
+        self._rows, self._filled = rows, 0
+
+    def add(self, batch: Features) -> None:
+        """Take the next images, as far as they belong to the first `num_images`."""
+        count = min(len(batch.features), self._rows - self._filled)
+        if not count:
+            return
+        place = slice(self._filled, self._filled + count)
+        features = batch.features[:count]
+        self.moments.update(features)
+        self.digest.update(features.tobytes())
+        if self.features is not None:
+            self.features[place] = features
+        if self.logits is not None:
+            assert batch.logits is not None  # a protocol with IS names an extractor with logits
+            check_features("logits", batch.logits)
+            self.logits[place] = batch.logits[:count]
+        if self.spatial is not None:
+            assert batch.spatial is not None
+            self.spatial.update(batch.spatial[:count])
+        self._filled += count
+
+    def join(self, other: dict[str, Any]) -> None:
+        """Append what another process kept of the images that follow (its `vars`)."""
+        self.moments.merge(other["moments"])
+        if self.spatial is not None:
+            self.spatial.merge(other["spatial"])
+        if self.features is not None:
+            self.features = np.concatenate([self.features, other["features"]])
+            self.digest.update(other["features"].tobytes())
+        if self.logits is not None:
+            self.logits = np.concatenate([self.logits, other["logits"]])
 
 
 def score(
-    images: np.ndarray,
-    protocol: Protocol,
-    reference: ReferenceStatistics,
+    images: ImageBatches,
+    tasks: Sequence[Task],
     *,
-    num_images: int | None = None,
-    features: Features | None = None,
-) -> Scores:
-    """Score generated images.
+    device: str = "cpu",
+    bootstrap: int = 0,
+    progress: bool = False,
+) -> list[Scores]:
+    """Score generated images under every protocol of `tasks`, reading them once.
 
     Args:
-        images: uint8 (N, H, W, 3), RGB, 0-255, the generated images.
-        protocol: Gives the extractor and the settings of the metrics.
-        reference: Statistics of real images, made for this protocol.
-        num_images: Score exactly the first `num_images`; what the protocol asks for by default.
-        features: What `extract` gave for these images; extracted on the CPU by default.
+        images: Source of uint8 batches (B, H, W, 3), RGB, 0-255.
+        tasks: Protocols with their references.
+        device: Where extractors run.
+        bootstrap: Resamples for the intervals of IS, KID, precision and recall; with any, FID is
+            also measured against the number of images. 0 leaves all that out.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One entry a task; empty in every process of `torchrun` but the first.
 
     Raises:
         ValueError: If there are fewer images than asked for, the images are not uint8
-            (N, H, W, 3), the features are not theirs, or the reference is for another protocol.
+            (B, H, W, 3), or a reference is for another protocol or lacks what a metric needs.
     """
-    check_images(images)
-    reference.require_protocol(protocol)
-    count = _num_images(len(images), protocol, num_images)
-    if features is None:
-        features = extract(images[:count], load_extractor(protocol.extractor))
-    elif not len(features.features) == len(features.logits) == len(images):
-        raise ValueError(
-            f"features of {len(features.features)} and logits of {len(features.logits)} images "
-            f"for {len(images)} images, must agree; pass what extract gave for these images"
+    counts = [_num_images(images.num_images, task) for task in tasks]
+    for task in tasks:
+        task.reference.require_protocol(task.protocol)
+    rank, world = process()
+    share = range(max(counts) * rank // world, max(counts) * (rank + 1) // world)
+    parts: dict[tuple[ExtractorSettings, int], set[str]] = {}
+    for task, count in zip(tasks, counts, strict=True):
+        for settings, needed in _needed_parts(task.protocol, bootstrap, world).items():
+            parts.setdefault((settings, count), set()).update(needed)
+    extractors = {settings: load_extractor(settings, device) for settings, _ in parts}
+    kept = {key: _Kept(*key, share, needed) for key, needed in parts.items()}
+    digests = {count: hashlib.sha256() for count in counts}
+
+    def digest(batch: np.ndarray, position: int) -> None:
+        for count, sha256 in digests.items():
+            sha256.update(batch[: max(count - position, 0)].tobytes())
+
+    position = share.start
+    with tqdm(total=len(share), desc="features", unit="image", disable=not progress) as bar:
+        for batch in images.batches(BATCH_SIZE, share.start, share.stop):
+            check_images(batch)
+            for settings, extractor in extractors.items():
+                features = extract_batch(batch, extractor, BATCH_SIZE)
+                for (own, _), store in kept.items():
+                    if own == settings:
+                        store.add(features)
+            digest(batch, position)
+            position += len(batch)
+            bar.update(len(batch))
+    _join_processes(kept)
+    if rank:
+        return []
+    for batch in images.batches(BATCH_SIZE, position, max(counts)):  # of the other processes
+        digest(batch, position)
+        position += len(batch)
+    return [
+        _scores(task, count, kept, digests[count].hexdigest(), bootstrap, device)
+        for task, count in zip(tasks, counts, strict=True)
+    ]
+
+
+def _join_processes(kept: dict[tuple[ExtractorSettings, int], _Kept]) -> None:
+    """Bring together in the first process what all have kept."""
+    own = [
+        {name: value for name, value in vars(store).items() if name != "digest"}
+        for store in kept.values()
+    ]
+    for others in gathered(own)[1:]:
+        for store, other in zip(kept.values(), others, strict=True):
+            store.join(other)
+
+
+def _needed_parts(
+    protocol: Protocol, bootstrap: int, world: int
+) -> dict[ExtractorSettings, set[str]]:
+    """What must be kept of each extractor's features."""
+    metrics = set(protocol.metrics)
+    parts: dict[ExtractorSettings, set[str]] = {protocol.extractor: set()}
+    # The checksum of all features in their order is taken from the features themselves where
+    # several processes share them.
+    if metrics & {"kid", *MANIFOLD_METRICS} or bootstrap or world > 1:
+        parts[protocol.extractor].add("features")
+    if "sfid" in metrics:
+        parts[protocol.extractor].add("spatial")
+    if "is" in metrics:
+        parts.setdefault(protocol.is_extractor or protocol.extractor, set()).add("logits")
+    return parts
+
+
+def _scores(
+    task: Task,
+    count: int,
+    kept: dict[tuple[ExtractorSettings, int], _Kept],
+    images_sha256: str,
+    bootstrap: int,
+    device: str,
+) -> Scores:
+    """All metrics of a task from what was kept."""
+    protocol, reference = task.protocol, task.reference
+    store = kept[protocol.extractor, count]
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    uncertainty: dict[str, Any] = {}
+    if "fid" in protocol.metrics:
+        mu, sigma = reference.mu, reference.sigma
+        values["fid"] = frechet_distance(*store.moments.mean_and_covariance(), mu, sigma)
+        if bootstrap:
+            curve = fid_by_num_images(_given(store.features), mu, sigma, RESAMPLING_SEED)
+            uncertainty["fid_by_num_images"] = {str(n): fid for n, fid in curve.items()}
+            uncertainty["fid_infinity"] = fid_infinity(curve)._asdict()
+    if "sfid" in protocol.metrics:
+        spatial = _given(store.spatial).mean_and_covariance()
+        values["sfid"] = frechet_distance(*spatial, *reference.spatial_moments())
+    if "is" in protocol.metrics:
+        logits = _given(kept[protocol.is_extractor or protocol.extractor, count].logits)
+        parts: dict[str, Any] = {
+            "splits": protocol.is_splits,
+            "split_size": protocol.is_split_size,
+            "shuffle": protocol.is_shuffle,
+            "seed": protocol.is_seed or 0,
+        }
+        values["is"] = inception_score(logits, **parts)
+        if bootstrap:
+            probabilities = class_probabilities(logits, **parts)
+            errors["is"] = bootstrap_is_error(probabilities, bootstrap, RESAMPLING_SEED)
+    if "kid" in protocol.metrics:
+        sets = _given(store.features), reference.real_features(protocol, device)
+        kernel: dict[str, Any] = {
+            "subset_size": min(_given(protocol.kid_subset_size), count),
+            "degree": protocol.kid_degree,
+            "coef0": protocol.kid_coef0,
+        }
+        subsets, seed = _given(protocol.kid_subsets), _given(protocol.kid_seed)
+        values["kid"] = kernel_distance(*sets, subsets=subsets, seed=seed, **kernel)
+        if bootstrap:
+            errors["kid"] = jackknife_kid_error(
+                *sets, resamples=bootstrap, seed=RESAMPLING_SEED, **kernel
+            )
+    if any(metric in protocol.metrics for metric in MANIFOLD_METRICS):
+        manifolds = manifold_scores(
+            _given(store.features),
+            reference.real_features(protocol, device),
+            neighborhood=_given(protocol.neighborhood),
         )
-    generated, logits = features.features[:count], features.logits[:count]
-    check_features("features", generated)
-    moments = StreamingMoments(len(reference.mu))
-    moments.update(generated)
-    subset_size = min(protocol.kid_subset_size, count)
-    precision, recall = precision_recall(
-        generated, reference.features, neighborhood=protocol.neighborhood
+        by_image = {
+            "precision": manifolds.num_balls > 0,
+            "recall": manifolds.recalled,
+            "density": manifolds.num_balls / manifolds.neighborhood,
+            "coverage": manifolds.covered,
+        }
+        for metric in (m for m in MANIFOLD_METRICS if m in protocol.metrics):
+            values[metric] = getattr(manifolds, metric)
+            if bootstrap:
+                errors[metric] = bootstrap_mean_error(by_image[metric], bootstrap, RESAMPLING_SEED)
+    if bootstrap:
+        uncertainty["resamples"] = bootstrap
+        uncertainty["intervals"] = {
+            metric: interval(values[metric], error) for metric, error in errors.items()
+        }
+    return Scores(
+        values={metric: values[metric] for metric in protocol.metrics},
+        num_images=count,
+        warnings=[*_warnings(count, protocol), *reference.warnings(protocol)],
+        features_sha256=store.digest.hexdigest(),
+        images_sha256=images_sha256,
+        uncertainty=uncertainty,
     )
-    values = {
-        "fid": frechet_distance(*moments.mean_and_covariance(), reference.mu, reference.sigma),
-        "is": inception_score(
-            logits, splits=protocol.is_splits, shuffle=protocol.is_shuffle, seed=protocol.is_seed
-        ),
-        "kid": kernel_distance(
-            generated,
-            reference.features,
-            subsets=protocol.kid_subsets,
-            subset_size=subset_size,
-            degree=protocol.kid_degree,
-            coef0=protocol.kid_coef0,
-            seed=protocol.kid_seed,
-        ),
-        "precision": precision,
-        "recall": recall,
-    }
-    warnings = _warnings(count, len(reference.mu), protocol)
-    return Scores(values, count, warnings, array_sha256(generated))
 
 
-def _num_images(available: int, protocol: Protocol, asked: int | None) -> int:
+def _given(value: T | None) -> T:
+    """A setting, or a part kept, that the protocol's metrics need and therefore is there."""
+    assert value is not None
+    return value
+
+
+def _num_images(available: int, task: Task) -> int:
     """How many images are scored."""
+    protocol, asked = task.protocol, task.num_images
     count = protocol.num_images if asked is None else asked
-    least = max(protocol.is_splits, protocol.neighborhood + 1, 2)
+    least = max(protocol.is_splits or 0, (protocol.neighborhood or 0) + 1, 2)
     if count < least:
         raise ValueError(
             f"num_images is {count}, protocol {protocol.name!r} needs at least {least}; "
@@ -119,7 +345,7 @@ def _num_images(available: int, protocol: Protocol, asked: int | None) -> int:
     return count
 
 
-def _warnings(count: int, feature_dim: int, protocol: Protocol) -> list[str]:
+def _warnings(count: int, protocol: Protocol) -> list[str]:
     """Why scores of `count` images must be read with care."""
     warnings = []
     if count != protocol.num_images:
@@ -127,12 +353,12 @@ def _warnings(count: int, feature_dim: int, protocol: Protocol) -> list[str]:
             f"{count:,} images where protocol {protocol.name} has {protocol.num_images:,}: "
             "FID, IS, precision and recall depend on the number of images"
         )
-    if count <= feature_dim:
+    if count <= protocol.extractor.feature_dim:
         warnings.append(
-            f"{count:,} images for {feature_dim:,} dimensions: "
+            f"{count:,} images for {protocol.extractor.feature_dim:,} dimensions: "
             "the covariance is singular and the FID biased"
         )
-    if count < protocol.kid_subset_size:
+    if protocol.kid_subset_size and count < protocol.kid_subset_size:
         warnings.append(
             f"KID from subsets of {count:,} images where protocol {protocol.name} has "
             f"{protocol.kid_subset_size:,}"

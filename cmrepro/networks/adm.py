@@ -6,6 +6,7 @@ number of channels, and the order of query, key and value is that of flash-atten
 """
 
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from cmrepro.networks.layers import (
     GroupNorm32,
     SelfAttention,
     downsample,
+    silu,
     timestep_embedding,
     upsample,
+    upsample_conv,
     zero_init,
 )
 
@@ -59,7 +62,7 @@ class ResBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         config: ADMConfig,
-        resample: nn.Module | None = None,
+        resample: Literal["up", "down"] | None = None,
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = config.use_scale_shift_norm
@@ -83,30 +86,22 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, activation, conv = self.in_layers
-        h = activation(norm(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = conv(h)
+        norm, _, conv = self.in_layers  # `silu` stands for the second, which has no parameters
+        h = silu(norm(x))
+        if self.resample == "up":
+            h, x = upsample_conv(h, cast(nn.Conv2d, conv)), upsample(x)
+        elif self.resample == "down":
+            h, x = conv(downsample(h)), downsample(x)
+        else:
+            h = conv(h)
         emb_out = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
-        norm, activation, dropout, conv = self.out_layers
+        norm, _, dropout, conv = self.out_layers
         if self.use_scale_shift_norm:
             scale, shift = emb_out.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
+            h = torch.addcmul(shift, norm(h), 1 + scale)
         else:
             h = norm(h + emb_out)
-        return self.skip_connection(x) + conv(dropout(activation(h)))
-
-
-class Resample(nn.Module):
-    """Up- or down-sampling as a module without parameters, for `ResBlock`."""
-
-    def __init__(self, up: bool) -> None:
-        super().__init__()
-        self.up = up
-
-    def forward(self, x: Tensor) -> Tensor:
-        return upsample(x) if self.up else downsample(x)
+        return conv(dropout(silu(h))).add_(self.skip_connection(x))
 
 
 class Stage(nn.Sequential):
@@ -149,7 +144,7 @@ class UNet(nn.Module):
                 channels = mult * width
                 skips.append(channels)
             if level < last_level:
-                down = ResBlock(channels, channels, config, Resample(up=False))
+                down = ResBlock(channels, channels, config, resample="down")
                 self.input_blocks.append(Stage(down))
                 skips.append(channels)
 
@@ -165,7 +160,7 @@ class UNet(nn.Module):
                 layers = blocks(channels + skips.pop(), mult * width, 2**level)
                 channels = mult * width
                 if level and i == config.num_res_blocks:
-                    layers.append(ResBlock(channels, channels, config, Resample(up=True)))
+                    layers.append(ResBlock(channels, channels, config, resample="up"))
                 self.output_blocks.append(Stage(*layers))
 
         self.out = nn.Sequential(
@@ -206,7 +201,8 @@ class UNet(nn.Module):
         x = self.middle_block(x, emb)
         for stage in self.output_blocks:
             x = stage(torch.cat([x, skips.pop()], dim=1), emb)
-        return self.out(x)
+        norm, _, conv = self.out
+        return conv(silu(norm(x)))
 
 
 class PatchUNet(UNet):

@@ -29,7 +29,32 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.float(), self.bias.float()  # of a network in half precision
+        narrow = self.num_channels < 5 * self.num_groups
+        if (
+            narrow
+            and x[0, 0].numel() < 1024
+            and x.numel() > 30_000
+            and x.device.type == "cpu"
+            and not torch.is_grad_enabled()
+        ):
+            return self._narrow(x.float(), weight, bias).to(x.dtype)
         return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+    def _narrow(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The same from sums over whole images.
+
+        For groups of few channels in channels_last and images of less than 1,024 pixels torch
+        walks through each group by itself, on the CPU at up to ten times the cost.
+        """
+        centred = x - self._of_groups(x.mean((2, 3)))
+        variance = self._of_groups(centred.square().mean((2, 3)))
+        scale = weight[:, None, None] * (variance + self.eps).rsqrt()
+        return torch.addcmul(bias[:, None, None], centred, scale)
+
+    def _of_groups(self, means: Tensor) -> Tensor:
+        """Means of channels (B, C) -> means of their groups, (B, C, 1, 1)."""
+        groups = means.unflatten(1, (self.num_groups, -1))
+        return groups.mean(2, keepdim=True).expand_as(groups).reshape(*means.shape, 1, 1)
 
 
 def zero_init(module: nn.Conv2d) -> nn.Conv2d:
@@ -40,9 +65,29 @@ def zero_init(module: nn.Conv2d) -> nn.Conv2d:
     return module
 
 
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nothing else reads: overwritten where no gradient is recorded."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def upsample(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W), nearest neighbour."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def upsample_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv(upsample(x))` of a 3x3 convolution with padding 1, at 4/9 of its multiplications.
+
+    Of the nine neighbours of an up-sampled pixel at most four differ. So the sums of the weights
+    that meet the same pixel, (4, 4) instead of (3, 3), act on `x` as the transposed convolution
+    of stride 2.
+    """
+    if 4 * x.numel() < conv.weight.numel():  # the sums would cost more than they save
+        return conv(upsample(x))
+    taps = torch.eye(4, 3, device=x.device).flip(1)
+    sums = (taps + taps.roll(1, 0)).to(conv.weight.dtype)  # [u, a]: weight a is part of sum u
+    kernel = torch.einsum("ua,vb,oiab->iouv", sums, sums, conv.weight)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -76,4 +121,4 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, H*W, C/heads)
         out = F.scaled_dot_product_attention(q, k, v)
         out = out.transpose(-1, -2).reshape(b, c, h, w)
-        return x + self.proj_out(out)
+        return self.proj_out(out).add_(x)

@@ -121,7 +121,10 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", FOURIER_SCALE * torch.randn(dim // 2))
+        frequencies = torch.empty(dim // 2)
+        if not frequencies.is_meta:  # where random numbers would load sympy, for seconds
+            frequencies.normal_(std=FOURIER_SCALE)
+        self.register_buffer("frequencies", frequencies)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = self.frequencies

@@ -23,6 +23,8 @@ def score_series(records: list[RunRecord]) -> dict[str, dict[str, list[list[floa
         if nfe is None or members[0].sampler["algorithm"] != "multistep":
             continue
         for metric in PANELS:
+            if metric not in members[0].scores:
+                continue
             summary = summarise([r.scores[metric] for r in members])
             point = [float(nfe), summary.mean, summary.half_width if summary.n > 1 else 0.0]
             label = f"{model}, {num_images:,} images"
@@ -55,18 +57,64 @@ def score_figure(series: dict[str, dict[str, list[list[float]]]], path: Path) ->
     axes = figure.subplots(1, len(PANELS))
     for ax, metric in zip(axes, PANELS, strict=True):
         for i, (label, scores) in enumerate(series.items()):
+            if metric not in scores:
+                continue
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             nfe, mean, half_width = zip(*scores[metric], strict=True)
             ax.errorbar(nfe, mean, half_width, color=colour, marker=marker, capsize=4, label=label)
         ax.set_title(f"{LABELS[metric]} ({'lower' if metric == 'fid' else 'higher'} is better)")
         ax.set_xlabel("network evaluations")
-        ax.set_xticks(sorted({int(point[0]) for s in series.values() for point in s[metric]}))
+        points = [point for s in series.values() for point in s.get(metric, [])]
+        ax.set_xticks(sorted({int(point[0]) for point in points}))
         ax.margins(x=0.2)
         ax.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    _save(figure, path, series)
+
+
+def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """How a score moves from one protocol to another, one bar a change, one panel a metric.
+
+    Args:
+        rows: Of `explanation_rows`: `change`, `detail`, and METRIC and "METRIC moved" for each
+            metric.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    metrics = [key for key in rows[0] if f"{key} moved" in rows[0]]
+    labels = [f"{row['change']}\n{row['detail']}" for row in rows] + ["as it ends"]
+    height = 0.9 + 0.55 * len(labels)
+    figure = Figure(figsize=(3.2 + 2.6 * len(metrics), height), layout="constrained")
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for ax, metric in zip(axes, metrics, strict=True):
+        values = [row[metric] for row in rows]
+        moved = [row[f"{metric} moved"] for row in rows[1:]]
+        ax.barh([0, len(rows)], [values[0], values[-1]], color="#999999")
+        ax.barh(
+            range(1, len(rows)),
+            moved,
+            left=values[:-1],
+            color=[COLOURS[0] if change < 0 else COLOURS[1] for change in moved],
+        )
+        for i, (value, change) in enumerate(zip(values[1:], moved, strict=True), 1):
+            end = max(value, value - change)
+            ax.annotate(f" {change:+.4g}", (end, i), va="center", fontsize=7)
+        for i, value in ((0, values[0]), (len(rows), values[-1])):
+            ax.annotate(f" {value:.5g}", (value, i), va="center", fontsize=7)
+        ax.set_title(LABELS[metric])
+        ax.margins(x=0.25)
+        ax.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(labels)), labels, fontsize=7)
+    axes[0].invert_yaxis()
+    _save(figure, path, rows)
+
+
+def _save(figure: Any, path: Path, data: Any) -> None:
+    """Write a figure as PNG with the checksum of what it shows."""
     buffer = io.BytesIO()
-    metadata = {CHECKSUM_KEY: checksum(series), "Software": None}
+    metadata = {CHECKSUM_KEY: checksum(data), "Software": None}
     figure.savefig(buffer, format="png", dpi=130, metadata=metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getvalue())

@@ -12,7 +12,7 @@ from cmrepro.paper import (
     table,
 )
 from cmrepro.records import RunRecord
-from cmrepro.report.results import LABELS, METRICS, group, recipe_of, summarise
+from cmrepro.report.results import LABELS, group, recipe_of, summarise
 from cmrepro.report.verdicts import absolute_verdict
 
 TEACHERS = {("CIFAR-10", "EDM"): "cifar10-edm"}
@@ -70,8 +70,8 @@ def _measured(members: list[RunRecord]) -> dict[str, object]:
     first = members[0]
     scores: dict[str, object] = {
         f"our {LABELS[m]}": str(summarise([r.scores[m] for r in members]))
-        for m in METRICS
-        if m != "kid"
+        for m in ("fid", "is", "precision", "recall")
+        if m in first.scores
     }
     protocol = f"{first.protocol['name']} v{first.protocol['version']}"
     n = f"{len(members)} x {first.num_images:,}"

@@ -12,7 +12,7 @@ from cmrepro.paper import AbsoluteClaim, claims
 from cmrepro.records import RunRecord, read_records
 from cmrepro.report.figures import checksum, figure_checksum, score_figure, score_series
 from cmrepro.report.published import AS_PUBLISHED, later_work_frame, ledger_frame, paper_frame
-from cmrepro.report.results import results_frame
+from cmrepro.report.results import is_demo, results_frame
 from cmrepro.report.tables import Format, render
 from cmrepro.report.verdicts import verdicts
 
@@ -103,6 +103,7 @@ def _texts(records: list[RunRecord], out: Path) -> dict[str, str]:
         samples=_samples(records, out),
         results=render(frames["results"], "md"),
         context=any(r.nfe is None for r in records),
+        demo=any(is_demo(r) for r in records),
         models=render(_models_frame(records), "md"),
         differences=DIFFERENCES,
         warnings=sorted({w for r in records for w in r.warnings}),

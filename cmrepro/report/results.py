@@ -11,8 +11,16 @@ from scipy import stats
 from cmrepro.records import RunRecord
 
 CONFIDENCE = 0.95
-METRICS = ("fid", "is", "kid", "precision", "recall")
-LABELS = {"fid": "FD", "is": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
+LABELS = {
+    "fid": "FD",
+    "sfid": "sFD",
+    "is": "IS",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
 DEMO = "demo-"
 
 
@@ -87,7 +95,8 @@ def results_frame(records: list[RunRecord]) -> pd.DataFrame:
         }
         | {
             LABELS[metric]: str(summarise([r.scores[metric] for r in members]))
-            for metric in METRICS
+            for metric in LABELS
+            if metric in members[0].scores
         }
         for (model, nfe, protocol, num_images), members in group(records).items()
     ]

@@ -1,9 +1,15 @@
-"""What a training needs to go on: weights, averages, optimizer, counters."""
+"""What a training needs to go on: weights, averages, optimizer, scale of the loss, counters.
+
+Random numbers and the place in the data need no state of their own: seed and step fix them. The
+files are those of `torch.save`, zips whose entries carry checksums (CRC-32). PyTorch does not
+look at these when it loads, so a changed bit would pass; here they are compared first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import pickle
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,55 +18,112 @@ import torch
 from cmrepro.files import atomic_path
 
 if TYPE_CHECKING:
-    from cmrepro.training.loop import Training
+    from cmrepro.training.step import Training
 
 
-def save_state(training: Training, path: Path) -> None:
-    """Write the state of a run to `path`."""
+def state_files(folder: Path) -> list[Path]:
+    """The states in a folder, newest first; state.pt, the name of earlier versions, is last."""
+    return [*sorted(folder.glob("state-*.pt"), reverse=True), *folder.glob("state.pt")]
+
+
+def save_state(training: Training, origin: dict[str, Any], folder: Path, keep: int) -> None:
+    """Write the state of a run, then delete all but the newest `keep`.
+
+    Args:
+        training: Between two steps.
+        origin: Checksums of data and teacher.
+        folder: Gets state-STEP.pt.
+        keep: At least 1.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
     state = {
         "recipe": dataclasses.asdict(training.recipe),
         "seed": training.seed,
+        "precision": training.precision,
+        "origin": origin,
         "step": training.step,
         "duration_s": training.duration_s,
         "online": training.online.state_dict(),
         "target": training.target.state_dict(),
         "ema": training.ema.state_dict(),
         "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
     }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    # Through Python's file: PyTorch's own writer hides the cause of a failure.
+    with (
+        atomic_path(folder / f"state-{training.step:08d}.pt") as temporary,
+        open(temporary, "wb") as file,
+    ):
+        torch.save(state, file)
+    for path in state_files(folder)[keep:]:
+        path.unlink()
 
 
-def load_state(training: Training, path: Path) -> None:
-    """Put the state of an earlier run of the same recipe and seed into `training`.
+def newest_state(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest whole state in a folder, and the damaged ones that are newer.
+
+    Raises:
+        ValueError: There are states, but no whole one.
+    """
+    damaged: list[Path] = []
+    for path in state_files(folder):
+        if _is_whole(path):
+            return path, damaged
+        damaged.append(path)
+    if damaged:
+        raise ValueError(
+            f"{', '.join(map(str, damaged))}: cut off, damaged or no training state; start again "
+            "in another folder"
+        )
+    return None, []
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every byte of a state is as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return False
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # as PyTorch reads zips
+        return True
+    except Exception:  # each library stumbles in its own ways over a changed byte
+        return False
+
+
+def load_state(training: Training, origin: dict[str, Any], path: Path) -> None:
+    """Put the state of an earlier run of the same recipe, seed and data into `training`.
 
     The recipe may go on longer than the earlier one where that leaves N(k) as it was.
 
     Raises:
-        ValueError: No state there, a broken one, or that of another recipe or seed.
+        ValueError: A broken state, or that of another training.
     """
-    if not path.is_file():
-        raise ValueError(f"nothing to resume at {path}; start without --resume")
     try:
-        state = torch.load(path, map_location=training.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         theirs = _course(state["recipe"]) | {"seed": state["seed"]}
     except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.PickleError) as error:
         raise ValueError(
             f"{path} is cut off or no training state ({type(error).__name__}); start again in "
             "another folder"
         ) from error
+    # States of earlier versions know neither, and were of float32 throughout.
+    theirs |= {"precision": state.get("precision", "fp32")} | state.get("origin", origin)
     mine = _course(dataclasses.asdict(training.recipe)) | {"seed": training.seed}
+    mine |= {"precision": training.precision} | origin
     for key in mine:
         if mine[key] != theirs.get(key):
             raise ValueError(
                 f"{path} is of another training: {key} is {theirs.get(key)!r}, not {mine[key]!r}; "
-                "resume with the same recipe and seed"
+                "resume with the same recipe, seed, data and teacher"
             )
     training.online.load_state_dict(state["online"])
     if training.target is not training.online:
         training.target.load_state_dict(state["target"])
     training.ema.load_state_dict(state["ema"])
     training.optimizer.load_state_dict(state["optimizer"])
+    training.scaler.load_state_dict(state.get("scaler", {}))
     training.step, training.duration_s = state["step"], state["duration_s"]
 
 

@@ -1,0 +1,86 @@
+"""Files in the formats of the Inception weights, with random contents.
+
+Nobody is asked for the real ones. Every BatchNorm has statistics far from the identity, and the
+weights keep activations at about 1, so that a wrong fold, pool or branch shows in the features.
+"""
+
+import dataclasses
+import pathlib
+
+import pytest
+import torch
+import torch_fidelity.feature_extractor_inceptionv3 as torch_fidelity_inception
+from torch import Tensor, nn
+from torch.nn import functional
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from cmrepro.files import sha256
+from cmrepro.metrics.protocols import ExtractorSettings, load_extractor_settings
+
+
+def settings_with_file(name: str, path: pathlib.Path) -> ExtractorSettings:
+    """The settings of an extractor with another file of weights."""
+    settings = load_extractor_settings(name)
+    weights = dataclasses.replace(
+        settings.weights, file=str(path), checksum=f"sha256:{sha256(path)}"
+    )
+    return dataclasses.replace(settings, weights=weights)
+
+
+def random_inception_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Random weights with the names and shapes of torch-fidelity's file."""
+    with monkeypatch.context() as patch:  # instead of the download
+        patch.setattr(torch_fidelity_inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        weights = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        match name.split(".")[-2:]:
+            case ["conv", "weight"]:
+                weight.normal_(0, (2 / weight[0].numel()) ** 0.5, generator=generator)
+            case ["bn", "running_mean"]:
+                weight.normal_(0, 0.1, generator=generator)
+            case ["bn", "running_var"]:
+                weight.uniform_(0.5, 2, generator=generator)
+            case ["bn", "weight"]:
+                weight.uniform_(0.5, 1.5, generator=generator)
+            case ["bn", "bias"]:
+                weight.normal_(0.1, 0.2, generator=generator)
+    return weights
+
+
+class StandIn(nn.Module):
+    """A small network with the interface of NVIDIA's TorchScript Inception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 7, stride=4),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 2048, 3, stride=8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+        )
+        self.output = nn.Linear(2048, 1008)
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+        x = functional.interpolate(x, size=[299, 299], mode="bilinear")
+        features = self.layers((x - 128) / 128).flatten(1)
+        if return_features:
+            return features
+        return self.output(features).softmax(dim=1)
+
+
+def save_stand_in(path: pathlib.Path) -> None:
+    """Script a `StandIn` with random statistics and save it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = StandIn().eval()
+    norm = network.layers[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    generator = torch.Generator().manual_seed(0)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.normal_(generator=generator)
+    norm.running_var.uniform_(0.5, 2, generator=generator)
+    torch.jit.script(network).save(path)

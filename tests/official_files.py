@@ -1,0 +1,102 @@
+"""Small networks, and files of them in the formats of the released checkpoints."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import golden
+import msgpack
+import numpy as np
+import pytest
+import torch
+from random_weights import randomise
+from torch import Tensor
+
+from cmrepro.checkpoints.flax import AXES, flax_names
+from cmrepro.checkpoints.registry import ReleasedCheckpoint, released_checkpoints
+from cmrepro.networks.adm import ADMConfig, UNet
+from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
+from cmrepro.networks.presets import IMAGE_SIZES, PRESETS, build_network
+
+TINY = ADMConfig(32, (1,), 1, (), 32)
+NETWORKS: dict[str, tuple[type[UNet | NCSNpp], Any]] = {
+    "tiny": (UNet, TINY),
+    "deep": (UNet, dataclasses.replace(TINY, num_res_blocks=2)),
+    "cond": (UNet, golden.ADM["cond"]),
+    "uncond": (UNet, golden.ADM["uncond"]),
+    "tiny-flax": (NCSNpp, NCSNppConfig(32, (1, 1), 1)),
+}
+
+
+def use_small_networks(monkeypatch: pytest.MonkeyPatch, cache: pathlib.Path) -> None:
+    """These presets and the demo's alone, so that guessing builds no large ones; a cache."""
+    for name in [*PRESETS]:
+        if name != "demo":
+            monkeypatch.delitem(PRESETS, name)
+    for name, network in NETWORKS.items():
+        monkeypatch.setitem(PRESETS, name, network)
+        monkeypatch.setitem(IMAGE_SIZES, name, 8)
+    monkeypatch.setenv("CMREPRO_CACHE", str(cache))
+
+
+def weights_of(name: str) -> dict[str, Tensor]:
+    """The same at each call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return dict(randomise(build_network(name)).state_dict())
+
+
+def write_torch(path: pathlib.Path, name: str = "tiny") -> pathlib.Path:
+    """A state dict as the official .pt files are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights_of(name), path)
+    return path
+
+
+def packed(value: Any) -> msgpack.ExtType:
+    """Flax's form of an array: a msgpack extension of shape, type and bytes."""
+    content = (value.shape, value.dtype.name, value.tobytes("C"))
+    return msgpack.ExtType(1, msgpack.packb(content, use_bin_type=True))
+
+
+def ema_tree(weights: dict[str, Tensor], network: NCSNpp) -> dict[str, Any]:
+    """Weights of an NCSN++ under the official names, in the official order of axes."""
+    tree: dict[str, Any] = {}
+    official = flax_names(network)
+    for name, tensor in weights.items():
+        *modules, leaf = official[name].split("/")
+        branch = tree
+        for module in modules:
+            branch = branch.setdefault(module, {})
+        branch[leaf] = tensor.numpy().transpose(np.argsort(AXES[tensor.ndim]))
+    return tree
+
+
+def write_flax(path: pathlib.Path, step: int = 7, **changes: Any) -> pathlib.Path:
+    """A training state of "tiny-flax" whose EMA tree differs from the other one."""
+    network = build_network("tiny-flax")
+    assert isinstance(network, NCSNpp)
+    weights = weights_of("tiny-flax")
+    ema, zeros = (
+        ema_tree({name: factor * tensor for name, tensor in weights.items()}, network)
+        for factor in (1, 0)
+    )
+    state = {"step": step, "params": zeros, "params_ema": ema, "lr": 4e-4} | changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgpack.packb(state, default=packed, use_bin_type=True))
+    return path
+
+
+def release(
+    monkeypatch: pytest.MonkeyPatch, name: str = "imagenet64-cd-lpips"
+) -> ReleasedCheckpoint:
+    """A released checkpoint as if it had a small network, its file put into the cache by hand."""
+    flax = released_checkpoints()[name].format == "flax"
+    small = "tiny-flax" if flax else "tiny"
+    entry = dataclasses.replace(released_checkpoints()[name], network=small)
+    monkeypatch.setitem(released_checkpoints(), name, entry)
+    if flax:
+        write_flax(entry.downloaded, step=entry.training_steps or 0)
+    else:
+        write_torch(entry.downloaded)
+    return entry

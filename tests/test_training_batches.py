@@ -1,0 +1,212 @@
+"""What a step sees is a function of (seed, step, position in the global batch)."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import DATA, tiny_networks, tiny_recipe
+from torch import Tensor
+
+from cmrepro.datasets import ImageDataset
+from cmrepro.training import batches
+from cmrepro.training.batches import Batch, BatchSource, dropout_seed, prefetched
+from cmrepro.training.distributed import share
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def networks() -> Iterator[None]:
+    with tiny_networks():
+        yield
+
+
+def numbered(num_images: int) -> ImageDataset:
+    """Image i is i on its left half and 255 on its right one."""
+    images = np.full((num_images, 2, 2, 3), 255, np.uint8)
+    images[:, :, 0] = np.arange(num_images)[:, None, None]
+    return ImageDataset("numbered", images, np.arange(num_images))
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    assert batch.labels is not None
+    return [batch.images, batch.z, batch.draws, batch.labels]
+
+
+def assert_equal(first: Batch, second: Batch) -> None:
+    for a, b in zip(tensors(first), tensors(second), strict=True):
+        assert torch.equal(a, b)
+
+
+def joined(parts: list[Batch]) -> Batch:
+    return Batch(*(torch.cat(column) for column in zip(*map(tensors, parts), strict=True)))
+
+
+@pytest.mark.parametrize("batch_size", [4, 10, 25])
+def test_each_epoch_shows_every_image_once(batch_size: int) -> None:
+    recipe = tiny_recipe("edm", batch_size=batch_size, horizontal_flip=False)
+    source = BatchSource(numbered(10), recipe, 0)
+    seen: list[int] = []
+    for step in range(200 // batch_size):
+        batch = source.batch(step)
+        assert batch.images.shape == (batch_size, 3, 2, 2)
+        assert (batch.images[..., 1] == 255).all()  # nothing is flipped
+        assert batch.labels is not None
+        assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels)
+        seen += batch.labels.tolist()
+    epochs = [seen[i : i + 10] for i in range(0, 200, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 20  # two equal ones: 1 in 20,000
+    whole = recipe.replace(batch_size=10)
+    orders = [BatchSource(numbered(10), whole, seed).batch(0) for seed in (1, 2, 1 << 31)]
+    assert len({tuple(b.labels.tolist()) for b in orders} | {tuple(epochs[0])}) == 4
+
+
+def test_the_stream_of_one_process_is_that_of_the_bundled_models() -> None:
+    """Their training drew flips, noise and times of a batch from one generator, in this order."""
+    data = ImageDataset("rows", np.ascontiguousarray(DATA.images))
+    for method, seed, step in (("edm", 0, 3), ("ct", 5, 0), ("cd", (1 << 32) - 1, 7)):
+        batch = BatchSource(data, tiny_recipe(method, batch_size=5), seed).batch(step)
+
+        def generator(number: int, seed: int = seed) -> torch.Generator:
+            return torch.Generator().manual_seed((seed * 2654435761 + number) % 2**32)
+
+        index = [
+            torch.randperm(10, generator=generator(2 * epoch))[offset].item()
+            for epoch, offset in (divmod(5 * step + i, 10) for i in range(5))
+        ]
+        images = torch.from_numpy(data.images[index]).permute(0, 3, 1, 2)
+        drawn = generator(2 * step + 1)
+        flipped = torch.rand(5, generator=drawn) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+        assert torch.equal(batch.images, images)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch.z, torch.randn(5, 3, 8, 8, generator=drawn))
+        if method == "edm":
+            assert torch.equal(batch.draws, torch.randn(5, generator=drawn))
+        else:
+            num_scales = {"ct": 2, "cd": math.ceil(math.sqrt(7 / 20 * 75 + 25) - 1) + 1}[method]
+            assert torch.equal(batch.draws, torch.randint(num_scales - 1, (5,), generator=drawn))
+
+
+def test_noise_and_times_depend_on_seed_and_step() -> None:
+    recipe = tiny_recipe("edm")
+    firsts = {
+        (b.z[0, 0, 0, 0].item(), b.draws[0].item())
+        for seed in (0, 1, 2, 1 << 31)
+        for b in (BatchSource(DATA, recipe, seed).batch(step) for step in (0, 1))
+    }
+    assert len({z for z, _ in firsts}) == len({draw for _, draw in firsts}) == 8
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
+@pytest.mark.parametrize("block_images", [1, 2, 3, 100])
+def test_the_shares_of_any_number_of_processes_make_up_the_same_batch(
+    monkeypatch: pytest.MonkeyPatch, num_processes: int, block_images: int
+) -> None:
+    """With few and with many blocks of noise, some of which two processes share."""
+    monkeypatch.setattr(batches, "NOISE_BLOCK", block_images * 3 * 8 * 8 + 5)
+    recipe = tiny_recipe("cd", batch_size=7)
+    whole = BatchSource(DATA, recipe, 3)
+    shares = [BatchSource(DATA, recipe, 3, rank, num_processes) for rank in range(num_processes)]
+    for step in (0, 4):
+        parts = [source.batch(step) for source in shares]
+        assert {len(part) for part in parts} <= {7 // num_processes, -(-7 // num_processes)}
+        assert_equal(joined(parts), whole.batch(step))
+
+
+def test_the_noise_of_every_block_is_standard_normal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "NOISE_BLOCK", 3 * 3 * 8 * 8)
+    recipe = tiny_recipe("cd", batch_size=30)
+    z = torch.stack([BatchSource(DATA, recipe, 0).batch(step).z for step in range(20)])
+    blocks = z.view(20, 10, -1)
+    assert stats.kstest(blocks.numpy().ravel(), "norm").pvalue > 1e-3
+    correlations = np.corrcoef(blocks.reshape(200, -1).numpy())
+    np.fill_diagonal(correlations, 0)
+    # 200 x 199 / 2 pairs of 576 values: 5.5 standard deviations are passed once in 1,300 times.
+    assert np.abs(correlations).max() < 5.5 / math.sqrt(576)
+
+
+def test_about_half_of_the_images_are_flipped() -> None:
+    source = BatchSource(numbered(100), tiny_recipe("edm", batch_size=100), 0)
+    images = torch.cat([source.batch(step).images for step in range(40)])
+    flipped = images[:, 0, 0, 0] == 255
+    assert (images[flipped][..., 0] == 255).all()
+    assert (images[~flipped][..., 1] == 255).all()
+    assert abs(int(flipped.sum()) - 2000) < 160  # 5 standard deviations of a fair coin
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 9])
+def test_parts_of_a_batch_join_to_it(size: int) -> None:
+    batch = BatchSource(DATA, tiny_recipe("ct", batch_size=7), 0).batch(0)
+    parts = batch.parts(size)
+    assert [len(part) for part in parts] == [min(size, 7 - i) for i in range(0, 7, size)]
+    assert_equal(joined(parts), batch)
+    unlabelled = Batch(batch.images, batch.z, batch.draws, None)
+    assert [part.labels for part in unlabelled.parts(size)] == [None] * len(parts)
+
+
+class SlowSource(BatchSource):
+    """Notes which batches are asked for; the one of step 5 cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__(DATA, tiny_recipe("edm"), 0)
+        self.asked: list[int] = []
+
+    def batch(self, step: int) -> Batch:
+        self.asked.append(step)
+        assert threading.current_thread() is not threading.main_thread()
+        if step == 5:
+            raise ValueError("image 5 cannot be decoded")
+        time.sleep(0.01)
+        return super().batch(step)
+
+
+def test_batches_are_prepared_ahead_and_in_order() -> None:
+    source = SlowSource()
+    stream = prefetched(source, range(2, 5), CPU)
+    for step in range(2, 5):
+        assert_equal(next(stream), BatchSource(DATA, tiny_recipe("edm"), 0).batch(step))
+        assert source.asked[0] == 2
+        assert len(source.asked) > min(step - 2, 1)
+    assert next(stream, None) is None
+    assert source.asked == [2, 3, 4]
+
+
+def test_an_error_while_preparing_arrives_with_its_batch() -> None:
+    stream = prefetched(SlowSource(), range(3, 9), CPU)
+    next(stream)
+    next(stream)
+    with pytest.raises(ValueError, match="image 5"):
+        next(stream)
+
+
+def test_a_closed_stream_leaves_no_thread() -> None:
+    source = SlowSource()
+    stream = prefetched(source, range(6, 1000), CPU)
+    next(stream)
+    stream.close()
+    assert len(source.asked) <= 4
+    assert not [thread for thread in threading.enumerate() if "batches" in thread.name]
+
+
+@pytest.mark.parametrize(("count", "processes"), [(8, 2), (7, 3), (3, 3), (2048, 64)])
+def test_shares_cover_a_batch_once_and_evenly(count: int, processes: int) -> None:
+    rows: list[Any] = [share(count, rank, processes) for rank in range(processes)]
+    assert [i for part in rows for i in range(count)[part]] == list(range(count))
+    sizes = [part.stop - part.start for part in rows]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_dropout_seeds_of_processes_keep_apart() -> None:
+    """Over a million steps, on up to 1,024 processes; process 0 has the seed of a single one."""
+    firsts = sorted(dropout_seed(7, 0, rank) for rank in range(1024))
+    gaps = [b - a for a, b in zip(firsts, [*firsts[1:], firsts[0] + 2**32], strict=True)]
+    assert min(gaps) > 1_000_000
+    assert dropout_seed(7, 5, 0) == (7 * 2654435761 + 5) % 2**32

@@ -1,0 +1,196 @@
+"""Several processes train as one does: the same images, noise and times, the same weights."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_training_state import names, processes
+from tiny import DATA, tiny_networks, tiny_recipe
+from tiny_run import tiny_run, tiny_run_of_several
+
+from cmrepro.checkpoints.io import read_info
+from cmrepro.training.loop import train
+from cmrepro.training.state import state_files
+
+__all__ = ["processes"]  # the fixture
+
+# Sums over images in another order round otherwise, by 2^-24 of moments below 1 a step; after 12
+# steps the weights differed by 3e-7, the moments by 8e-8.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def networks() -> Iterator[None]:
+    with tiny_networks():
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(train(tiny_recipe("edm", total_steps=2), DATA, tmp_path_factory.mktemp("teacher")))
+
+
+def together(processes: Any, num_processes: int, run: dict[str, Any]) -> None:
+    """Run a training in several processes of this machine."""
+    meeting = f"{run['out']}.{num_processes}.meeting"
+    workers = [
+        processes.Process(target=tiny_run_of_several, args=(rank, num_processes, meeting, run))
+        for rank in range(num_processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+
+
+def assert_close(first: pathlib.Path, second: pathlib.Path) -> None:
+    """All weights, averages and moments of the newest states, to `TOLERANCE`."""
+    states = [torch.load(state_files(path)[0], weights_only=True) for path in (first, second)]
+    assert states[0]["step"] == states[1]["step"]
+    for key in ("online", "target", "ema"):
+        for name, tensor in states[0][key].items():
+            torch.testing.assert_close(states[1][key][name], tensor, rtol=0, atol=TOLERANCE)
+    for index, moments in states[0]["optimizer"]["state"].items():
+        for name, tensor in moments.items():
+            other = states[1]["optimizer"]["state"][index][name]
+            torch.testing.assert_close(other, tensor, rtol=0, atol=TOLERANCE)
+
+
+RUNS = [
+    ("edm", {"batch_size": 4}),
+    ("ct", {"batch_size": 7, "num_gpus": 3}),  # indivisible, and added up in each process
+    pytest.param("cd", {"batch_size": 4, "target_ema": 0.5}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("method", "changes"), RUNS)
+def test_two_and_three_processes_train_as_one(
+    tmp_path: pathlib.Path, processes: Any, teacher: str, method: str, changes: dict[str, Any]
+) -> None:
+    """And one that goes on where three stopped, and the other way round."""
+    changes = {"dropout": 0.0, "total_steps": 12, **changes}
+    if method != "edm":
+        changes["schedule_steps"] = 12
+    settings = {"teacher": teacher} if method == "cd" else {}
+    run = {"method": method, "changes": changes, **settings}
+    tiny_run(**run, out=str(tmp_path / "1"))
+    together(processes, 2, {**run, "out": str(tmp_path / "2")})
+    assert_close(tmp_path / "1", tmp_path / "2")
+    log = tmp_path / "2" / f"demo-cifar10-{method}.safetensors"
+    assert read_info(log).origin["processes"] == 2
+    half = {**run, "changes": {**changes, "total_steps": 6}, "out": str(tmp_path / "legs")}
+    together(processes, 3, half)
+    assert names(tmp_path / "legs") == ["state-00000006.pt"]
+    tiny_run(**{**run, "out": str(tmp_path / "legs")}, resume=True)
+    assert_close(tmp_path / "1", tmp_path / "legs")
+
+
+def test_another_seed_is_far_from_within_the_tolerance(tmp_path: pathlib.Path) -> None:
+    """Where images or noise differ, the comparison above fails."""
+    for seed in (0, 1):
+        tiny_run(
+            "edm", str(tmp_path / str(seed)), {"total_steps": 2, "learning_rate": 1e-2}, seed=seed
+        )
+    states = [torch.load(state_files(tmp_path / s)[0], weights_only=True) for s in "01"]
+    last = len(states[0]["optimizer"]["state"]) - 1  # the first layers have no gradient yet
+    moments = [state["optimizer"]["state"][last]["exp_avg"] for state in states]
+    assert (moments[0] - moments[1]).abs().max() > 100 * TOLERANCE
+
+
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(
+    run: dict[str, Any],
+    *options: str,
+    processes: int = 2,
+    environment: dict[str, str] | None = None,
+    **settings: Any,
+) -> subprocess.Popen[str]:
+    """Start a tiny training under torchrun."""
+    script = str(pathlib.Path(__file__).with_name("tiny_run.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += ["--standalone", *options, script, json.dumps({**run, **settings})]
+    return subprocess.Popen(
+        command,
+        env=os.environ | ENVIRONMENT | (environment or {}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_and_goes_on_when_a_process_dies(tmp_path: pathlib.Path) -> None:
+    """In three processes; one dies after step 7, with states of every second step."""
+    run = {"method": "ct", "changes": {"batch_size": 4, "dropout": 0.0, "total_steps": 12}}
+    run["rhythm"] = {"save_every": 2, "log_every": 1}
+    tiny_run(**run, out=str(tmp_path / "1"))
+    work = torchrun(
+        run,
+        "--max-restarts=1",
+        processes=3,
+        environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        out=str(tmp_path / "3"),
+        deaths={"1": 6},
+        resume=True,
+    )
+    _, errors = work.communicate()
+    assert work.returncode == 0, errors
+    assert "a batch of 4: 1 or 2 images in each of 3 processes" in errors
+    assert_close(tmp_path / "1", tmp_path / "3")
+    log = (tmp_path / "3" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [*range(1, 13)]
+
+
+@pytest.mark.slow
+def test_restarts_that_would_fail_are_refused(tmp_path: pathlib.Path) -> None:
+    work = torchrun({"method": "ct"}, "--max-restarts=1", processes=1, out=str(tmp_path))
+    _, errors = work.communicate()
+    assert work.returncode == 1
+    assert "torchrun itself is started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in errors
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_saves_and_ends_all(
+    tmp_path: pathlib.Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    run = {"method": "ct", "changes": {"batch_size": 4, "total_steps": 100_000}}
+    run["rhythm"] = {"save_every": 50}
+    work = torchrun(run, out=str(out))
+    while not state_files(out):
+        assert work.poll() is None
+        time.sleep(0.1)
+    work.send_signal(number)
+    _, errors = work.communicate()
+    assert work.returncode != 0
+    step = torch.load(state_files(out)[0], weights_only=True)["step"]
+    assert f"stopped at step {step} and saved; go on with --resume" in errors
+    assert read_info(out / "demo-cifar10-ct.safetensors").origin["steps"] == step
+
+
+@pytest.mark.slow
+def test_the_command_trains_under_torchrun(tmp_path: pathlib.Path) -> None:
+    """The bundled demo's recipe as the command line runs it, in two processes and in one."""
+    arguments = ["-m", "cmrepro", "train", "demo-cifar10-ct", "--data", "synthetic"]
+    arguments += ["--set", "total_steps=3,batch_size=4,distance=l2", "--threads", "1", "--out"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, start in (("1", []), ("2", launcher)):
+        command = [sys.executable, *start, *arguments, str(tmp_path / name)]
+        work = subprocess.run(
+            command, env=os.environ | ENVIRONMENT, capture_output=True, text=True
+        )
+        assert work.returncode == 0, work.stderr
+        assert work.stdout == f"{tmp_path / name / 'demo-cifar10-ct.safetensors'}\n"
+    assert_close(tmp_path / "1", tmp_path / "2")

@@ -1,0 +1,97 @@
+"""Tiny trainings in processes of their own, to be killed or to work together.
+
+As a program, also under `torchrun`: python tests/tiny_run.py '{"method": "ct", "out": FOLDER, …}'.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from tiny import DATA, tiny_networks, tiny_recipe
+from torch import distributed
+
+from cmrepro.processes import joined_processes
+from cmrepro.training.loop import Rhythm, train
+from cmrepro.training.step import Training
+
+
+def tiny_run(
+    method: str,
+    out: str,
+    changes: dict[str, Any] | None = None,
+    rhythm: dict[str, int] | None = None,
+    **settings: Any,
+) -> None:
+    """Train a tiny recipe on one thread."""
+    torch.set_num_threads(1)
+    recipe = tiny_recipe(method, **(changes or {}))
+    with tiny_networks():
+        train(recipe, DATA, pathlib.Path(out), rhythm=Rhythm(**(rhythm or {})), **settings)
+
+
+def tiny_run_of_several(rank: int, num_processes: int, meeting: str, run: dict[str, Any]) -> None:
+    """The same as one of several processes that meet in a file."""
+    distributed.init_process_group(
+        "gloo", f"file://{meeting}", rank=rank, world_size=num_processes
+    )
+    tiny_run(**run)
+    distributed.destroy_process_group()
+
+
+def dying(owner: Any, name: str, call: int, after: bool) -> Any:
+    """Kill this process before or after the given call (from 0) of a function."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = iter(range(10**6))
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        last = next(calls) == call
+        if last and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return mock.patch.object(owner, name, deadly)
+
+
+# In the middle of a step, and at every stage of a save: before and after a file is written, named
+# and an old one deleted.
+MOMENTS = {
+    "step": (Training, "update"),
+    "temporary": (tempfile, "mkstemp"),
+    "write": (torch, "save"),
+    "rename": (os, "replace"),
+    "delete": (pathlib.Path, "unlink"),
+}
+
+
+def tiny_run_that_dies(moment: str, call: int, after: bool, run: dict[str, Any]) -> None:
+    """The same, killed at a moment."""
+    with dying(*MOMENTS[moment], call, after):
+        tiny_run(**run)
+
+
+def main(text: str) -> None:
+    """One of torchrun's processes; "deaths" says at which step which of them dies at first."""
+    run = json.loads(text)
+    deaths = run.pop("deaths", {})
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    with joined_processes() as rank:
+        step = None if restarted else deaths.get(str(rank))
+        if step is None:
+            tiny_run(**run)
+            return
+        with dying(Training, "update", step, after=True):
+            tiny_run(**run)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
