@@ -331,3 +331,82 @@ def test_an_interrupt_leaves_no_partial_file(tmp_path):
     assert process.returncode == 130
     assert err.decode().splitlines()[-1].endswith("interrupted")
     assert files_below(tmp_path) == []
+
+
+OWN_PROTOCOL = """
+[extractors.larger]
+network = "efficientnet-lite0"
+weights = "efficientnet-lite0"
+image_size = 96
+resize = "bilinear"
+mean = [127.0, 127.0, 127.0]
+std = [128.0, 128.0, 128.0]
+feature_dim = 1280
+num_logits = 1000
+spatial_dim = 0
+
+[protocols.larger]
+version = 1
+source = "this test"
+extractor = "larger"
+to_uint8 = "truncate"
+num_images = 30
+metrics = ["fid"]
+reference = "{reference}"
+"""
+
+
+@pytest.fixture
+def own_protocol(run, tmp_path):
+    """A protocol file with its reference built from other images."""
+    path, reference = tmp_path / "larger.toml", tmp_path / "reference.npz"
+    path.write_text(OWN_PROTOCOL.format(reference=reference))
+    names = ["--dataset", "synthetic", "--split", "all"]
+    code, _, _ = run(
+        "references", "build", "synthetic", "--protocol", path, *names, "--out", reference
+    )
+    assert code == 0
+    return path
+
+
+def test_several_protocols_and_their_explanation(run, tmp_path, own_protocol):
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "set.npz", arr_0=images)
+    both = ["--protocol", "embedded", "--protocol", own_protocol]
+    arguments = [tmp_path / "set.npz", "--num-images", 30, "--out", tmp_path, "--format", "json"]
+    code, out, err = run("evaluate", *arguments, *both, "--bootstrap", 20)
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [row["record"] for row in rows] == ["set_embedded-v1_n30", "set_larger-v1_n30"]
+    assert "warning: embedded: 30 images where protocol embedded has 2,000" in err
+    record = json.loads((tmp_path / "results" / "records" / "set_larger-v1_n30.json").read_text())
+    assert record["scores"] == {"fid": pytest.approx(rows[1]["fid"])}
+    assert record["protocol"]["extractor"]["image_size"] == 96
+    assert record["uncertainty"]["resamples"] == 20
+
+    other = tmp_path / "small.toml"
+    text = own_protocol.read_text().replace('"truncate"', '"round"').replace("larger]", "small]")
+    other.write_text(text.replace('extractor = "larger"', 'extractor = "small"'))
+    explained = ["--explain", own_protocol, other]
+    code, _, err = run("evaluate", tmp_path / "set.npz", *explained, "--out", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "protocols larger and small have different extractors" in err
+    other.write_text(text.replace("extractors.small", "extractors.larger").replace("= 30", "= 40"))
+    names = ["--dataset", "synthetic", "--split", "all", "--out", tmp_path / "other.npz"]
+    assert run("references", "build", "synthetic", "--protocol", other, *names)[0] == 0
+    other.write_text(other.read_text().replace("reference.npz", "other.npz"))
+    arguments = [tmp_path / "set.npz", "--format", "json", "--out", tmp_path]
+    code, out, err = run("evaluate", *arguments, *explained)
+    assert code == 0, err
+    changes = [row["change"] for row in json.loads(out)]
+    assert changes == ["as it is", "rounding (emulated)", "reference", "number of images"]
+    assert (tmp_path / "results" / "figures" / "explain_set_larger_small.png").is_file()
+
+
+def test_references_are_listed(run):
+    code, out, _ = run("references", "list", "--format", "json")
+    assert code == 0
+    assert {row["name"] for row in json.loads(out)} >= {"cifar10-jpeg-train", "adm-imagenet64"}
+    code, _, err = run("references", "fetch", "adm-imagenet46")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean 'adm-imagenet64'" in err

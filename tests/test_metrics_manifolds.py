@@ -113,12 +113,12 @@ def test_all_neighbours_may_be_asked_for() -> None:
 def test_rounding_of_products_decides_nothing(
     monkeypatch: pytest.MonkeyPatch, blocks: int
 ) -> None:
-    """Two clusters far apart: squared norms of 6e5 round by 0.03, squared distances are 2."""
+    """Two clusters far apart: squared norms of 6e7 round by 4, squared distances are 2."""
     monkeypatch.setattr(manifolds, "ROWS", blocks)
     monkeypatch.setattr(manifolds, "COLUMNS", blocks)
     rng = np.random.default_rng(0)
     generated, real = (
-        (rng.standard_normal((count, 64)) / 8 + 100 * rng.choice([-1, 1], (count, 1)))
+        (rng.standard_normal((count, 64)) / 8 + 1000 * rng.choice([-1, 1], (count, 1)))
         for count in (200, 300)
     )
     generated, real = generated.astype(np.float32), real.astype(np.float32)

@@ -140,6 +140,28 @@ def test_values_are_those_of_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> 
     assert got.features_sha256 == array_sha256(generated.features)
 
 
+def test_uncertainty_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated = random_features(60, seed=1, scale=0.9)
+    task = Task(PROTOCOL, reference_of(REAL))
+    [plain] = score_features(generated, [task], monkeypatch)
+    [got] = score_features(generated, [task], monkeypatch, bootstrap=50)
+    assert got.values == plain.values
+    assert got.uncertainty["resamples"] == 50
+    intervals = got.uncertainty["intervals"]
+    assert intervals.keys() == set(PROTOCOL.metrics) - {"fid"}
+    for metric, (low, high) in intervals.items():
+        assert (low + high) / 2 == pytest.approx(got.values[metric])
+        assert low < high
+    # A share of 60 images has the binomial error; 50 resamples know it to 10 %.
+    share = got.values["precision"]
+    low, high = intervals["precision"]
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 60), rel=0.3)
+    curve = got.uncertainty["fid_by_num_images"]
+    assert curve["60"] == (pytest.approx(got.values["fid"]),)
+    infinity = got.uncertainty["fid_infinity"]
+    assert infinity["value"] + infinity["bias"] == pytest.approx(got.values["fid"])
+
+
 def test_precision_is_about_the_generated_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated images near the mean lie inside the real manifold but do not cover it."""
     narrow = random_features(60, seed=2, scale=0.2)

@@ -135,7 +135,7 @@ def explain(
         stage("rounding (emulated)", f"{first.to_uint8} -> {second.to_uint8}", first, own)
     if rebuilt:
         assert real is not None
-        stage("reference", f"{first.reference} -> of {real.name}", first, built(first))
+        stage("reference", f"{own.name} -> of {real.name}", first, built(first))
         between = resized(first.extractor, second.extractor)
         if between != first.extractor:
             protocol = replace(first, extractor=between)
@@ -144,10 +144,10 @@ def explain(
         protocol = _with_count_and_settings(second, first)
         detail = f"{first.extractor.name} -> {second.extractor.name}"
         stage("extractor", detail, protocol, built(protocol))
-        stage("reference", f"of {real.name} -> {second.reference}", protocol, other)
+        stage("reference", f"of {real.name} -> {other.name}", protocol, other)
     elif first.reference != second.reference:
         protocol = _with_count_and_settings(second, first)
-        stage("reference", f"{first.reference} -> {second.reference}", protocol, other)
+        stage("reference", f"{own.name} -> {other.name}", protocol, other)
     if first.num_images != second.num_images:
         protocol = replace(_with_count_and_settings(second, first), num_images=second.num_images)
         detail = f"{first.num_images:,} -> {second.num_images:,}"

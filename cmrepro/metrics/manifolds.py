@@ -71,8 +71,8 @@ def manifold_scores(
     """Score generated images by the balls around the images of both sets.
 
     Distances are worked through in blocks: memory beyond a copy of the features does not grow
-    with the number of pairs. Within a set each pair is looked at once, and one block of generated and
-    real images serves all four values.
+    with the number of pairs. Within a set each pair is looked at once, and one block of generated
+    and real images serves all four values.
 
     Args:
         generated: (N, D), float32 or float64.

@@ -37,11 +37,11 @@ from cmrepro.metrics.protocols import ExtractorSettings, Protocol
 from cmrepro.metrics.references import ReferenceStatistics
 from cmrepro.metrics.uncertainty import (
     bootstrap_is_error,
+    bootstrap_kid_error,
     bootstrap_mean_error,
     fid_by_num_images,
     fid_infinity,
     interval,
-    jackknife_kid_error,
 )
 from cmrepro.processes import gathered, process
 
@@ -287,8 +287,8 @@ def _scores(
         subsets, seed = _given(protocol.kid_subsets), _given(protocol.kid_seed)
         values["kid"] = kernel_distance(*sets, subsets=subsets, seed=seed, **kernel)
         if bootstrap:
-            errors["kid"] = jackknife_kid_error(
-                *sets, resamples=bootstrap, seed=RESAMPLING_SEED, **kernel
+            errors["kid"] = bootstrap_kid_error(
+                *sets, subsets=subsets, seed=RESAMPLING_SEED, resamples=bootstrap, **kernel
             )
     if any(metric in protocol.metrics for metric in MANIFOLD_METRICS):
         manifolds = manifold_scores(

@@ -211,26 +211,3 @@ def fid_infinity(curve: Mapping[int, tuple[float, ...]]) -> FidInfinity:
     )
     bias = np.mean(curve[max(curve)]) - value
     return FidInfinity(float(value), float(np.sqrt(variance)), float(bias))
-
-
-def jackknife_kid_error(
-    generated: np.ndarray,
-    real: np.ndarray,
-    *,
-    subset_size: int,
-    degree: int,
-    coef0: float,
-    seed: int,
-    resamples: int,
-) -> float:
-    """Until score.py calls `bootstrap_kid_error` with its `subsets`."""
-    return bootstrap_kid_error(
-        generated,
-        real,
-        subsets=20,
-        subset_size=subset_size,
-        degree=degree,
-        coef0=coef0,
-        seed=seed,
-        resamples=resamples,
-    )

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cmrepro.report.results import LABELS, group, summarise
 
 CHECKSUM_KEY = "cmrepro-data"
 PANELS = ("fid", "is", "precision", "recall")
+LABEL_WIDTH = 40  # characters
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # told apart by colour-blind readers too
 MARKERS = ("o", "s", "^", "D")
 
@@ -84,7 +86,9 @@ def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     metrics = [key for key in rows[0] if f"{key} moved" in rows[0]]
-    labels = [f"{row['change']}\n{row['detail']}" for row in rows] + ["as it ends"]
+    details = [textwrap.fill(str(row["detail"]), LABEL_WIDTH) for row in rows]
+    labels = [f"{row['change']}\n{detail}" for row, detail in zip(rows, details, strict=True)]
+    labels.append("as it ends")
     height = 0.9 + 0.55 * len(labels)
     figure = Figure(figsize=(3.2 + 2.6 * len(metrics), height), layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
@@ -104,6 +108,7 @@ def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
         for i, value in ((0, values[0]), (len(rows), values[-1])):
             ax.annotate(f" {value:.5g}", (value, i), va="center", fontsize=7)
         ax.set_title(LABELS[metric])
+        ax.use_sticky_edges = False  # room for the numbers beside the longest bar
         ax.margins(x=0.25)
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), labels, fontsize=7)
