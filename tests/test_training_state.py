@@ -1,5 +1,7 @@
 """States: killed, torn, damaged, full disks; and which of them are kept."""
 
+import errno
+import io
 import json
 import multiprocessing
 import os
@@ -19,7 +21,8 @@ from tiny import DATA, tiny_networks, tiny_recipe
 from tiny_run import MOMENTS, tiny_run, tiny_run_that_dies
 
 from cmrepro import files
-from cmrepro.checkpoints import io
+from cmrepro.checkpoints import io as checkpoint_files
+from cmrepro.training import state
 from cmrepro.training.loop import Rhythm, train
 from cmrepro.training.state import newest_state, state_files
 
@@ -125,7 +128,7 @@ def test_no_changed_byte_passes(run: pathlib.Path) -> None:
     """A state with one is refused, or (in padding) is the same state."""
     path, _ = state_files(run)
     data = path.read_bytes()
-    state = torch.load(path, weights_only=True)["online"]
+    weights = torch.load(path, weights_only=True)["online"]
     generator = random.Random(0)
     parts = [(0, 60), (0, len(data)), (len(data) - 2000, len(data))]  # the last is its directory
     for position in (generator.randrange(*part) for part in parts * 8):
@@ -134,7 +137,7 @@ def test_no_changed_byte_passes(run: pathlib.Path) -> None:
         path.write_bytes(changed)
         if newest_state(run)[0] == path:
             loaded = torch.load(path, weights_only=True)["online"]
-            assert all(torch.equal(loaded[key], state[key]) for key in state)
+            assert all(torch.equal(loaded[key], weights[key]) for key in weights)
 
 
 @pytest.mark.parametrize("keep", [1, 3, 10])
@@ -148,8 +151,8 @@ def test_a_state_of_an_earlier_version_goes_on(
 ) -> None:
     """There was one, state.pt, without precision, scale and checksums of data and teacher."""
     newest, before = state_files(run)
-    state = torch.load(newest, weights_only=True)
-    torch.save({k: v for k, v in state.items() if k not in NEW}, run / "state.pt")
+    stored = torch.load(newest, weights_only=True)
+    torch.save({k: v for k, v in stored.items() if k not in NEW}, run / "state.pt")
     newest.unlink()
     before.unlink()
     weights = load_file(train(EDM, DATA, run, resume=True, keep=1))
@@ -158,6 +161,26 @@ def test_a_state_of_an_earlier_version_goes_on(
 
 
 NEW = ("precision", "scaler", "origin")
+
+
+class NearlyFull(io.FileIO):
+    """A file on a disk with half a megabyte left."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > 500_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_a_disk_that_gets_full_leaves_the_files_before_it(
+    run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(run)
+    monkeypatch.setattr(state, "open", NearlyFull, raising=False)
+    with pytest.raises(ValueError, match=r"cannot write .*8.pt: no space left") as caught:
+        train(EDM, DATA, run, resume=True)
+    assert "\n" not in str(caught.value)
+    assert contents(run) == before
 
 
 def test_a_full_disk_leaves_the_files_before_it(
@@ -189,7 +212,7 @@ def test_a_disk_that_is_full_after_the_state_leaves_the_checkpoint_before_it(
 
     before = contents(run)
     with monkeypatch.context() as patch:
-        patch.setattr(io, "save_file", full)
+        patch.setattr(checkpoint_files, "save_file", full)
         with pytest.raises(ValueError, match=r"cannot write .*edm.safetensors .*No space left"):
             train(EDM, DATA, run, resume=True)
     after = contents(run)

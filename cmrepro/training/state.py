@@ -51,12 +51,15 @@ def save_state(training: Training, origin: dict[str, Any], folder: Path, keep: i
         "optimizer": training.optimizer.state_dict(),
         "scaler": training.scaler.state_dict(),
     }
-    # Through Python's file: PyTorch's own writer hides the cause of a failure.
+    # Through Python's file: PyTorch's own does not say why it cannot be written.
     with (
         atomic_path(folder / f"state-{training.step:08d}.pt") as temporary,
         open(temporary, "wb") as file,
     ):
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # raised on the way out, where a write has failed
+            raise (error.__context__ or error) from None
     for path in state_files(folder)[keep:]:
         path.unlink()
 

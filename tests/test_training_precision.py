@@ -1,0 +1,140 @@
+"""Half precision for the passes of the networks alone; compiled networks."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import DATA, tiny_networks, tiny_recipe
+from torch import Tensor, nn
+
+from cmrepro.checkpoints.io import load_model
+from cmrepro.training.batches import BatchSource
+from cmrepro.training.loop import train
+from cmrepro.training.state import state_files
+from cmrepro.training.step import Training
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def networks() -> Iterator[None]:
+    with tiny_networks():
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return train(tiny_recipe("edm", total_steps=2), DATA, tmp_path_factory.mktemp("teacher"))
+
+
+def training_of(method: str, teacher: pathlib.Path, **settings: Any) -> Training:
+    changes = {"target_ema": 0.5} if method == "cd" else {}
+    recipe = tiny_recipe(method, dropout=0.0, **changes)
+    model = load_model(teacher) if method == "cd" else None
+    return Training(recipe, 0, model, **settings)
+
+
+def run(training: Training, steps: int) -> list[float]:
+    source = BatchSource(DATA, training.recipe, 0)
+    return [training.train_step(source.batch(training.step)) for _ in range(steps)]
+
+
+def modules(training: Training) -> list[nn.Module]:
+    every = [training.online, training.target, training.ema, training.teacher]
+    return [module for module in every if module is not None]
+
+
+@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize("method", ["edm", "cd", "ct"])
+def test_passes_are_in_half_precision_and_all_that_is_kept_in_float32(
+    teacher: pathlib.Path, method: str, precision: str
+) -> None:
+    training = training_of(method, teacher, precision=precision)
+    seen: dict[nn.Module, set[torch.dtype]] = {}
+    passing = [model for model in dict.fromkeys(modules(training)) if model is not training.ema]
+    for model in passing:
+        types = seen[model] = set()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda _, __, y, types=types: types.add(y.dtype))
+    compared: set[torch.dtype] = set()
+    if method != "edm":
+        distance = training.distance
+
+        def watched(x: Tensor, y: Tensor) -> Tensor:
+            compared.update((x.dtype, y.dtype))
+            return distance(x, y)
+
+        training.distance = watched
+    run(training, 7)  # RAdam adapts from step 6 on
+    assert seen == {model: {HALF[precision]} for model in passing}
+    assert compared <= {torch.float32}
+    kept = [tensor for model in modules(training) for tensor in model.state_dict().values()]
+    kept += [p.grad for p in training.online.parameters() if p.grad is not None]
+    for moments in training.optimizer.state.values():
+        kept += [moments["exp_avg"], moments["exp_avg_sq"]]
+    assert {tensor.dtype for tensor in kept} == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 2e-2), ("fp16", 4e-3)])
+@pytest.mark.parametrize("method", ["edm", "cd", "ct"])
+def test_half_precision_trains_nearly_as_float32(
+    teacher: pathlib.Path, method: str, precision: str, tolerance: float
+) -> None:
+    """Losses to some roundings of 2^-8 or 2^-11; the scale of the loss does not show in them."""
+    exact = run(training_of(method, teacher), 8)
+    assert run(training_of(method, teacher, precision=precision), 8) == pytest.approx(
+        exact, rel=tolerance
+    )
+
+
+def test_a_recipe_in_mixed_precision_is_trained_in_fp16(tmp_path: pathlib.Path) -> None:
+    recipe = tiny_recipe("edm", mixed_precision=True, total_steps=2)
+    path = train(recipe, DATA, tmp_path / "fp16")
+    assert load_model(path).info.origin["precision"] == "fp16"
+    other = train(recipe, DATA, tmp_path / "fp32", precision="fp32")
+    assert load_model(other).info.origin["precision"] == "fp32"
+    with pytest.raises(ValueError, match="precision is 'fp16', not 'bf16'"):
+        train(recipe, DATA, tmp_path / "fp16", precision="bf16", resume=True)
+
+
+def test_an_overflow_repeats_the_step_with_half_the_scale(teacher: pathlib.Path) -> None:
+    """So that the steps see what they see in other precisions, and none is lost."""
+    training, usual = (training_of("edm", teacher, precision="fp16") for _ in range(2))
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    losses = run(training, 2)
+    assert training.step == 2
+    assert 1 < training.scaler.get_scale() < 2.0**60
+    assert losses == pytest.approx(run(usual, 2), rel=1e-3)  # a scale is a power of two
+    for a, b in zip(training.ema.parameters(), usual.ema.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_the_state_has_the_scale(tmp_path: pathlib.Path) -> None:
+    train(tiny_recipe("edm", mixed_precision=True, total_steps=2), DATA, tmp_path)
+    scaler = torch.load(state_files(tmp_path)[0], weights_only=True)["scaler"]
+    assert scaler["scale"] > 0
+    assert scaler["_growth_tracker"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp8"}, "unknown precision 'fp8': did you mean 'fp32'"),
+        ({"precision": "half"}, "known: bf16, fp16, fp32"),
+        ({"compiled": True}, "got --compile with dropout = 0.1; compiled, the online"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Training(tiny_recipe("edm"), 0, **settings)
+
+
+@pytest.mark.slow
+def test_compiled_networks_train_as_others(teacher: pathlib.Path) -> None:
+    """To the rounding of fused operations; and their weights keep their names."""
+    training, usual = (training_of("cd", teacher, compiled=compiled) for compiled in (True, False))
+    assert run(training, 8) == pytest.approx(run(usual, 8), rel=1e-4)
+    assert training.online.state_dict().keys() == usual.online.state_dict().keys()
