@@ -110,12 +110,13 @@ def train(
 ) -> None:
     """Train RECIPE: an EDM teacher, CD or CT.
 
-    Several processes, on one node or more, share every batch:
+    Ctrl-C (exit code 130) and SIGTERM (143) save and end the run; --resume goes on. Processes of
+    torchrun share every batch, which is the recipe's however many they are, and go on by
+    themselves when one has died and all are started again; --out is the same folder for all:
 
-        torchrun --nproc-per-node 8 --max-restarts 3 -m cmrepro train RECIPE --device cuda --resume
-
-    The batch is that of the recipe however many share it. Ctrl-C (exit code 130) and SIGTERM (143)
-    save and end the run. With --resume, processes that torchrun starts again go on by themselves.
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 8
+        --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3
+        -m cmrepro train RECIPE --device cuda --resume --out FOLDER
     """
     import torch
 

@@ -113,7 +113,7 @@ def test_lpips_is_planned_without_its_weights() -> None:
     assert sum(p.numel() for p in distance.parameters()) == 14_714_688  # VGG16's convolutions
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_plan_of_a_recipe(precision: str) -> None:
     rows = plan(tiny_recipe("cd", num_gpus=3), precision=precision, micro_batch=1)
     values = {row["quantity"]: row["value"] for row in rows}

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Never
 
 from torch import distributed
+from tqdm import tqdm
 
 from cmrepro.checkpoints.io import CheckpointModel, find_checkpoint, load_model
 from cmrepro.datasets import TrainingImages, training_images
@@ -247,4 +248,4 @@ def _leave(training: Training, number: int) -> Never:
 
 def _say(training: Training, text: str | None) -> None:
     if text and training.rank == 0:
-        print(f"{training.recipe.name}: {text}", file=sys.stderr)
+        tqdm.write(f"{training.recipe.name}: {text}", file=sys.stderr)

@@ -33,7 +33,8 @@ class Recipe:
         dropout: Probability.
         horizontal_flip: Flip each image with probability 1/2.
         mixed_precision: Train in half precision.
-        num_gpus: Devices the source used; the global batch does not depend on it.
+        num_gpus: Devices the source used. The global batch does not depend on it; a device's share
+            of it goes through the network at once, unless told otherwise.
         sigma_min: The paper's epsilon.
         sigma_max: The paper's T.
         rho: Exponent of the time grid.

@@ -218,7 +218,7 @@ class Training:
         ).mean()
 
     def gradients(self, batch: Batch) -> Tensor:
-        """Set the gradients of the global batch's mean loss, and return that loss.
+        """Set the gradients of the global batch's mean loss, scaled in fp16; returns that loss.
 
         Each image has the same weight, whatever the sizes of parts and shares.
 
@@ -238,7 +238,6 @@ class Training:
                 part_loss = weight * self.loss(part.to(self.device))
                 self.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
-        self.scaler.unscale_(self.optimizer)
         return mean_over_processes(loss)
 
     def train_step(self, batch: Batch) -> float:
@@ -265,6 +264,7 @@ class Training:
         return loss.item()
 
     def _gradient_is_finite(self) -> bool:
+        self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
         return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
