@@ -181,8 +181,8 @@ def test_an_untrained_network_samples_its_skip_connection(method: str) -> None:
 
 def test_the_quick_score_tells_images_from_noise() -> None:
     """It is 0 for the data themselves, and larger for noise than for other such images."""
-    data = synthetic(300, 32)
+    data = synthetic(100, 32)
     score = QuickScore(data, torch.device("cpu"))
     noise = np.random.default_rng(0).integers(0, 256, data.images.shape, dtype=np.uint8)
     assert abs(score(data.images)) < 1e-6 * score(noise)  # rounding of float64
-    assert score(synthetic(300, 32, seed=1).images) < 0.5 * score(noise)
+    assert score(synthetic(100, 32, seed=1).images) < 0.5 * score(noise)

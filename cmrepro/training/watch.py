@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A mean loss so many times the median of the earlier ones is no fluctuation: in healthy runs it
 # stays below the median, which is that of the larger losses of the start.
-DIVERGED = 100.0
+DIVERGED_RATIO = 100.0
 
 
 class Watch:
@@ -122,7 +122,7 @@ class Watch:
     def _divergence(self, mean: float) -> str | None:
         usual = statistics.median(self._means) if self._means else mean
         self._means.append(mean)
-        if mean <= DIVERGED * usual:
+        if mean <= DIVERGED_RATIO * usual:
             return None
         return (
             f"the loss has diverged at step {self.training.step}: its mean is {mean:g}, the "
