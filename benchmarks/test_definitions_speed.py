@@ -1,11 +1,11 @@
 """How fast are the metrics, against other tools' functions on the same arrays in the same run?
 
-Features of 2,048 dimensions, as Inception's. Measured on two cores: Fréchet distance 5.3 times
-as fast as torch-fidelity's and 23 as clean-fid's, precision and recall 1.9 times as fast as
-torch-fidelity's. Of the first, 0.36 of 0.58 s are the eigenvalues of one symmetric matrix, for
-which no faster routine was found, and which alone are 8.7 times as fast as torch-fidelity's
-distance; of the last, 4.9 of 5.7 s are matrix products, and theirs do 1.5 times as many.
-The bounds asserted are about half of that, since other work on two cores slows ours more.
+Features of 2,048 dimensions, as Inception's. Measured on two cores: Fréchet distance 4.8 to 5.3
+times as fast as torch-fidelity's and 22 to 24 as clean-fid's, precision and recall 1.9 to 2.0
+times as fast as torch-fidelity's. Of the first, the eigenvalues of one symmetric matrix take
+0.37 of 0.59 s; no faster routine was found for these, which alone are 8 times as fast as
+torch-fidelity's distance. Of the last, 4.8 of 5.8 s are products of matrices, of which theirs
+takes 1.5 times as many.
 """
 
 import time

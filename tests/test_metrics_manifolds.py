@@ -203,4 +203,5 @@ def test_memory_beyond_the_features_is_bounded() -> None:
     output = subprocess.run(
         [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True
     ).stdout
-    assert int(output) < 0.4e9  # 0.2 GB measured; at 2,048 dimensions a copy of both sets, 0.5 GB
+    # 0.08 GB measured, and at 2,048 dimensions 0.6 GB, of which a copy of both sets takes 0.5.
+    assert int(output) < 0.2e9

@@ -158,6 +158,24 @@ def test_intervals_of_a_kernel_distance_cover() -> None:
     assert error_over_spread(measured) == pytest.approx(1, abs=0.15)
 
 
+def test_the_error_of_a_kernel_distance_by_its_definition() -> None:
+    """Six images: sums over pairs of different ones, each as often as both were drawn."""
+    x, y = np.random.default_rng(0).standard_normal((2, 6, 4))
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float((a @ b / 4 + 1) ** 3)
+
+    values = []
+    for w in resampling_weights(6, 3, 0):
+        pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+        within = sum(w[i] * w[j] * kernel(x[i], x[j]) for i, j in pairs)
+        across = sum(w[i] * kernel(x[i], y[j]) for i in range(6) for j in range(6)) / 6
+        values.append(within / sum(w[i] * w[j] for i, j in pairs) - 2 * across)
+    settings = KERNEL | {"subsets": 1, "subset_size": 6}
+    got = bootstrap_kid_error(x, y, **settings, resamples=3)
+    assert got == pytest.approx(spread(values), rel=1e-12)
+
+
 def test_the_error_of_a_kernel_distance_of_equal_distributions_is_too_large_rather() -> None:
     real = np.random.default_rng(0).standard_normal((2000, 8))
     settings = KERNEL | {"subsets": 1, "subset_size": 150}

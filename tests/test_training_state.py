@@ -225,6 +225,7 @@ def test_a_disk_that_is_full_after_the_state_leaves_the_checkpoint_before_it(
 
 def test_what_a_killed_process_was_writing_is_removed(run: pathlib.Path) -> None:
     orphans = [".state-00000008.pt.abc.pt", ".demo-cifar10-edm.safetensors.x1.safetensors"]
+    orphans += [".tmpsANVfH"]
     for name in orphans:
         (run / name).write_bytes(b"part")
     (run / ".hidden").write_bytes(b"kept")

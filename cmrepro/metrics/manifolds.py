@@ -17,8 +17,8 @@ import torch
 
 from cmrepro.metrics.definitions import check_pair
 
-# A block of distances: 16 MB in float32.
-ROWS = 1024
+# A block of distances: 8 MB in float32.
+ROWS = 512
 COLUMNS = 4096
 
 # Nearest images kept beyond the k-th: as a rule the exact k-th is among them.
@@ -150,7 +150,7 @@ class _Balls:
         total = len(self.features)
         count = min(count, total - 1)
         nearest = _Nearest(total, count, self.features.dtype)
-        first = slice(0, min(max(ROWS, count + 1), total))
+        first = slice(0, min(max(2 * ROWS, count + 1), total))
         # Their distances from the first images tell which of the others can matter to each.
         for rows in (first, *_blocks(first.stop, total, COLUMNS)):
             lower = _lower_bounds(self, self, rows, first)
@@ -263,12 +263,13 @@ class _Nearest:
 def _lower_bounds(first: _Balls, second: _Balls, rows: slice, columns: slice) -> np.ndarray:
     """Lower bounds of the squared distances of two blocks of features, (rows, columns)."""
     x_norms, y_norms = (
-        torch.from_numpy(((1 - balls.rounding) * balls.norms[block]).astype(balls.features.dtype))
+        ((1 - balls.rounding) * balls.norms[block]).astype(balls.features.dtype)
         for balls, block in ((first, rows), (second, columns))
     )
-    # Measured: at some shapes torch's product takes one core only, numpy's sums always do.
-    lower = torch.from_numpy(first.centered[rows] @ second.centered[columns].T)
-    return torch.add(y_norms, lower, alpha=-2, out=lower).add_(x_norms[:, None]).numpy()
+    lower = (-2 * first.centered[rows]) @ second.centered[columns].T
+    lower += y_norms
+    lower += x_norms[:, None]
+    return lower
 
 
 def _at_most(

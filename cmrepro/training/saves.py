@@ -69,7 +69,8 @@ class Saves:
         for path in damaged:
             path.rename(f"{path}.damaged")
             print(f"{path} is cut off or damaged; going on from {used}", file=sys.stderr)
-        for pattern in (".state-*.pt.*", f".{self.checkpoint.name}.*"):
+        # The last is how safetensors names what it writes.
+        for pattern in (".state-*.pt.*", f".{self.checkpoint.name}.*", ".tmp??????"):
             for path in self.folder.glob(pattern):
                 path.unlink()
 

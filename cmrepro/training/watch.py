@@ -81,7 +81,7 @@ class Watch:
         entry = self._entry()
         self._losses.clear()
         _append(self.folder / "log.jsonl", entry)
-        self._bar.set_postfix(step=entry["step"], loss=f"{entry['loss']:.4g}")
+        self._bar.set_postfix(step=entry["step"], loss=f"{entry['loss']:.4g}", refresh=False)
         self._to_board(entry)
         return self._divergence(entry["loss"])
 
