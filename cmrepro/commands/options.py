@@ -1,0 +1,65 @@
+"""What several commands share: options, and how text becomes settings and rows text."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+OUT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Folder for what is written (default: the current one).",
+)
+
+FORMAT = click.option(
+    "--format",
+    "format_",
+    default="table",
+    show_default=True,
+    help="table, md, csv, json or latex.",
+)
+
+
+def parse_settings(text: str | None) -> dict[str, Any]:
+    """{"total_steps": 20, …} from "total_steps=20,…": numbers, true, false, none, else text."""
+    settings: dict[str, Any] = {}
+    for part in text.split(",") if text else []:
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"got --set {part}; allowed is KEY=VALUE[,KEY=VALUE…]")
+        settings[key.strip()] = _value(value.strip())
+    return settings
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text in words:
+        return words[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse_steps(text: str) -> int | list[float]:
+    """A number of steps, or a list of times.
+
+    Raises:
+        ValueError: Neither.
+    """
+    try:
+        return int(text) if "," not in text else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"got --steps {text}; allowed is a number of steps or times t1,t2,…, e.g. 80,0.8"
+        ) from error
+
+
+def print_rows(rows: Any, format_: str) -> None:
+    """Print rows (a list of dictionaries) in a format."""
+    from cmrepro.report.tables import render
+
+    click.echo(render(rows, format_), nl=False)  # type: ignore[arg-type]

@@ -1,0 +1,128 @@
+"""Training: `train`, `recipe`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cmrepro.commands.options import FORMAT, OUT, parse_settings, print_rows
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--variant", default="paper", help="paper or released.")
+@click.option("--teacher", help="EDM checkpoint: a bundled name or a path.")
+@click.option("--data", "data_path", help="Data set: a path, a name, or 'synthetic'.")
+@click.option(
+    "--max-unreadable",
+    default=0,
+    show_default=True,
+    help="Leave out so many images that cannot be decoded, naming them.",
+)
+@click.option("--set", "settings", help="Changes to the recipe, KEY=VALUE[,KEY=VALUE…].")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the newest state in the output folder.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
+@click.option(
+    "--precision",
+    help="fp32, bf16 or fp16 (default: the recipe's; fp16 where it has mixed precision).",
+)
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(1),
+    help="Images at once in a process (default: those of one device in the paper); gradients "
+    "add up to the recipe's batch.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the networks.")
+@click.option("--save-every", type=click.IntRange(1), default=500, show_default=True)
+@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="States kept.")
+@click.option(
+    "--sample-every",
+    type=click.IntRange(0),
+    default=2000,
+    show_default=True,
+    help="Steps between grids of samples with a quick score; 0: none.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too.")
+@click.option("--plan", "planned", is_flag=True, help="Say what it will take; do not train.")
+@FORMAT
+@OUT
+def train(
+    recipe: str,
+    variant: str,
+    data_path: str | None,
+    max_unreadable: int,
+    settings: str | None,
+    threads: int | None,
+    save_every: int,
+    sample_every: int,
+    planned: bool,
+    format_: str,
+    out: Path,
+    device: str,
+    **choices: Any,
+) -> None:
+    r"""Train RECIPE: an EDM teacher, CD or CT.
+
+    Ctrl-C (exit code 130) and SIGTERM (143) save and end the run; --resume goes on. Processes of
+    torchrun share every batch, which is the recipe's however many they are, and go on by
+    themselves when one has died and all are started again; --out is the same folder for all:
+
+    \b
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 8
+        --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3
+        -m cmrepro train RECIPE --device cuda --resume --out FOLDER
+    """
+    import torch
+
+    from cmrepro.experiments.provenance import provenance
+    from cmrepro.processes import joined_processes
+    from cmrepro.training.loop import Rhythm, recipe_images
+    from cmrepro.training.loop import train as run
+    from cmrepro.training.plan import plan
+    from cmrepro.training.recipes import load_recipe
+
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = load_recipe(recipe, variant).replace(**parse_settings(settings))  # type: ignore[arg-type]
+    if planned:
+        how = {key: choices[key] for key in ("precision", "micro_batch", "compiled")}
+        print_rows(plan(chosen, device, **how), format_)
+        return
+    with joined_processes() as rank:
+        path = run(
+            chosen,
+            recipe_images(chosen, data_path, max_unreadable),
+            out,
+            device=device,
+            rhythm=Rhythm(save_every=save_every, sample_every=sample_every),
+            provenance=provenance(),
+            **choices,
+        )
+    if rank == 0:
+        click.echo(path)
+
+
+@click.group()
+def recipe() -> None:
+    """Recipes: list, show."""
+
+
+@recipe.command("list")
+def list_recipes() -> None:
+    """Names of all recipes."""
+    from cmrepro.training.recipes import recipe_names
+
+    click.echo("\n".join(recipe_names()))
+
+
+@recipe.command()
+@click.argument("name")
+@click.option("--variant", default="paper", show_default=True, help="paper or released.")
+@FORMAT
+def show(name: str, variant: str, format_: str) -> None:
+    """Everything that recipe NAME says, with what Table 3 leaves out."""
+    from cmrepro.training.recipes import recipe_rows
+
+    print_rows(recipe_rows(name, variant), format_)  # type: ignore[arg-type]
