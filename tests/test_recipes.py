@@ -128,6 +128,26 @@ def test_an_unknown_name_names_the_nearest(call: Any, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "demo-cifar10-edm",
+            {"solver": "heun"},
+            "got solver = heun .* trained by EDM and has none",
+        ),
+        ("demo-cifar10-edm", {"num_scales": 18}, "got num_scales = 18"),
+        ("cifar10-ct", {"solver": "euler"}, "got solver = euler .* trained by CT and has none"),
+    ],
+)
+def test_a_field_that_the_method_does_not_have_is_refused(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_recipe(name).replace(**changes)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def cd() -> Recipe:
     return load_recipe("cifar10-cd")

@@ -13,6 +13,23 @@ from cmrepro.paper import deviations
 Variant = Literal["paper", "released"]
 VARIANTS: tuple[Variant, ...] = ("paper", "released")
 
+# Fields that a method does not have.
+NOT_USED = {
+    "edm": (
+        "distance",
+        "solver",
+        "target_ema",
+        "mu0",
+        "num_scales",
+        "s0",
+        "s1",
+        "schedule_steps",
+        "two_step_index",
+    ),
+    "cd": (),
+    "ct": ("solver",),
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -98,6 +115,12 @@ class Recipe:
         for key in ("ema_rate", "target_ema", "mu0", "dropout"):
             if not 0 <= (getattr(self, key) or 0) < 1:
                 raise ValueError(f"got {key} = {getattr(self, key)}; it must be in [0, 1)")
+        for key in NOT_USED[self.method]:
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"got {key} = {getattr(self, key)} for recipe '{self.name}', which is trained "
+                    f"by {self.method.upper()} and has none; leave it out"
+                )
         if self.method == "edm":
             return
         if (self.num_scales is None, self.s0 is None, self.s1 is None) not in (
