@@ -21,7 +21,7 @@ test-slow: $(STAMP)  ## the tests that take longer
 reproduce-cifar10: $(STAMP)  ## sample, score and compare with the paper: results/ and REPORT.md
 	$(BIN)/cmrepro reproduce cifar10 --out . $(ARGS)
 
-bench: $(STAMP)  ## speed of sampling, training steps and metrics
+bench: $(STAMP)  ## the regression gate: speed and scores (ARGS=--full for full sizes, --update for new baselines)
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
 report: $(STAMP)  ## tables, figures and REPORT.md again from results/

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from cmrepro.commands import checkpoints, report, sample, score, train
+from cmrepro.commands import checkpoints, doctor, records, report, sample, score, train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +28,10 @@ for command in (
     score.evaluate,
     score.anchors,
     score.references,
+    records.redo,
+    records.compare,
+    records.records,
+    doctor.doctor,
 ):
     cli.add_command(command)
 

@@ -1,5 +1,6 @@
 """Sampling, records of runs, and the main job, with a network too small to matter."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -16,7 +17,13 @@ from cmrepro.experiments import reproduce as reproduce_module
 from cmrepro.experiments import sampling
 from cmrepro.experiments.anchors import anchor_images
 from cmrepro.experiments.reproduce import Suite, load_suite, reproduce
-from cmrepro.experiments.run import Origin, evaluate, read_origin, write_sample_set
+from cmrepro.experiments.run import (
+    Origin,
+    evaluate,
+    read_origin,
+    sampled_origin,
+    write_sample_set,
+)
 from cmrepro.experiments.sampling import (
     class_labels,
     noise,
@@ -98,12 +105,25 @@ def test_images_hardly_depend_on_the_batch_size(checkpoint, monkeypatch):
 
 def test_one_step_is_the_first_stage_of_two(checkpoint):
     model = load_model(checkpoint)
-    one = sample(model, sampler_settings(model.info, 1), 4, seed=0, image_size=8).stages
-    two = sample(model, sampler_settings(model.info, 2), 4, seed=0, image_size=8).stages
-    assert len(one) == 1
-    assert len(two) == 2
-    assert np.array_equal(one[0], two[0])
-    assert not np.array_equal(two[0], two[1])
+    one = sample(model, sampler_settings(model.info, 1), 4, seed=0, image_size=8)
+    two = sample(model, sampler_settings(model.info, 2), 4, seed=0, image_size=8)
+    assert len(one.stages) == 1
+    assert len(two.stages) == 2
+    assert np.array_equal(one.stages[0], two.stages[0])
+    assert not np.array_equal(two.stages[0], two.stages[1])
+
+
+def test_the_noise_of_all_steps_has_a_checksum(checkpoint):
+    """That of one step is the same whether a second followed or not."""
+    model = load_model(checkpoint)
+    settings = [sampler_settings(model.info, steps) for steps in (1, 2)]
+    one, two = (sample(model, s, 6, seed=3, image_size=8) for s in settings)
+    z = noise(3, range(6), (2, 3, 8, 8)).transpose(0, 1).numpy()  # image by image
+    first, both = (hashlib.sha256(z[:, :draws].tobytes()).hexdigest() for draws in (1, 2))
+    assert one.noise_sha256 == [first]
+    assert two.noise_sha256 == [first, both]
+    assert sampled_origin(model, settings[0], 3, two).noise_sha256 == first
+    assert sampled_origin(model, settings[1], 3, two).noise_sha256 == both
 
 
 def test_a_denoiser_is_sampled_by_heun(tmp_path):
@@ -190,7 +210,10 @@ def test_a_conditional_network_gets_the_class_of_each_image(conditional, tmp_pat
     expected = to_uint8(x, "round").astype(int)
     # Other batches may round a value that lies between two levels otherwise.
     assert np.abs(samples.stages[0] - expected).max() <= 1
-    write_sample_set(tmp_path / "s.npz", samples.stages[0], Origin("x"), samples.labels)
+    origin = sampled_origin(conditional, settings, 2, samples)
+    assert origin.labels_sha256 == hashlib.sha256(samples.labels.tobytes()).hexdigest()
+    write_sample_set(tmp_path / "s.npz", samples.stages[0], origin, samples.labels)
+    assert read_origin(tmp_path / "s.npz", "s").labels_sha256 == origin.labels_sha256
     loaded = load_dataset(tmp_path / "s.npz")
     assert np.array_equal(loaded.labels, samples.labels)
 

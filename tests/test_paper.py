@@ -67,7 +67,8 @@ TOLERANCES = {
     "recall-10k": (0.01, 0.0, 0.01),
 }
 CHANGES = {
-    "cd-num-scales-optimum": [9, 12, 36, 50, 60, 80, 120],
+    "cd-heun-better-than-euler": [18, 18],
+    "cd-num-scales-optimum": [18, 9, 12, 36, 50, 60, 80, 120],
     "ct-adaptive-better-than-fixed": [120, 0.99],
 }
 # All numbers of both sides of each finding, in the order of the text; those without are left out.
@@ -346,10 +347,34 @@ def test_orderings_of_the_tables_hold_in_the_tables() -> None:
 
 def test_the_candidates_of_n_are_those_of_section_6_1() -> None:
     ordering = paper.claim("song2023/ordering/cd-num-scales-optimum/cifar10")
-    assert isinstance(ordering, paper.Ordering) and ordering.better.changes == ()
+    assert isinstance(ordering, paper.Ordering)
     own = next(row for row in paper.table(3) if row.name == "N").value("cifar10_cd")
-    others = [dict(side.changes)["num_scales"] for side in ordering.worse]
-    assert sorted([own, *others]) == [9, 12, 18, 36, 50, 60, 80, 120]
+    best, *others = [dict(s.changes)["num_scales"] for s in (ordering.better, *ordering.worse)]
+    assert best == own
+    assert sorted([best, *others]) == [9, 12, 18, 36, 50, 60, 80, 120]
+
+
+def test_ablated_fields_are_those_of_table_3_and_of_the_change() -> None:
+    """All four by hand, from the table and Section 6.1; a stand-in of LPIPS for the demo."""
+    values = {"distance": "lpips", "solver": "heun", "num_scales": 18, "target_ema": 0.0}
+    assert paper.ablated_fields("cifar10-cd") == values
+    euler = paper.ablated_fields("cifar10-cd", (("solver", "euler"),))
+    assert euler == values | {"solver": "euler"}
+    schedules = {"solver": None, "num_scales": None, "target_ema": None}
+    assert paper.ablated_fields("cifar10-ct") == {"distance": "lpips"} | schedules
+    lpips = paper.ablated_fields("cifar10-cd", (("distance", "lpips"),), demo=True)
+    assert lpips == values | {"distance": "efficientnet", "num_scales": None}
+    assert paper.ablated_fields("imagenet64-cd", demo=True) is None
+    assert paper.ablated_fields("cifar10-continuous-cd") is None
+
+
+def test_batch_and_iterations_of_later_work_are_read_from_its_method() -> None:
+    """128 images at each of 400,000 iterations are the 51.2 million of its row."""
+    [ect] = [row for row in paper.later_work() if row.fid.text == "3.60"]
+    assert (ect.global_batch, ect.training_steps) == (128, 400_000)
+    assert ect.images_seen == 128 * 400_000
+    [fastgen] = [row for row in paper.later_work() if row.images_seen == 256_000_000]
+    assert (fastgen.global_batch, fastgen.training_steps) == (None, None)
 
 
 def test_an_unknown_claim_names_the_nearest() -> None:
@@ -491,6 +516,14 @@ SHA = "sha256:b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758"
         ("claims.toml", 'protocol = "adm"', 'protocol = "amd"', "[[model]] 3 'adm'"),
         ("claims.toml", 'table3 = "lsun256_cd"', 'table3 = "lsun_cd"', "[[model]] 5 'lsun256_cd'"),
         ("claims.toml", 'recipe = "cifar10-ct"', 'recipe = "cifar10-cd"', "[[model]] 2 'recipe'"),
+        ("claims.toml", 'initialisation = "random"', 'initialisation = "EDM"', "2 'EDM' random,"),
+        ("claims.toml", '{ distance = "l2" }', '{ distanec = "l2" }', "'distanec' 'distance'"),
+        (
+            "claims.toml",
+            'solver = "heun", target',
+            'solvr = "heun", target',
+            "[demo.recipes] 'solvr'",
+        ),
         ("claims.toml", 'source = "J', 'soruce = "J', "[protocols.cm-cifar10] 'source'"),
         (
             "claims.toml",
@@ -515,6 +548,7 @@ SHA = "sha256:b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758"
         # Later work, files
         ("later_work.csv", "verified (one source)", "seen", "column 'verified' 'seen'"),
         ("later_work.csv", ",51200000", ",many", "column 'images_seen' 'many'"),
+        ("later_work.csv", ",51200000", ",51200001", "'images_seen' 51200001 51200000"),
         ("later_work.csv", "two transcriptions of Table 1 of 2410.11081", "", "'source' empty"),
         ("artifacts.csv", SHA, SHA[:-1], "column 'checksum' 64"),
         ("artifacts.csv", SHA, SHA.replace("sha256", "sha-256"), "column 'checksum' 'sha256'"),

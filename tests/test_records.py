@@ -1,13 +1,32 @@
-"""Records: what they refuse, and that a file gives back what was written."""
+"""Records: their schema, what they refuse, that a file gives back what was written, merging."""
 
+import copy
 import dataclasses
 import json
 import math
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
 
+import jsonschema
 import pytest
-from records_of import demo_record
+from records_of import demo_record, sha256_of
 
-from cmrepro.records import read_record, read_records, write_record
+from cmrepro import cli
+from cmrepro.records import (
+    SCHEMA,
+    RunRecord,
+    find_record,
+    merge_records,
+    read_record,
+    read_records,
+    record_problems,
+    record_schema,
+    write_record,
+)
+
+COMMITTED = pathlib.Path(__file__).resolve().parents[1] / "results" / "records"
 
 
 def test_a_record_survives_its_file(tmp_path):
@@ -25,11 +44,13 @@ def test_foreign_images_have_neither_evaluations_nor_seed_in_their_name():
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ({"fid": math.nan}, "fid = nan"),
+        ({"fid": math.nan}, "fid = NaN, allowed is a number from -1e-06 to inf"),
+        ({"fid": math.inf}, "fid = Infinity"),
         ({"fid": -1.0}, "fid = -1"),
-        ({"precision": 1.5}, "precision = 1.5"),
+        ({"precision": 1.5}, "precision = 1.5, allowed is a number from 0 to 1"),
         ({"is": 0.5}, "is = 0.5"),
-        ({"fdd": 1.0}, "unknown metric 'fdd'"),
+        ({"fid": True}, "fid = true, allowed is number"),
+        ({"fdd": 1.0}, "unknown keys in scores: fdd; known: fid, "),
     ],
 )
 def test_impossible_scores_are_refused(scores, message):
@@ -38,8 +59,122 @@ def test_impossible_scores_are_refused(scores, message):
 
 
 def test_another_schema_is_refused():
-    with pytest.raises(ValueError, match="schema 'cmrepro-record-0'"):
+    with pytest.raises(ValueError, match='schema = "cmrepro-record-0", allowed is "cmrepro-'):
         demo_record("cd", 1, 0, 1.0, schema="cmrepro-record-0")
+
+
+def test_the_schema_and_the_class_have_the_same_fields():
+    schema = record_schema()
+    fields = {field.name for field in dataclasses.fields(RunRecord)}
+    assert fields == schema["properties"].keys() == set(schema["required"])
+    assert schema["properties"]["schema"] == {"const": SCHEMA}
+    assert schema["$id"] == SCHEMA
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """A schema and all below it."""
+    yield schema
+    named = [*schema.get("properties", {}).values(), *schema.get("$defs", {}).values()]
+    others = [schema.get(key) for key in ("items", "additionalProperties")]
+    for part in [*named, *(part for part in others if isinstance(part, dict))]:
+        yield from subschemas(part)
+
+
+def test_the_schema_uses_only_what_the_package_checks():
+    checked = {"$ref", "type", "const", "enum", "pattern", "minimum", "maximum", "items", "anyOf"}
+    checked |= {"properties", "required", "additionalProperties"}
+    of_people = {"$schema", "$id", "$defs", "title", "description"}
+    for schema in subschemas(record_schema()):
+        assert schema.keys() <= checked | of_people
+        for form in schema.get("anyOf", ()):  # "empty, or with these keys"
+            assert form == {"maxProperties": 0} or form.keys() == {"required"}
+
+
+def changed(path: str, value: Any = None) -> dict[str, Any]:
+    """The fields of a good record, one of them set, or deleted where the value is None."""
+    fields = copy.deepcopy(dataclasses.asdict(demo_record("cd", 2, 0, 1.0)))
+    *folders, name = path.split("/")
+    inner = fields
+    for folder in folders:
+        inner = inner[folder]
+    if value is None:
+        del inner[name]
+    else:
+        inner[name] = value
+    return fields
+
+
+BROKEN = {
+    "missing keys: seed": changed("seed"),
+    "unknown keys: sede; known: schema, ": changed("sede", 0),
+    "missing keys in hashes: images": changed("hashes/images"),
+    "unknown keys in hashes: weights; ": changed("hashes/weights", sha256_of("")),
+    'got hashes.images = "ab", allowed is 64 hex': changed("hashes/images", "ab"),
+    'got hashes.noise = "FF': changed("hashes/noise", "F" * 64),
+    "got checkpoint.sha256 = 3, allowed is string": changed("checkpoint/sha256", 3),
+    "missing keys in checkpoint: sha256": changed("checkpoint/sha256"),
+    "missing keys in sampler: to_uint8": changed("sampler/to_uint8"),
+    'got sampler.to_uint8 = "up", allowed is "round" or ': changed("sampler/to_uint8", "up"),
+    'got sampler.times[0] = "80", allowed is number': changed("sampler/times", ["80"]),
+    "missing keys in comparable: images_seen": changed("comparable/images_seen"),
+    'got comparable.scale = "huge", allowed is "demo" or': changed("comparable/scale", "huge"),
+    "missing keys in comparable.selection: rule": changed("comparable/selection/rule"),
+    "got num_images = 0, allowed is a number from 1": changed("num_images", 0),
+    'got model = "", allowed is ^.+$': changed("model", ""),
+    "got scores.recall = 1.25": changed("scores/recall", 1.25),
+    'got warnings = "none", allowed is array': changed("warnings", "none"),
+    "got uncertainty.resamples = true, allowed is integer": changed(
+        "uncertainty", {"resamples": True}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_what_breaks_the_schema_is_refused_here_and_by_jsonschema(message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(BROKEN[message]))
+    [problem] = record_problems(path)
+    assert problem.startswith(message)
+    validator = jsonschema.Draft202012Validator(record_schema())
+    assert len(list(validator.iter_errors(BROKEN[message]))) == 1
+    with pytest.raises(ValueError, match=r"x\.json is not a record: ") as refused:
+        read_record(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_good_records_pass_here_and_with_jsonschema(tmp_path):
+    validator = jsonschema.Draft202012Validator(record_schema())
+    foreign = demo_record("cd", None, None, 1.0, checkpoint={}, sampler={}, model="photos")
+    paths = [write_record(r, tmp_path) for r in (demo_record("cd", 2, 0, 1.0), foreign)]
+    paths += sorted(COMMITTED.glob("*.json"))
+    for path in paths:
+        assert record_problems(path) == []
+        validator.validate(json.loads(path.read_text()))
+
+
+def test_a_number_that_json_does_not_have_is_refused_anywhere(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(changed("checkpoint/recipe/learning_rate", math.nan)))
+    [problem] = record_problems(path)
+    assert problem.startswith("got checkpoint.recipe.learning_rate = NaN")
+    path.write_text(json.dumps(changed("checkpoint/recipe/learning_rate", 10**400)))
+    assert record_problems(path) == []  # larger than any float, and still a number of JSON
+
+
+def test_an_unknown_version_is_the_only_problem_named(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(changed("hashes/images") | {"schema": "cmrepro-record-9"}))
+    [problem] = record_problems(path)
+    assert 'got schema = "cmrepro-record-9", allowed is "cmrepro-record-3"; run' in problem
+
+
+def test_a_record_that_breaks_the_schema_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a record: got hashes\.images"):
+        write_record(
+            demo_record("cd", 1, 0, 1.0, hashes=changed("hashes/images", "x")["hashes"]), tmp_path
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1', "null"])
@@ -47,15 +182,6 @@ def test_what_is_no_record_is_refused_with_its_path(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"x\.json is not a record"):
-        read_record(path)
-
-
-def test_missing_and_unknown_keys_are_named(tmp_path):
-    fields = dataclasses.asdict(demo_record("cd", 1, 0, 1.0))
-    del fields["seed"]
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(fields | {"sede": 0}))
-    with pytest.raises(ValueError, match=r"missing keys \['seed'\], unknown keys \['sede'\]"):
         read_record(path)
 
 
@@ -68,3 +194,103 @@ def test_a_renamed_record_is_refused(tmp_path):
 def test_an_empty_folder_says_how_to_fill_it(tmp_path):
     with pytest.raises(ValueError, match="cmrepro reproduce cifar10"):
         read_records(tmp_path)
+
+
+def test_a_record_is_found_by_path_or_id(tmp_path, monkeypatch):
+    record = demo_record("cd", 1, 0, 1.0)
+    path = write_record(record, tmp_path / "results" / "records")
+    monkeypatch.chdir(tmp_path)
+    assert find_record(path) == find_record(record.id) == record
+    with pytest.raises(ValueError, match=f"did you mean '{record.id}'"):
+        find_record(record.id.replace("seed0", "seed1"))
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Records of another machine: one under a name of its own."""
+    records = [demo_record("cd", 1, seed, 1.0) for seed in (0, 1)]
+    paths = [write_record(record, tmp_path / "elsewhere") for record in records]
+    return records, [paths[0].rename(tmp_path / "elsewhere" / "mine.json"), paths[1]]
+
+
+def test_merged_records_lie_once_under_their_ids(tmp_path, elsewhere):
+    records, (renamed, _) = elsewhere
+    again = dataclasses.replace(records[0], durations_s={"scoring": 99.0})  # another machine
+    write_record(again, tmp_path / "third")
+    out = tmp_path / "out"
+    written = merge_records([tmp_path / "elsewhere", renamed, tmp_path / "third"], out)
+    assert sorted(path.stem for path in written) == [record.id for record in records]
+    assert read_records(out) == records
+    assert merge_records([tmp_path / "third"], out) == []
+    assert read_records(out) == records
+
+
+def test_records_that_contradict_each_other_are_refused(tmp_path, elsewhere):
+    records, (renamed, _) = elsewhere
+    other = dataclasses.replace(
+        records[0],
+        scores=records[0].scores | {"fid": 2.0},
+        hashes=records[0].hashes | {"features": sha256_of("other")},
+    )
+    path = write_record(other, tmp_path / "third")
+    with pytest.raises(ValueError) as refused:
+        merge_records([tmp_path / "elsewhere", path], tmp_path / "out")
+    text = str(refused.value)
+    assert str(renamed) in text and str(path) in text
+    assert "differ in scores.fid, hashes.features;" in text
+    assert not (tmp_path / "out").exists()
+    write_record(records[0], tmp_path / "out")  # what is there counts too
+    with pytest.raises(ValueError, match=r"differ in scores\.fid"):
+        merge_records([path], tmp_path / "out")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process; gives exit code, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cmrepro", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_validate_names_every_problem(run, tmp_path):
+    good = write_record(demo_record("cd", 1, 0, 1.0), tmp_path / "good")
+    assert run("records", "validate", good)[:2] == (0, "valid records: 1\n")
+    bad = tmp_path / "bad.json"
+    fields = changed("hashes/images", "ab")
+    bad.write_text(json.dumps(fields | {"num_images": 0}))
+    worse = tmp_path / "worse.json"
+    worse.write_text("{")
+    code, _, _ = run("records", "validate", tmp_path / "good", bad, worse)
+    # Python writes the text to stderr and exits with 1.
+    assert code.splitlines()[0].startswith(f"{bad}: got num_images = 0, allowed")
+    assert code.splitlines()[1].startswith(f'{bad}: got hashes.images = "ab", allowed')
+    assert code.splitlines()[2].startswith(f"{worse}: Expecting property name")
+    assert len(code.splitlines()) == 3
+
+
+def test_merge_writes_below_results(run, tmp_path, elsewhere):
+    records, paths = elsewhere
+    code, out, _ = run("records", "merge", *paths, "--out", tmp_path)
+    assert (code, out.count("\n")) == (0, 2)
+    assert read_records(tmp_path / "results" / "records") == records
+    write_record(dataclasses.replace(records[0], warnings=["x"]), tmp_path / "third")
+    code, _, err = run("records", "merge", tmp_path / "third", "--out", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "differ in warnings" in err
+
+
+@pytest.mark.parametrize("command", ["validate", "merge"])
+def test_an_empty_folder_is_bad_input(run, tmp_path, command):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        code, _, err = run("records", command, place)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"no records in {place}; make some with" in err

@@ -9,11 +9,27 @@ from cmrepro.commands.options import FORMAT, OUT, print_rows
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail when out of step with records.")
+@click.option(
+    "--real",
+    help="Images (data set, folder, zip, .npz) that the page shows beside samples from now on.",
+)
 @OUT
-def report(check: bool, out: Path) -> None:
-    """Tables, figures and REPORT.md from results/records."""
+def report(check: bool, real: str | None, out: Path) -> None:
+    """REPORT.md, tables, figures and the page results/site/index.html from results/records."""
     from cmrepro.report.render import check_report, write_report
 
+    if check and real:
+        raise click.UsageError("--check writes nothing; leave --real away")
+    if real:
+        from cmrepro.datasets import open_images
+        from cmrepro.grids import GRID_COLUMNS, GRID_ROWS, write_grid
+        from cmrepro.report.page import REAL
+
+        source = open_images(real)
+        every = max(
+            1, source.num_images // (GRID_ROWS * GRID_COLUMNS)
+        )  # folders go class by class
+        write_grid(out / REAL, source.take(range(0, source.num_images, every)))
     if not check:
         for path in write_report(out):
             click.echo(f"wrote {path}")
@@ -32,12 +48,30 @@ def table3(variant: str, format_: str) -> None:
 
 
 @click.command()
+@click.argument("ids", nargs=-1, metavar="[ID]…")
+@OUT
 @FORMAT
-def claims(format_: str) -> None:
-    """Every number and ordering of the paper that this suite can test."""
-    from cmrepro.report.tables import claims_rows
+def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
+    """Every number and ordering of the paper that this suite can test, with its verdict so far.
 
-    print_rows(claims_rows(), format_)
+    Only those with an ID, if given. The verdicts are by the records in results/records of --out.
+    """
+    from cmrepro.paper import claim
+    from cmrepro.records import FOLDER, read_records
+    from cmrepro.report.tables import claims_rows
+    from cmrepro.report.verdicts import verdicts
+
+    wanted = {claim(id).id for id in ids}
+    folder = out / FOLDER
+    records = read_records(folder) if folder.is_dir() else []
+    print_rows(
+        [
+            {"id": row["id"], "verdict": verdict.answer, **row, "reason": verdict.reason}
+            for row, verdict in zip(claims_rows(), verdicts(records), strict=True)
+            if not ids or row["id"] in wanted
+        ],
+        format_,
+    )
 
 
 @click.command()

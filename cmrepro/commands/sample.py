@@ -80,7 +80,7 @@ def sample(
     with joined_processes() as rank:
         samples = run(model, settings, num, seed, model.image_size, progress=model.path.stem)
     if rank == 0:
-        origin = sampled_origin(model, settings, seed, samples.noise_sha256)
+        origin = sampled_origin(model, settings, seed, samples)
         write_sample_set(out, samples.stages[-1], origin, samples.labels)
         click.echo(out)
 

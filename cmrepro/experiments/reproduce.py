@@ -93,7 +93,7 @@ def reproduce(
             )
             sampling_s = round(time.perf_counter() - start, 2)
             for steps, images in enumerate(samples.stages, 1):
-                origin = sampled_origin(model, settings.first(steps), seed, samples.noise_sha256)
+                origin = sampled_origin(model, settings.first(steps), seed, samples)
                 [record] = evaluate(
                     ImageDataset(model.path.stem, images),
                     [protocol],

@@ -1,6 +1,7 @@
 """One run: images scored under protocols, with everything that a record keeps."""
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from cmrepro.checkpoints.io import CheckpointModel
 from cmrepro.datasets import ImageSource, images_sha256, open_images
 from cmrepro.experiments.provenance import provenance
-from cmrepro.experiments.sampling import SamplerSettings
+from cmrepro.experiments.sampling import SamplerSettings, Samples
 from cmrepro.files import array_sha256, atomic_path, sha256
 from cmrepro.metrics.protocols import Protocol
 from cmrepro.metrics.references import load_reference
@@ -30,8 +31,10 @@ class Origin:
         nfe: Network evaluations an image; None where no network here made it.
         seed: Of the noise; None likewise.
         checkpoint: File name, checksum and header of the checkpoint; empty for foreign images.
-        sampler: Fields of `SamplerSettings` with `nfe`; empty for foreign images.
-        noise_sha256: Checksum of the noise; empty for foreign images.
+        sampler: Fields of `SamplerSettings` with `nfe`, `num_images` and `device`; empty for
+            foreign images.
+        noise_sha256: Checksum of the noise used; empty for foreign images.
+        labels_sha256: Checksum of the classes, int64; empty without any.
     """
 
     model: str
@@ -40,12 +43,13 @@ class Origin:
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     sampler: Mapping[str, Any] = field(default_factory=dict)
     noise_sha256: str = ""
+    labels_sha256: str = ""
 
 
 def sampled_origin(
-    model: CheckpointModel, settings: SamplerSettings, seed: int, noise_sha256: str
+    model: CheckpointModel, settings: SamplerSettings, seed: int, samples: Samples
 ) -> Origin:
-    """The origin of images that were sampled here."""
+    """The origin of the images that `settings` gives, a stage of `samples`."""
     return Origin(
         model=model.path.stem,
         nfe=settings.nfe,
@@ -55,8 +59,14 @@ def sampled_origin(
             "sha256": sha256(model.path),
             **asdict(model.info),
         },
-        sampler=asdict(settings) | {"nfe": settings.nfe},
-        noise_sha256=noise_sha256,
+        sampler=asdict(settings)
+        | {
+            "nfe": settings.nfe,
+            "num_images": len(samples.stages[0]),
+            "device": str(next(model.parameters()).device),
+        },
+        noise_sha256=samples.noise_sha256[settings.num_stages - 1],
+        labels_sha256="" if samples.labels is None else array_sha256(samples.labels),
     )
 
 
@@ -150,7 +160,7 @@ def evaluate(
     scores = score(images, tasks, device=device, bootstrap=bootstrap, progress=progress)
     scoring_s = round(time.perf_counter() - start, 2)
     return [
-        _record(task, result, origin, {**(durations_s or {}), "scoring": scoring_s})
+        _record(task, result, origin, device, {**(durations_s or {}), "scoring": scoring_s})
         for task, result in zip(tasks, scores, strict=bool(scores))
     ]
 
@@ -162,13 +172,58 @@ def _dataset(origin: Origin) -> str | None:
     return trained.get("dataset")
 
 
-def _record(
-    task: Task, scores: Scores, origin: Origin, durations_s: dict[str, float]
-) -> RunRecord:
+def comparable(origin: Origin, protocol_version: int) -> dict[str, Any]:
+    """What must agree for two records to be compared (`RunRecord`); None where it is unknown."""
     training = origin.checkpoint.get("origin", {})
     recipe = origin.checkpoint.get("recipe", {})
+    name = recipe.get("name") or training.get("recipe")
+    selection = origin.checkpoint.get("selection")
+    return {
+        "scale": name and ("demo" if name.startswith("demo-") else "paper"),
+        "network": origin.checkpoint.get("network"),
+        "dataset": _dataset(origin),
+        "images_seen": training.get("images_seen"),
+        "global_batch": recipe.get("batch_size", training.get("global_batch")),
+        "initialisation": recipe.get("initialisation", training.get("initialisation")),
+        "weights": training.get("weights"),
+        "training_steps": training.get("steps"),
+        "selection": selection and selection_parts(selection),
+        "protocol_version": protocol_version,
+    }
+
+
+# What `cmrepro search-times` writes into a checkpoint's header.
+SEARCHED = re.compile(
+    r"; second time .*: least (?P<metric>\w+) of \d+ by (?P<search>\w+) search under .* "
+    r"on (?P<images>\d+) images of seed (?P<seed>\d+)"
+)
+
+
+def selection_parts(text: str) -> dict[str, Any]:
+    """A checkpoint's `selection` with what can be known of it.
+
+    Returns:
+        `text`, and of it `rule`, and where a time was searched, `metric`, `seeds` and `images` of
+        each; None where the text does not say.
+    """
+    found = SEARCHED.search(text)
+    if found is None:
+        return {"text": text, "rule": text, "metric": None, "seeds": None, "images": None}
+    return {
+        "text": text,
+        "rule": f"{text[: found.start()]}; second time by {found['search']} search",
+        "metric": found["metric"],
+        "seeds": [int(found["seed"])],
+        "images": int(found["images"]),
+    }
+
+
+def _record(
+    task: Task, scores: Scores, origin: Origin, device: str, durations_s: dict[str, float]
+) -> RunRecord:
     hashes = {
         "noise": origin.noise_sha256,
+        "labels": origin.labels_sha256,
         "images": scores.images_sha256,
         "features": scores.features_sha256,
     }
@@ -177,28 +232,25 @@ def _record(
         nfe=origin.nfe,
         seed=origin.seed,
         num_images=scores.num_images,
-        protocol=json.loads(json.dumps(asdict(task.protocol))),  # as it comes back from its file
+        protocol=_as_read(asdict(task.protocol)),
         reference={
             "name": task.reference.name,
             "sha256": task.reference.sha256,
             **asdict(task.reference.metadata),
         },
         scores=scores.values,
-        uncertainty=scores.uncertainty,
+        uncertainty=_as_read(scores.uncertainty),
         warnings=scores.warnings,
-        checkpoint=dict(origin.checkpoint),
-        sampler=dict(origin.sampler),
-        comparable={
-            "network": origin.checkpoint.get("network"),
-            "dataset": _dataset(origin),
-            "images_seen": training.get("images_seen"),
-            "global_batch": recipe.get("batch_size", training.get("global_batch")),
-            "initialisation": recipe.get("initialisation", training.get("initialisation")),
-            "weights": training.get("weights"),
-            "training_steps": training.get("steps"),
-            "selection": origin.checkpoint.get("selection"),
-        },
+        checkpoint=_as_read(dict(origin.checkpoint)),
+        sampler=_as_read(dict(origin.sampler)),
+        comparable=comparable(origin, task.protocol.version),
         hashes={key: value for key, value in hashes.items() if value},
-        provenance=provenance(),
+        provenance=provenance() | {"device": device},
         durations_s=durations_s,
     )
+
+
+def _as_read(fields: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from its file: tuples become lists."""
+    read: dict[str, Any] = json.loads(json.dumps(fields))
+    return read

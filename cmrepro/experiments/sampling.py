@@ -49,6 +49,11 @@ class SamplerSettings:
         """Network evaluations an image."""
         return len(self.times) if self.algorithm == "multistep" else 2 * len(self.times) - 1
 
+    @property
+    def num_stages(self) -> int:
+        """Draws of noise an image, each with images of its own: one an evaluation, or one."""
+        return len(self.times) if self.algorithm == "multistep" else 1
+
     def first(self, steps: int) -> "SamplerSettings":
         """The sampler whose images are this one's after `steps` evaluations."""
         return replace(self, times=self.times[:steps])
@@ -144,12 +149,13 @@ class Samples:
 
     Attributes:
         stages: One uint8 (N, H, W, 3) an evaluation of Algorithm 1; one in all for Heun.
-        noise_sha256: Checksum of the noise of all stages, image by image.
+        noise_sha256: After each evaluation likewise, the checksum of the noise used so far, image
+            by image, so that fewer steps have the same one however many followed.
         labels: (N,) int64 of a class-conditional network, or None.
     """
 
     stages: list[NDArray[np.uint8]]
-    noise_sha256: str
+    noise_sha256: list[str]
     labels: NDArray[np.int64] | None = None
 
 
@@ -187,18 +193,18 @@ def sample(
     device = next(model.parameters()).device
     num_classes = getattr(model.network.config, "num_classes", 0)
     multistep = settings.algorithm == "multistep"
-    num_stages = len(settings.times) if multistep else 1
-    shape = (num_stages, 3, image_size, image_size)
+    shape = (settings.num_stages, 3, image_size, image_size)
     rank, world = process()
     firsts = range(0, num_images, BATCH_SIZE)
     own = firsts[len(firsts) * rank // world : len(firsts) * (rank + 1) // world]
-    stages: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_stages)]
-    digest = hashlib.sha256()
+    stages: list[list[NDArray[np.uint8]]] = [[] for _ in range(settings.num_stages)]
+    digests = [hashlib.sha256() for _ in stages]
 
     def batch_noise(first: int) -> Tensor:
         z = noise(seed, range(first, first + BATCH_SIZE), shape)
-        kept = z[:, : num_images - first].transpose(0, 1).contiguous()
-        digest.update(kept.numpy().tobytes())
+        kept = z[:, : num_images - first].transpose(0, 1).numpy()  # (B, S, C, H, W)
+        for draws, digest in enumerate(digests, 1):
+            digest.update(kept[:, :draws].tobytes())
         return z.to(device)
 
     for first in tqdm(own, desc=progress, unit="batch", disable=progress is None or rank > 0):
@@ -224,7 +230,7 @@ def sample(
     parts = gathered([np.concatenate(stage) for stage in stages] if own else None)
     whole = [np.concatenate(stage) for stage in zip(*filter(None, parts), strict=True)]
     all_labels = class_labels(seed, range(num_images), num_classes) if num_classes else None
-    return Samples(whole, digest.hexdigest(), all_labels)
+    return Samples(whole, [digest.hexdigest() for digest in digests], all_labels)
 
 
 def _clipped(model: Denoiser) -> Denoiser:

@@ -20,10 +20,17 @@ from cmrepro.paper.statements import (
     Setting,
     Tolerance,
 )
-from cmrepro.paper.tables import HyperparameterRow, ResultRow, table
+from cmrepro.paper.tables import HyperparameterRow, Printed, ResultRow, table
 
 FILE = "claims.toml"
 METHODS = ("CD", "CT")
+# Recipe fields that the ablations change, with the row of Table 3 that has their value.
+ABLATED = {
+    "distance": None,  # in the text, so in claims.toml
+    "solver": "ODE solver",
+    "num_scales": "N",
+    "target_ema": "mu",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ class _Model:
     table: int
     dataset: str
     method: str
+    data: str
+    network: str
+    distance: str
     table3: str
     protocol: str
     initialisation: str
@@ -98,9 +108,14 @@ def _models(data: dict[str, Any], folder: Path) -> dict[str, _Model]:
         known(FILE, row, "method", entry["method"], METHODS)
         known(FILE, row, "table3", entry["table3"], columns)
         known(FILE, row, "protocol", entry["protocol"], data["protocols"])
+        known(FILE, row, "initialisation", entry["initialisation"], ("teacher", "random"))
         models[entry["recipe"]] = _Model(**entry)
     distinct(FILE, "recipe", ((row, entry["recipe"]) for row, entry in rows))
     distinct(FILE, "dataset", ((row, (e["dataset"], e["method"])) for row, e in rows))
+    for name, fields in data["demo"]["recipes"].items():
+        known(FILE, "[demo.recipes]", "recipe", name, models)
+        for field in fields:
+            known(FILE, "[demo.recipes]", name, field, ABLATED)
     return models
 
 
@@ -117,6 +132,8 @@ def _absolute(
         "where": f"Table {row.table}, {row.dataset}, {row.method}, NFE {row.nfe}",
         "dataset": row.dataset,
         "method": row.method,
+        "training_data": model.data,
+        "network": model.network,
         "verified": row.verified,
         "num_images": protocol.num_images,
         "protocol_version": protocol.version,
@@ -183,6 +200,8 @@ def _side(
     check_entry(FILE, f"{row} {key}", entry, {"method": str, "steps": int}, {"changes": dict})
     recipe = known(FILE, row, key, f"{slug}-{entry['method'].lower()}", models)
     changes = tuple(entry.get("changes", {}).items())
+    for field, _ in changes:
+        known(FILE, f"{row} {key}", "changes", field, ABLATED)
     return Setting(recipe, entry["steps"], models[recipe].protocol, metric, changes)
 
 
@@ -221,9 +240,11 @@ def _orderings(
 
 def _data(folder: Path) -> dict[str, Any]:
     data = read_toml(folder / FILE)
-    parts: dict[str, type] = dict.fromkeys(("metrics", "tolerances", "protocols", "times"), dict)
+    names = ("metrics", "tolerances", "protocols", "times", "demo")
+    parts: dict[str, type] = dict.fromkeys(names, dict)
     check_entry(FILE, "top", data, {**parts, "model": list, "ordering": list})
     check_entry(FILE, "[times]", data["times"], dict.fromkeys(("1", "2"), str))
+    check_entry(FILE, "[demo]", data["demo"], {"recipes": dict, "stand_ins": dict})
     return data
 
 
@@ -231,6 +252,38 @@ def _data(folder: Path) -> dict[str, Any]:
 def metrics(folder: Path = FOLDER) -> Mapping[str, Metric]:
     """The scores of the paper by name, with the direction that is better (Section 6)."""
     return _metrics(_data(folder))
+
+
+@functools.cache
+def ablated_fields(
+    recipe: str, changes: tuple[tuple[str, str | int | float], ...] = (), demo: bool = False
+) -> Mapping[str, str | int | float | None] | None:
+    """What a recipe has in the fields of `ABLATED`.
+
+    Args:
+        recipe: Name of a model of the tables, e.g. "cifar10-cd".
+        changes: Of a setting: (field, value) fixed otherwise.
+        demo: Whether of the demo's recipe, where another distance stands in for LPIPS.
+
+    Returns:
+        Value by field, None where the field follows a schedule or does not apply; None in the
+        place of all where there is no such recipe.
+    """
+    data = _data(FOLDER)
+    if demo:
+        fields = data["demo"]["recipes"].get(recipe)
+        stand_ins = data["demo"]["stand_ins"]
+        changes = tuple((field, stand_ins.get(value, value)) for field, value in changes)
+        return None if fields is None else dict.fromkeys(ABLATED) | fields | dict(changes)
+    model = _models(data, FOLDER).get(recipe)
+    if model is None:
+        return None
+    rows = {row.name: row.cells.get(model.table3, "") for row in table(3)}
+    found: dict[str, str | int | float | None] = {"distance": model.distance}
+    for field, row in ABLATED.items():
+        if row and (cell := rows[row]):
+            found[field] = cell.lower() if field == "solver" else Printed(cell).value
+    return dict.fromkeys(ABLATED) | found | dict(changes)
 
 
 @functools.cache

@@ -48,7 +48,7 @@ class Setting:
         steps: Number of sampling steps.
         protocol: Name of the protocol.
         metric: Name of the metric.
-        changes: (recipe field, value) set otherwise than in Table 3.
+        changes: (recipe field, value) that the claim fixes; the others are the recipe's.
     """
 
     recipe: str
@@ -71,6 +71,8 @@ class AbsoluteClaim:
         where: Place in the paper.
         dataset: Data set, as in the table.
         method: "CD" or "CT".
+        training_data: Its training images, as records name them.
+        network: Preset of the network.
         setting: Recipe, steps, protocol and metric that decide it.
         printed: The printed cell.
         verified: In which sources it is printed identically.
@@ -80,8 +82,8 @@ class AbsoluteClaim:
         batch_size: Global batch of the training (Table 3).
         total_steps: Training iterations (Table 3).
         ema_rate: EMA rate of the sampled weights (Table 3).
-        initialisation: "EDM" or "random".
-        selection: Which checkpoint.
+        initialisation: "teacher" (EDM) or "random".
+        selection: Which checkpoint, or "not stated".
         times: How the sampling times were placed.
     """
 
@@ -90,6 +92,8 @@ class AbsoluteClaim:
     where: str
     dataset: str
     method: str
+    training_data: str
+    network: str
     setting: Setting
     printed: Printed
     verified: str

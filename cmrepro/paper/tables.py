@@ -24,6 +24,7 @@ TABLE3_WORDS = frozenset({"Heun", "Euler", "Yes", "No"})
 LATER_STATUS = re.compile(
     r"verified(?: \((?:secondary|one source)\))?(?:;.+)?|(?:version-dependent|conflict): .+"
 )
+LATER_TRAINING = re.compile(r"\(batch (?P<batch>\d+), (?P<steps>\d+k) iterations\)")
 CHECKSUM_DIGITS = {"md5": 32, "sha256": 64}
 
 
@@ -130,6 +131,18 @@ class LaterRow:
     verified: str
     source: str
     images_seen: int | None
+
+    @property
+    def global_batch(self) -> int | None:
+        """Batch of the training, where the method says it: "(batch 128, 400k iterations)"."""
+        found = LATER_TRAINING.search(self.method)
+        return int(found["batch"]) if found else None
+
+    @property
+    def training_steps(self) -> int | None:
+        """Iterations of the training, likewise."""
+        found = LATER_TRAINING.search(self.method)
+        return int(Printed(found["steps"]).value) if found else None
 
 
 @dataclass(frozen=True)
@@ -266,7 +279,7 @@ def later_work(folder: Path = FOLDER) -> tuple[LaterRow, ...]:
         if not LATER_STATUS.fullmatch(cells["verified"]):
             problem = f"got {cells['verified']!r}, needed verified, version-dependent or conflict"
             raise defect(file, row, "verified", problem)
-    return tuple(
+    found = tuple(
         LaterRow(
             paper=_text(file, row, cells, "paper"),
             arxiv=cells["arxiv"],
@@ -280,6 +293,12 @@ def later_work(folder: Path = FOLDER) -> tuple[LaterRow, ...]:
         )
         for row, cells in rows
     )
+    for (row, _), result in zip(rows, found, strict=True):
+        batch, steps = result.global_batch, result.training_steps
+        if batch and steps and batch * steps != result.images_seen:
+            problem = f"got {result.images_seen}, needed batch x iterations = {batch * steps}"
+            raise defect(file, row, "images_seen", problem)
+    return found
 
 
 def _checksums(file: str, row: str, text: str) -> Mapping[str, str]:

@@ -1,78 +1,134 @@
-"""Figures of the report, each with the checksum of what it shows in its metadata."""
+"""What the report draws: scores, training curves, and the way from one protocol to another."""
 
-import hashlib
-import io
 import json
+import math
+import re
 import textwrap
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from cmrepro.files import atomic_path
 from cmrepro.records import RunRecord
+from cmrepro.report.charts import LIGHT, Chart, Point, svg
 from cmrepro.report.results import LABELS, group, summarise
 
-CHECKSUM_KEY = "cmrepro-data"
 PANELS = ("fid", "is", "precision", "recall")
+CURVE_POINTS = 300  # of a training curve; a longer log is thinned
+NORMAL_95 = 1.96  # standard errors from the middle of a normal interval of 95 % to its end
 LABEL_WIDTH = 40  # characters
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # told apart by colour-blind readers too
-MARKERS = ("o", "s", "^", "D")
 
 
-def score_series(records: list[RunRecord]) -> dict[str, dict[str, list[list[float]]]]:
-    """Label -> metric -> [evaluations, mean, half-width] a point, for multistep samplers."""
-    series: dict[str, dict[str, list[list[float]]]] = {}
-    for (model, nfe, _, num_images), members in group(records).items():
-        if nfe is None or members[0].sampler["algorithm"] != "multistep":
+def figures(records: list[RunRecord], training: Path) -> dict[str, dict[str, str]]:
+    """The figures as SVG: kind ("score", "fid_by_num_images", "training") -> name -> SVG.
+
+    A kind for which nothing is there is empty.
+
+    Args:
+        records: Ours.
+        training: Folder of the logs of training, *.jsonl.
+
+    Raises:
+        ValueError: A log cannot be read.
+    """
+    charts = {
+        "score": score_charts(records),
+        "fid_by_num_images": num_images_charts(records),
+        "training": {path.stem: training_chart(path) for path in sorted(training.glob("*.jsonl"))},
+    }
+    return {
+        kind: {re.sub(r"[^\w.-]+", "-", f"{kind}_{name}"): svg(c) for name, c in own.items()}
+        for kind, own in charts.items()
+    }
+
+
+def _protocol(record: RunRecord) -> str:
+    return f"{record.protocol['name']}-v{record.protocol['version']}"
+
+
+def score_charts(records: list[RunRecord]) -> dict[str, Chart]:
+    """Score against network evaluations, a chart for each protocol and metric."""
+    lines: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for members in group(records).values():
+        first = members[0]
+        if first.nfe is None or first.sampler["algorithm"] != "multistep":
             continue
         for metric in PANELS:
-            if metric not in members[0].scores:
-                continue
-            summary = summarise([r.scores[metric] for r in members])
-            point = [float(nfe), summary.mean, summary.half_width if summary.n > 1 else 0.0]
-            label = f"{model}, {num_images:,} images"
-            series.setdefault(label, {}).setdefault(metric, []).append(point)
-    return series
+            if metric in first.scores:
+                summary = summarise([r.scores[metric] for r in members])
+                point = Point(float(first.nfe), summary.mean, summary.half_width)
+                label = f"{first.model}, {first.num_images:,} images"
+                lines[_protocol(first), metric][label].append(point)
+    return {
+        f"{protocol}_{metric}": Chart(
+            f"{LABELS[metric]} ({'lower' if metric == 'fid' else 'higher'} is better)",
+            f"network evaluations (protocol {protocol})",
+            own,
+            x_ticks=sorted({p.x for line in own.values() for p in line}),
+        )
+        for (protocol, metric), own in lines.items()
+    }
 
 
-def checksum(data: Any) -> str:
-    """SHA-256 of data that JSON can hold."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+def num_images_charts(records: list[RunRecord]) -> dict[str, Chart]:
+    """FID against the number of images, a chart for each protocol, of records that hold it.
+
+    The interval is that of the mean over parts and seeds; of a single value, that of its standard
+    error, which comes from the spread of the parts.
+    """
+    charts: dict[str, dict[str, list[Point]]] = defaultdict(dict)
+    for members in group([r for r in records if "fid_by_num_images" in r.uncertainty]).values():
+        first = members[0]
+        values: dict[int, list[float]] = defaultdict(list)
+        for record in members:
+            for size, parts in record.uncertainty["fid_by_num_images"].items():
+                values[int(size)] += parts
+        points = []
+        for size, own in sorted(values.items()):
+            mean, half_width, n = summarise(own).mean, summarise(own).half_width, len(own)
+            if n == 1:
+                half_width = NORMAL_95 * first.uncertainty["fid_infinity"]["standard_error"]
+            points.append(Point(size, mean, half_width))
+        evaluations = "" if first.nfe is None else f", NFE {first.nfe}"
+        charts[_protocol(first)][first.model + evaluations] = points
+    return {
+        protocol: Chart(
+            f"{LABELS['fid']} ({protocol})",
+            "images (logarithmic)",
+            lines,
+            log_x=True,
+            log_y=all(end > 0 for line in lines.values() for p in line for end in p.ends),
+            x_ticks=sorted({p.x for line in lines.values() for p in line})[-4:],
+        )
+        for protocol, lines in charts.items()
+    }
 
 
-def figure_checksum(path: Path) -> str | None:
-    """The checksum that a figure carries, or None when it is missing or not ours."""
-    from PIL import Image, UnidentifiedImageError
+def training_chart(path: Path) -> Chart:
+    """Loss against images seen; a mark where the number of time points N changes.
 
+    Raises:
+        ValueError: Not a log of training.
+    """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image.info.get(CHECKSUM_KEY)
-    except (OSError, UnidentifiedImageError):
-        return None
-
-
-def score_figure(series: dict[str, dict[str, list[list[float]]]], path: Path) -> None:
-    """Score against network evaluations, one panel a metric, one line a model."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.1), layout="constrained")
-    axes = figure.subplots(1, len(PANELS))
-    for ax, metric in zip(axes, PANELS, strict=True):
-        for i, (label, scores) in enumerate(series.items()):
-            if metric not in scores:
-                continue
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-            nfe, mean, half_width = zip(*scores[metric], strict=True)
-            ax.errorbar(nfe, mean, half_width, color=colour, marker=marker, capsize=4, label=label)
-        ax.set_title(f"{LABELS[metric]} ({'lower' if metric == 'fid' else 'higher'} is better)")
-        ax.set_xlabel("network evaluations")
-        points = [point for s in series.values() for point in s.get(metric, [])]
-        ax.set_xticks(sorted({int(point[0]) for point in points}))
-        ax.margins(x=0.2)
-        ax.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
-    _save(figure, path, series)
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        points = [Point(float(e["images"]), float(e["loss"])) for e in entries]
+        if not points or not all(math.isfinite(p.y) for p in points):
+            raise ValueError("no entries, or a loss that is not finite")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a log of training ({error}); remove it or copy log.jsonl again"
+        ) from error
+    scales = [entry.get("num_scales") for entry in entries]
+    changes = [i for i, n in enumerate(scales) if n and (i == 0 or n != scales[i - 1])]
+    every = math.ceil(len(points) / CURVE_POINTS)
+    return Chart(
+        f"{path.stem}: loss",
+        "images seen" + ("; a dashed line where N changes" if changes else ""),
+        {path.stem: points[::every]},
+        log_y=min(p.y for p in points) > 0,
+        marks=[(points[i].x, str(scales[i])) for i in changes],
+    )
 
 
 def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
@@ -100,7 +156,7 @@ def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
             range(1, len(rows)),
             moved,
             left=values[:-1],
-            color=[COLOURS[0] if change < 0 else COLOURS[1] for change in moved],
+            color=[LIGHT[0] if change < 0 else LIGHT[1] for change in moved],
         )
         for i, (value, change) in enumerate(zip(values[1:], moved, strict=True), 1):
             end = max(value, value - change)
@@ -113,13 +169,5 @@ def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(labels)), labels, fontsize=7)
     axes[0].invert_yaxis()
-    _save(figure, path, rows)
-
-
-def _save(figure: Any, path: Path, data: Any) -> None:
-    """Write a figure as PNG with the checksum of what it shows."""
-    buffer = io.BytesIO()
-    metadata = {CHECKSUM_KEY: checksum(data), "Software": None}
-    figure.savefig(buffer, format="png", dpi=130, metadata=metadata)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+        figure.savefig(temporary, format="png", dpi=130)

@@ -1,9 +1,10 @@
 """The paper's Tables 1 and 2 with our columns beside theirs, later work, the deviation ledger."""
 
-import pandas as pd
+from typing import NamedTuple
 
 from cmrepro.paper import (
     AbsoluteClaim,
+    Deviation,
     ResultRow,
     claims,
     deviations,
@@ -15,45 +16,112 @@ from cmrepro.records import RunRecord
 from cmrepro.report.results import LABELS, group, recipe_of, summarise
 from cmrepro.report.verdicts import absolute_verdict
 
-TEACHERS = {("CIFAR-10", "EDM"): "cifar10-edm"}
+# The teachers are no claims: by the recipe that a demo model imitates or the name of the released
+# checkpoint, whose origin has no recipe.
+TEACHERS = {
+    ("CIFAR-10", "EDM"): {"cifar10-edm", "edm-cifar10"},
+    ("ImageNet 64x64", "EDM"): {"edm-imagenet64"},
+    ("LSUN Bedroom 256x256", "EDM"): {"edm-lsun-bedroom256"},
+    ("LSUN Cat 256x256", "EDM"): {"edm-lsun-cat256"},
+}
 AS_PUBLISHED = "as published"
+TABLE3_RECIPES = {
+    "cifar10_cd": "cifar10-cd",
+    "cifar10_ct": "cifar10-ct",
+    "imagenet64_cd": "imagenet64-cd",
+    "imagenet64_ct": "imagenet64-ct",
+    "lsun256_cd": "lsun-bedroom256-cd",
+    "lsun256_ct": "lsun-bedroom256-ct",
+}
+TABLE3_FIELDS = {
+    "Learning rate": "learning_rate",
+    "Batch size": "batch_size",
+    "mu": "target_ema",
+    "mu0": "mu0",
+    "s0": "s0",
+    "s1": "s1",
+    "N": "num_scales",
+    "ODE solver": "solver",
+    "EMA decay rate": "ema_rate",
+    "Training iterations": "total_steps",
+    "Mixed-precision (FP16)": "mixed_precision",
+    "Dropout probability": "dropout",
+    "Number of GPUs": "num_gpus",
+}
 
 
-def paper_frame(number: int, records: list[RunRecord]) -> pd.DataFrame:
+class PaperRow(NamedTuple):
+    """A printed row with what we measured of it.
+
+    Attributes:
+        cells: The printed columns, then `ours` ("as published" for methods that this suite does
+            not have, "not measured", or the model), our scores as mean ± interval, n and protocol,
+            and the verdict on the row's claims.
+        records: That our scores are of.
+    """
+
+    cells: dict[str, object]
+    records: list[RunRecord]
+
+
+def paper_rows(number: int, records: list[RunRecord]) -> list[PaperRow]:
     """Table 1 or 2 as printed, every row, with what we measured of CD, CT and EDM.
 
     Args:
         number: 1 or 2.
-        records: Ours.
-
-    Returns:
-        The printed columns, then `ours` ("as published" for methods that this suite does not
-        have, "not measured", or the model), our scores as mean ± interval, n and protocol, and the
-        verdict on the row's claims.
+        records: Ours; a row of the paper has one row here for each group of them.
     """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
-    recipes = TEACHERS | {(c.dataset, c.method): c.setting.recipe for c in absolute}
+    models = TEACHERS | {(c.dataset, c.method): {c.setting.recipe} for c in absolute}
     rows = []
     for row in table(number):  # type: ignore[call-overload]
-        recipe = recipes.get((row.dataset, row.method))
-        ours = [r for r in records if recipe_of(r) == recipe and r.nfe == row.nfe]
+        printed = _printed(row, number)
+        names = models.get((row.dataset, row.method))
+        if names is None:
+            rows.append(PaperRow(printed | {"ours": AS_PUBLISHED}, []))
+            continue
+        ours = [r for r in records if r.nfe == row.nfe and names & _names(r)]
+        if not ours:
+            rows.append(PaperRow(printed | {"ours": "not measured"}, []))
+            continue
         own = [
             c
             for c in absolute
             if (c.dataset, c.method, c.setting.steps) == (row.dataset, row.method, row.nfe)
         ]
-        printed = _printed(row, number)
-        if recipe is None:
-            rows.append(printed | {"ours": AS_PUBLISHED})
-        elif not ours:
-            rows.append(printed | {"ours": "not measured"})
-        else:
-            answers = dict.fromkeys(absolute_verdict(claim, records).answer for claim in own)
-            rows += [
-                printed | _measured(members) | {"verdict": ", ".join(answers)}
-                for members in group(ours).values()
-            ]
-    return pd.DataFrame(rows)
+        answers = dict.fromkeys(absolute_verdict(claim, records).answer for claim in own)
+        rows += [
+            PaperRow(printed | _measured(members) | {"verdict": ", ".join(answers)}, members)
+            for members in group(ours).values()
+        ]
+    return rows
+
+
+def _names(record: RunRecord) -> set[str]:
+    """What a model goes by: the recipe that it stands for, its name if it was released."""
+    return {recipe_of(record), str(record.checkpoint.get("origin", {}).get("name"))}
+
+
+class Table3Cell(NamedTuple):
+    """A printed cell of Table 3 and where the official code has something else there."""
+
+    text: str
+    deviations: list[Deviation]
+
+
+def table3_cells() -> dict[str, dict[str, Table3Cell]]:
+    """Table 3 by row and recipe, with the deviations between its variants."""
+    both = [d for d in deviations() if d.follow == "both"]
+    return {
+        row.name: {
+            recipe: Table3Cell(
+                row.cells.get(column, ""),
+                [d for d in both if TABLE3_FIELDS[row.name] in d.fields and recipe in d.recipes],
+            )
+            for column, recipe in TABLE3_RECIPES.items()
+        }
+        for row in table(3)
+    }
 
 
 def _printed(row: ResultRow, number: int) -> dict[str, object]:
@@ -78,9 +146,9 @@ def _measured(members: list[RunRecord]) -> dict[str, object]:
     return {"ours": first.model, **scores, "n": n, "protocol": protocol}
 
 
-def later_work_frame() -> pd.DataFrame:
+def later_work_rows() -> list[dict[str, object]]:
     """Results of later few-step models, for context: other training, other protocols."""
-    return pd.DataFrame(
+    return [
         {
             "data": row.dataset,
             "method": row.method,
@@ -91,12 +159,12 @@ def later_work_frame() -> pd.DataFrame:
             "status": row.verified,
         }
         for row in later_work()
-    )
+    ]
 
 
-def ledger_frame() -> pd.DataFrame:
+def ledger_rows() -> list[dict[str, object]]:
     """Where the paper and its official code disagree, in the columns that a reader needs."""
-    return pd.DataFrame(
+    return [
         {
             "id": deviation.id,
             "item": deviation.item,
@@ -106,4 +174,4 @@ def ledger_frame() -> pd.DataFrame:
         }
         for deviation in deviations()
         if deviation.row is not None
-    )
+    ]

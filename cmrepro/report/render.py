@@ -1,23 +1,26 @@
-"""REPORT.md, tables and figures from results/records, and the check that they are in step."""
+"""REPORT.md, tables, figures and the page from results/records, and the check of them."""
 
 from collections import defaultdict
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from cmrepro.files import atomic_path
-from cmrepro.paper import AbsoluteClaim, claims
+from cmrepro.paper import claim
 from cmrepro.records import RunRecord, read_records
-from cmrepro.report.figures import checksum, figure_checksum, score_figure, score_series
-from cmrepro.report.published import AS_PUBLISHED, later_work_frame, ledger_frame, paper_frame
+from cmrepro.report import page
+from cmrepro.report.figures import figures
+from cmrepro.report.published import AS_PUBLISHED, later_work_rows, ledger_rows, paper_rows
 from cmrepro.report.results import is_demo, results_frame
-from cmrepro.report.tables import Format, render
+from cmrepro.report.tables import Format, render, rows_of
 from cmrepro.report.verdicts import verdicts
 
+if TYPE_CHECKING:
+    import jinja2
+
 TABLE_FILES: dict[str, Format] = {"csv": "csv", "md": "md", "tex": "latex"}
-FIGURE = Path("results/figures/score_against_steps.png")
+RECORDS = Path("results/records")
+FIGURES = Path("results/figures")
+TRAINING = Path("results/training")
 
 # What the demo does otherwise than the paper. Numbers come from the records, not from here.
 DIFFERENCES = (
@@ -35,21 +38,24 @@ DIFFERENCES = (
 
 
 def write_report(out: Path) -> list[Path]:
-    """Write REPORT.md, tables and figures from out/results/records.
+    """Write REPORT.md, tables, figures and the page from out/results/records.
+
+    Pages of records that are gone are removed.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: No records, or one is refused.
+        ValueError: No records, one is refused, or a folder cannot be written.
     """
-    records = read_records(out / "results" / "records")
-    texts = _texts(records, out)
+    texts = _texts(out)
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    score_figure(score_series(records), out / FIGURE)
-    return [out / name for name in texts] + [out / FIGURE]
+    for path in _surplus(texts, out):
+        if path.suffix == ".html":
+            path.unlink()
+    return [out / name for name in texts]
 
 
 def check_report(out: Path) -> list[str]:
@@ -58,85 +64,128 @@ def check_report(out: Path) -> list[str]:
     Raises:
         ValueError: No records, or one is refused.
     """
-    records = read_records(out / "results" / "records")
+    texts = _texts(out)
     problems = [
         f"{name} {'differs from what the records give' if (out / name).exists() else 'is missing'}"
-        for name, text in _texts(records, out).items()
-        if not (out / name).exists() or (out / name).read_text(encoding="utf-8") != text
+        for name, text in texts.items()
+        if not (out / name).exists() or (out / name).read_bytes() != text.encode()
     ]
-    if figure_checksum(out / FIGURE) != checksum(score_series(records)):
-        problems.append(f"{FIGURE} does not show the records")
-    return problems
+    gone = [path.relative_to(out).as_posix() for path in _surplus(texts, out)]
+    return problems + [f"{name} belongs to no record" for name in gone]
 
 
-def _texts(records: list[RunRecord], out: Path) -> dict[str, str]:
-    """Text files of the report by name relative to the output folder."""
+def _surplus(texts: dict[str, str], out: Path) -> list[Path]:
+    """Files of the page that the records do not give."""
+    files = sorted(path for path in (out / page.SITE).rglob("*") if path.is_file())
+    return [path for path in files if path.relative_to(out).as_posix() not in texts]
+
+
+def _texts(out: Path) -> dict[str, str]:
+    """Every file of the report by its name relative to the output folder."""
+    records = read_records(out / RECORDS)
+    content = _content(records, out)
+    fill = _environment(out).get_template
+    page_of_record = fill("record.html.j2")
+    return {
+        "REPORT.md": fill("report.md.j2").render(content),
+        **{
+            f"results/tables/{name}.{suffix}": _render(rows, format)
+            for name, rows in content["tables"].items()
+            for suffix, format in TABLE_FILES.items()
+        },
+        **{
+            f"{FIGURES}/{name}.svg": text
+            for drawn in content["figures"].values()
+            for name, text in drawn.items()
+        },
+        f"{page.SITE}/index.html": fill("page.html.j2").render(content),
+        **{
+            f"{page.SITE}/{page.record_page(record)}": page_of_record.render(
+                page.record_fields(record, out / RECORDS)._asdict()
+            )
+            for record in records
+        },
+    }
+
+
+def _environment(out: Path) -> "jinja2.Environment":
+    """The templates; their filters say how rows, texts and grids look in each."""
     import jinja2
 
-    frames = {
-        "table1": paper_frame(1, records),
-        "table2": paper_frame(2, records),
-        "results": results_frame(records),
-        "verdicts": _verdicts_frame(records),
-        "later_work": later_work_frame(),
-        "deviations": ledger_frame(),
-    }
-    template = resources.files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+        loader=jinja2.PackageLoader("cmrepro.report", ""),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=jinja2.select_autoescape(["html.j2"]),
     )
-    is_ordering = frames["verdicts"]["kind"] == "ordering"
-    measured = frames["verdicts"]["verdict"] != "not measured"
-    report = environment.from_string(template).render(
-        runs=_runs(records),
-        ours=render(frames["table1"][~_as_published(frames["table1"])], "md"),
-        table1=render(frames["table1"], "md", _as_published(frames["table1"])),
-        table2=render(frames["table2"], "md", _as_published(frames["table2"])),
-        later_work=render(frames["later_work"], "md"),
-        deviations=render(frames["deviations"], "md"),
-        orderings=render(
-            frames["verdicts"][is_ordering & measured][["claim", "verdict", "reason"]], "md"
-        ),
-        absolute=frames["verdicts"][~is_ordering & measured]
-        .groupby(["verdict", "reason"])["claim"]
-        .agg(list),
-        samples=_samples(records, out),
-        results=render(frames["results"], "md"),
-        context=any(r.nfe is None for r in records),
-        demo=any(is_demo(r) for r in records),
-        models=render(_models_frame(records), "md"),
-        differences=DIFFERENCES,
-        warnings=sorted({w for r in records for w in r.warnings}),
-    )
-    tables = {
-        f"results/tables/{name}.{suffix}": render(frame, format, _as_published(frame))
-        for name, frame in frames.items()
-        for suffix, format in TABLE_FILES.items()
+    environment.filters |= {
+        "md": lambda rows: _render(rows, "md"),
+        "code": page.code,
+        "columns": page.columns,
+        "grid": lambda path: page.grid(out / path),
+        "paper_table": page.paper_table,
+        "plain_table": page.plain_table,
+        "record_table": page.record_table,
     }
-    return {"REPORT.md": report, **tables}
+    return environment
 
 
-def _as_published(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Rows of the paper's tables whose methods this suite does not have."""
-    if "ours" not in frame:
-        return pd.Series(False, index=frame.index)
-    return frame["ours"] == AS_PUBLISHED
+def _render(rows: list[dict[str, Any]], format: Format) -> str:
+    """Rows in a format; methods that this suite does not have are set back."""
+    return render(rows, format, [row.get("ours") == AS_PUBLISHED for row in rows])
 
 
-def _verdicts_frame(records: list[RunRecord]) -> pd.DataFrame:
-    by_id = {claim.id: claim for claim in claims()}
-    rows = [
+def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
+    """What the templates show: the same for REPORT.md and for the page."""
+    paper = {f"table{number}": paper_rows(number, records) for number in (1, 2)}
+    tables = {
+        **{name: [row.cells for row in rows] for name, rows in paper.items()},
+        "results": rows_of(results_frame(records))[1],
+        "verdicts": _verdict_rows(records),
+        "later_work": later_work_rows(),
+        "deviations": ledger_rows(),
+    }
+    measured = [row for row in tables["verdicts"] if row["verdict"] != "not measured"]
+    absolute = [row for row in measured if row["kind"] == "absolute"]
+    return {
+        "paper": paper,
+        "tables": tables,
+        "ours": [row for row in tables["table1"] if row["ours"] != AS_PUBLISHED],
+        "orderings": [row for row in measured if row["kind"] == "ordering"],
+        "absolute": absolute,
+        "by_reason": _by_reason(absolute),
+        "records": records,
+        "runs": _runs(records),
+        "models": _model_rows(records),
+        "table3": page.marked_table3(),
+        "figures": figures(records, out / TRAINING),
+        "samples": _samples(records, out),
+        "real": page.REAL if (out / page.REAL).exists() else None,
+        "context": any(r.nfe is None for r in records),
+        "demo": any(is_demo(r) for r in records),
+        "differences": DIFFERENCES,
+        "warnings": sorted({w for r in records for w in r.warnings}),
+    }
+
+
+def _verdict_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
+    return [
         {
             "claim": verdict.claim_id,
-            "kind": "absolute"
-            if isinstance(by_id[verdict.claim_id], AbsoluteClaim)
-            else "ordering",
+            "kind": claim(verdict.claim_id).kind,
             "verdict": verdict.answer,
             "reason": verdict.reason,
         }
         for verdict in verdicts(records)
     ]
-    return pd.DataFrame(rows)
+
+
+def _by_reason(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[str]]]:
+    """Claims by verdict and reason."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        found[row["verdict"], row["reason"]].append(row["claim"])
+    return sorted(found.items())
 
 
 def _runs(records: list[RunRecord]) -> list[tuple[str, str]]:
@@ -185,7 +234,7 @@ def _samples(records: list[RunRecord], out: Path) -> list[tuple[str, list[tuple[
     return list(grids.items())
 
 
-def _models_frame(records: list[RunRecord]) -> pd.DataFrame:
+def _model_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
     """One row a checkpoint: how it was trained and what that cost."""
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -209,4 +258,4 @@ def _models_frame(records: list[RunRecord]) -> pd.DataFrame:
             "trained on": f"{origin['data']}, {origin['cpu']}, {origin['threads']} threads",
             "weights": origin["weights"],
         }
-    return pd.DataFrame(list(rows.values()))
+    return list(rows.values())

@@ -1,16 +1,20 @@
 """Records brought together: mean and interval over seeds."""
 
+from __future__ import annotations
+
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from scipy import stats
 
 from cmrepro.records import RunRecord
+from cmrepro.report.equivalence import half_width
 
-CONFIDENCE = 0.95
+if TYPE_CHECKING:
+    import pandas as pd
+
 LABELS = {
     "fid": "FD",
     "sfid": "sFD",
@@ -49,9 +53,8 @@ def summarise(values: list[float]) -> Summary:
     n = len(values)
     if n < 2:
         return Summary(float(np.mean(values)), math.nan, n)
-    error = float(np.std(values, ddof=1)) / math.sqrt(n)
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    return Summary(float(np.mean(values)), quantile * error, n)
+    half = half_width(np.std(values, ddof=1), n)
+    return Summary(float(np.mean(values)), float(half), n)
 
 
 GroupKey = tuple[str, int | None, str, int]
@@ -85,6 +88,8 @@ def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
 
 def results_frame(records: list[RunRecord]) -> pd.DataFrame:
     """One row a group: model, nfe, protocol, images, seeds, and each score's mean ± interval."""
+    import pandas as pd
+
     rows = [
         {
             "model": model,

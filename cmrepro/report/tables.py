@@ -46,6 +46,11 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def _read(value: object) -> str:
+    """A cell for a reader: numbers to six significant digits."""
+    return f"{value:.6g}" if isinstance(value, float) else _text(value)
+
+
 def _latex(rows: list[list[str]], columns: list[str], muted: Sequence[bool]) -> str:
     """A booktabs tabular; columns with long texts are wrapped by LaTeX, muted rows are grey."""
     import pandas as pd
@@ -61,7 +66,7 @@ def _latex(rows: list[list[str]], columns: list[str], muted: Sequence[bool]) -> 
     return cells.to_latex(index=False, escape=False, column_format=column_format)
 
 
-def _rows_of(table: Table) -> tuple[list[str], list[dict[str, Any]]]:
+def rows_of(table: Table) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and rows, None for what is missing."""
     if not isinstance(table, list):
         rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
@@ -75,7 +80,8 @@ def _rows_of(table: Table) -> tuple[list[str], list[dict[str, Any]]]:
 def render(table: Table, format: Format, muted: Iterable[bool] | None = None) -> str:
     """A table as text, without an index; what is missing becomes an empty cell.
 
-    Strings stay as they are ("4e-4" is not read as a number); numbers are written in full.
+    Strings stay as they are ("4e-4" is not read as a number). Numbers are written in full as CSV
+    and JSON, to six significant digits for readers.
     Without pandas, unless a data frame or LaTeX is asked for: its import takes a second.
 
     Args:
@@ -94,10 +100,11 @@ def render(table: Table, format: Format, muted: Iterable[bool] | None = None) ->
     """
     if format not in get_args(Format):
         raise ValueError(unknown("format", format, get_args(Format)))
-    columns, rows = _rows_of(table)
+    columns, rows = rows_of(table)
     if format == "json":
         return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    cells = [[_text(value) for value in row.values()] for row in rows]
+    as_text = _text if format == "csv" else _read
+    cells = [[as_text(value) for value in row.values()] for row in rows]
     muted = [False] * len(rows) if muted is None else list(muted)
     if format == "csv":
         buffer = io.StringIO()

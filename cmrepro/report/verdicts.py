@@ -1,139 +1,128 @@
-"""Verdicts: what records say of a claim."""
+"""Verdicts: what records say of a claim.
 
-from dataclasses import dataclass
+A printed score is decided by a test of equivalence (`report.equivalence`), an ordering by the
+difference paired over seeds (`report.orderings`); both only between scores that are comparable
+(`report.comparability`). Every number is a mean over all seeds. No claim of this paper is a
+minimum over runs, so none is shown; a record whose checkpoint is the best of several says so in
+its selection and is not comparable.
+"""
 
-from cmrepro.paper import AbsoluteClaim, Ordering, Setting, claims, metrics
+import numpy as np
+
+from cmrepro.paper import AbsoluteClaim, Ordering, claims
 from cmrepro.records import RunRecord
-from cmrepro.report.results import LABELS, Summary, is_demo, recipe_name, recipe_of, summarise
+from cmrepro.report.answers import Verdict, more_seeds
+from cmrepro.report.comparability import Likeness, like_with_like
+from cmrepro.report.equivalence import (
+    ALPHA,
+    half_width,
+    is_equivalent,
+    is_outside,
+    seeds_to_decide,
+)
+from cmrepro.report.matching import Side, sides, trained_recipe
+from cmrepro.report.orderings import ordering_verdict
+from cmrepro.report.results import summarise
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What records say of one claim.
-
-    Attributes:
-        claim_id: Of the claim.
-        answer: "not measured", "not comparable", "reproduced", "not reproduced" or
-            "inconclusive"; of an ordering "holds at demo scale" or "does not hold at demo scale"
-            in the place of (not) reproduced.
-        reason: Why, in one line.
-        difference: Of an ordering: by how much the better side is better, paired over seeds.
-    """
-
-    claim_id: str
-    answer: str
-    reason: str
-    difference: Summary | None = None
+# What a record has to say of itself before it is set beside a printed score.
+NEEDED = (
+    "training data",
+    "network",
+    "protocol",
+    "images scored",
+    "images seen",
+    "global batch",
+    "training steps",
+)
 
 
 def absolute_verdict(claim: AbsoluteClaim, records: list[RunRecord]) -> Verdict:
     """The verdict on a printed score.
 
-    Records are comparable where network, protocol, images scored, images seen and batch agree; a
-    demo model's are not. The claim is reproduced when the whole 95 % interval of the mean over
-    seeds lies within the claim's margin, and not when it lies wholly outside.
+    Reproduced: two one-sided t tests at 5 % place the mean over seeds within the claim's margin,
+    that is the whole 90 % interval lies inside. Not reproduced: the whole 95 % interval lies
+    outside. Where several models are comparable and their answers differ, it is inconclusive.
+
+    Args:
+        claim: The claim.
+        records: All that there are; those of the claim's recipe, steps and metric are looked at.
     """
     setting = claim.setting
-    ours = [r for r in records if recipe_of(r) == setting.recipe and r.nfe == setting.steps]
+    ours = [
+        side
+        for side in sides(records, setting.steps, setting.metric)
+        if trained_recipe(side.first) == setting.recipe
+    ]
     if not ours:
         return Verdict(claim.id, "not measured", f"no record of {setting}")
-    record = ours[0]
-    differences = {
-        "recipe": (setting.recipe, recipe_name(record)),
-        "protocol": (setting.protocol, record.protocol["name"]),
-        "images scored": (claim.num_images, record.num_images),
-        "images seen": (claim.images_seen, record.comparable["images_seen"]),
-        "global batch": (claim.batch_size, record.comparable["global_batch"]),
-    }
-    different = "; ".join(
-        f"{name} {_text(paper)} there, {_text(mine)} here"
-        for name, (paper, mine) in differences.items()
-        if paper != mine
+    compared = [(side, _against(claim, side.first)) for side in ours]
+    alike = [(side, likeness) for side, likeness in compared if not likeness.different]
+    if not alike:
+        _, nearest = min(compared, key=lambda pair: len(pair[1].different))
+        return Verdict(claim.id, "not comparable", str(nearest))
+    found = [_decide(claim, side, likeness) for side, likeness in alike]
+    if len({verdict.answer for verdict in found}) == 1:
+        return found[0]
+    reason = "; ".join(
+        f"{side.first.model} {verdict.answer} ({verdict.reason})"
+        for (side, _), verdict in zip(alike, found, strict=True)
     )
-    if different:
-        return Verdict(claim.id, "not comparable", different)
-    mean = summarise([r.scores[setting.metric] for r in ours])
-    reason = f"{mean} over {mean.n} seeds against {claim.printed} with margin {claim.margin:.2g}"
-    distance = abs(mean.mean - claim.value)
-    if distance + mean.half_width <= claim.margin:
-        return Verdict(claim.id, "reproduced", reason)
-    if distance - mean.half_width > claim.margin:
-        return Verdict(claim.id, "not reproduced", reason)
-    return Verdict(claim.id, "inconclusive", reason)  # also with one seed: its interval is NaN
+    return Verdict(claim.id, "inconclusive", f"the models disagree: {reason}")
 
 
-def ordering_verdict(claim: Ordering, records: list[RunRecord]) -> Verdict:
-    """The verdict on an ordering at demo scale, paired over seeds (the same noise on both sides).
-
-    It holds when, for every worse side, the whole 95 % interval of the mean difference lies on the
-    claimed side of zero, and does not hold when, for one, it lies wholly on the other.
-    """
-    sides = [_side(claim.better, records), *(_side(worse, records) for worse in claim.worse)]
-    if not all(sides):
-        missing = [
-            str(setting)
-            for setting, side in zip((claim.better, *claim.worse), sides, strict=True)
-            if not side
-        ]
-        return Verdict(claim.id, "not measured", f"no record of {'; '.join(missing)}")
-    better, *worse = sides
-    sign = 1 if metrics()[claim.better.metric].higher_is_better else -1
-    closest: Summary | None = None
-    for side in worse:
-        seeds = sorted(better.keys() & side.keys())
-        if len(seeds) < 2:
-            return Verdict(
-                claim.id,
-                "inconclusive",
-                f"{len(seeds)} seeds on both sides; at least 2 are needed",
-            )
-        difference = summarise([sign * (better[seed] - side[seed]) for seed in seeds])
-        if closest is None or _low(difference) < _low(closest):
-            closest = difference
-    assert closest is not None
-    if _low(closest) > 0:
-        answer = "holds at demo scale"
-    elif closest.mean + closest.half_width < 0:
-        answer = "does not hold at demo scale"
-    else:
-        answer = "inconclusive"
-    reason = f"{LABELS[claim.better.metric]} better by {closest}, paired over {closest.n} seeds"
-    return Verdict(claim.id, answer, reason, closest)
-
-
-def _text(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _low(summary: Summary) -> float:
-    return summary.mean - summary.half_width
-
-
-def _side(setting: Setting, records: list[RunRecord]) -> dict[int, float]:
-    """Score by seed of the demo models that stand for a setting without changes.
-
-    Where there are records of several numbers of images, those of the most.
-    """
-    if setting.changes:
-        return {}
-    chosen = [
-        r
-        for r in records
-        if is_demo(r) and recipe_of(r) == setting.recipe and r.nfe == setting.steps
-    ]
-    most = max((r.num_images for r in chosen), default=0)
-    return {
-        r.seed: r.scores[setting.metric]
-        for r in chosen
-        if r.num_images == most and r.seed is not None
+def _against(claim: AbsoluteClaim, record: RunRecord) -> Likeness:
+    """A claim and a record; what is needed of the record and not known counts as different."""
+    found = like_with_like(claim, record)
+    missing = {
+        field: text
+        for field, text in found.unknown.items()
+        if field in NEEDED  # known of every claim
     }
+    return Likeness(
+        {**found.different, **{field: f"not known: {text}" for field, text in missing.items()}},
+        {field: text for field, text in found.unknown.items() if field not in missing},
+    )
+
+
+def _decide(claim: AbsoluteClaim, side: Side, likeness: Likeness) -> Verdict:
+    """The verdict on a printed score by records that are comparable with it."""
+    values = list(side.scores(claim.setting.metric).values())
+    notes = "".join(f"; {note}" for note in (side.remark, str(likeness)) if note)
+    against = f"{claim.printed} with margin {claim.margin:.2g}"
+    if not values:
+        return Verdict(claim.id, "not comparable", f"no seed is left{notes}")
+    mean = summarise(values)
+    if mean.n == 1:
+        reason = f"{mean} of 1 seed against {against}; a spread needs at least 2 seeds{notes}"
+        return Verdict(claim.id, "inconclusive", reason, mean)
+    distance, sd = mean.mean - claim.value, float(np.std(values, ddof=1))
+    test = (distance, claim.margin, sd, mean.n)
+    inner = half_width(sd, mean.n, 1 - 2 * ALPHA)
+    seen = (
+        f"{mean.mean:.4g} over {mean.n} seeds, {{}} % interval "
+        f"{{:.4g}} to {{:.4g}}, against {against}"
+    )
+    reason = seen.format(90, mean.mean - inner, mean.mean + inner)
+    if is_equivalent(*test):
+        return Verdict(claim.id, "reproduced", reason + notes, mean)
+    if is_outside(*test):
+        reason = seen.format(95, mean.mean - mean.half_width, mean.mean + mean.half_width)
+        return Verdict(claim.id, "not reproduced", reason + notes, mean)
+    seeds = seeds_to_decide(distance, claim.margin, sd)
+    return Verdict(
+        claim.id,
+        "inconclusive",
+        f"{reason}; {more_seeds(seeds)}{notes}",
+        mean,
+        seeds_to_decide=seeds,
+    )
 
 
 def verdicts(records: list[RunRecord]) -> list[Verdict]:
     """One verdict a claim, in the order of the claims."""
     return [
-        absolute_verdict(claim, records)
-        if isinstance(claim, AbsoluteClaim)
-        else ordering_verdict(claim, records)
+        ordering_verdict(claim, records)
+        if isinstance(claim, Ordering)
+        else absolute_verdict(claim, records)
         for claim in claims()
     ]

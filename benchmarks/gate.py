@@ -1,0 +1,202 @@
+"""What a benchmark is judged by: ratios of CPU time within one process, scores and images.
+
+Speed: our work and a bare or a peer's run of the same are done by turns, each pair gives the ratio
+of their CPU times, and the median over the pairs counts. Other machines are faster or slower on
+both sides, and other processes that share the machine take no CPU time of this one. What is left
+of their disturbance (caches, memory) moved the median of nine pairs by up to 5 % on two cores with
+a load of six. So a ratio may exceed its baseline by `TOLERANCE`, half-way to the slow-down of 20 %
+that has to be found; where it comes nearer to that limit than `CLEAR`, more pairs decide.
+
+Scores: compared with the stored ones, whatever the machine. Images: bit for bit, on a machine of
+the same kind, since convolutions round as the processor's instructions make them.
+"""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+TOLERANCE = 1.10
+CLEAR = 1.05
+SERIES = 4  # of pairs, at most; at least two where it fails
+SCORE_TOLERANCE = 1e-4  # relative, between platforms
+ADVICE = "if that is meant: pytest benchmarks --update, and a line in CHANGELOG.md"
+
+Work = Callable[[], object]
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process with all its threads, and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def paired_ratios(ours: Work, theirs: Work, pairs: int) -> list[float]:
+    """Our CPU time over theirs in each pair; who is first changes from pair to pair."""
+    ratios = []
+    for pair in range(pairs):
+        seconds = [0.0, 0.0]
+        for side in (0, 1) if pair % 2 else (1, 0):
+            start = cpu_seconds()
+            (ours, theirs)[side]()
+            seconds[side] = cpu_seconds() - start
+        ratios.append(seconds[0] / seconds[1])
+    return ratios
+
+
+@dataclass
+class Baselines:
+    """The stored results: ratios and images of one kind of machine, scores of all.
+
+    Attributes:
+        folder: Where they lie.
+        kind: Name of the kind of machine, and of its file.
+        machine: Its description.
+        update: Take what is measured as the new baselines.
+    """
+
+    folder: Path
+    kind: str
+    machine: dict[str, str]
+    update: bool
+    ratios: dict[str, float] = field(default_factory=dict)
+    images_sha256: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.known = self.machine_file.is_file()
+        if self.known:
+            stored = json.loads(self.machine_file.read_text(encoding="utf-8"))
+            self.ratios, self.images_sha256 = stored["ratios"], stored["images_sha256"]
+        if self.scores_file.is_file():
+            self.scores = json.loads(self.scores_file.read_text(encoding="utf-8"))
+
+    @property
+    def machine_file(self) -> Path:
+        return self.folder / f"{self.kind}.json"
+
+    @property
+    def scores_file(self) -> Path:
+        return self.folder / "scores.json"
+
+    def set(self, table: dict[str, Any], name: str, value: float | str) -> None:
+        """Store a new value, and note how the old one moved."""
+        old = table.get(name)
+        table[name] = value
+        if old != value:
+            self.notes.append(f"{name}: {_shown(old)} -> {_shown(value)}")
+
+    def write(self) -> None:
+        """Write both files."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        machine = {
+            "machine": self.machine,
+            "ratios": self.ratios,
+            "images_sha256": self.images_sha256,
+        }
+        for path, content in ((self.machine_file, machine), (self.scores_file, self.scores)):
+            path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class Gate:
+    """Judges what one benchmark has measured, and keeps it in the benchmark's `extra_info`."""
+
+    def __init__(self, benchmark: BenchmarkFixture, baselines: Baselines) -> None:
+        self.benchmark, self.baselines = benchmark, baselines
+
+    def ratio(
+        self, name: str, ours: Work, theirs: Work, *, at_most: float, pairs: int = 9
+    ) -> None:
+        """Fail where our CPU time over theirs is above a bound, or above its baseline.
+
+        Args:
+            name: Of the ratio, in the baselines.
+            ours: What is judged.
+            theirs: The bare or the peer's run of the same work.
+            at_most: The bound of the ratio on any machine.
+            pairs: Of one series.
+        """
+        baselines = self.baselines
+        if not baselines.update:
+            stored = baselines.ratios.get(name)
+            limit = at_most if stored is None else min(at_most, TOLERANCE * stored)
+            found = self.bound(name, ours, theirs, at_most=limit, pairs=pairs)
+            if stored is None:
+                baselines.notes.append(f"{name}: {found:.3f}, judged by its bound {at_most} only")
+            elif found * TOLERANCE < stored:
+                baselines.notes.append(f"{name}: {found:.3f}, faster than its {stored}; update")
+        elif not self.benchmark.disabled:
+            ratio = median(paired_ratios(ours, theirs, 3 * pairs))
+            self.benchmark.extra_info[name] = ratio
+            baselines.set(baselines.ratios, name, round(ratio, 3))
+            assert ratio <= at_most, f"{name}: {ratio:.3f}, allowed is {at_most}"
+
+    def bound(
+        self, name: str, ours: Work, theirs: Work, *, at_most: float, pairs: int = 9
+    ) -> float:
+        """Fail where our CPU time over theirs is above a bound.
+
+        Returns:
+            The ratio; NaN where nothing is timed (`--benchmark-disable`).
+        """
+        ours()
+        theirs()
+        if self.benchmark.disabled:
+            return math.nan
+        ratios: list[float] = []
+        for series in range(1, SERIES + 1):
+            ratios += paired_ratios(ours, theirs, pairs)
+            ratio = median(ratios)
+            if ratio * CLEAR <= at_most or (ratio >= CLEAR * at_most and series > 1):
+                break
+        self.benchmark.extra_info[name] = ratio
+        if ratio > at_most:
+            pytest.fail(
+                f"{name}: {ratio:.3f} times the CPU time of the other side in {len(ratios)} "
+                f"pairs, allowed is {at_most:.3f}; {ADVICE}",
+                pytrace=False,
+            )
+        return ratio
+
+    def score(self, name: str, value: float) -> None:
+        """Fail where a value of fixed seeds is not the stored one, on whatever platform."""
+        self.benchmark.extra_info[name] = value
+        baselines = self.baselines
+        if baselines.update:
+            baselines.set(baselines.scores, name, value)
+        elif name not in baselines.scores:
+            pytest.fail(f"{name} has no stored value; pytest benchmarks --update", pytrace=False)
+        elif value != pytest.approx(stored := baselines.scores[name], rel=SCORE_TOLERANCE):
+            pytest.fail(
+                f"{name}: {value:.8g}, stored is {stored:.8g} ({value / stored - 1:+.3%}); "
+                f"{ADVICE}",
+                pytrace=False,
+            )
+
+    def images(self, name: str, sha256: str) -> None:
+        """Fail where the images of fixed seeds are other ones than before on such a machine."""
+        self.benchmark.extra_info[name] = sha256
+        baselines = self.baselines
+        stored = baselines.images_sha256.get(name)
+        if baselines.update:
+            baselines.set(baselines.images_sha256, name, sha256)
+        elif stored is None:
+            baselines.notes.append(f"{name}: no stored checksum of such a machine")
+        elif sha256 != stored:
+            pytest.fail(
+                f"{name}: SHA-256 {sha256}, stored for this kind of machine is {stored}; {ADVICE}",
+                pytrace=False,
+            )
+
+
+def _shown(value: object) -> str:
+    return f"{value:.8g}" if isinstance(value, float) else str(value)

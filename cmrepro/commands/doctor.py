@@ -1,0 +1,66 @@
+"""What is wrong: `doctor`."""
+
+import click
+
+from cmrepro.commands.options import FORMAT, print_rows
+
+
+@click.command()
+@click.argument("what", nargs=-1)
+@click.option("--protocol", default="embedded", show_default=True, help="Name, or .toml file.")
+@click.option("--reference", help="Name or file of other statistics than the protocol's.")
+@click.option("--real", help="Real images that the generated ones should be like.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Score your own CIFAR-10 files TRAIN TEST beside published scores of them.",
+)
+@click.option("--device", default="cpu", show_default=True)
+@FORMAT
+def doctor(
+    what: tuple[str, ...],
+    protocol: str,
+    reference: str | None,
+    real: str | None,
+    calibrate: bool,
+    device: str,
+    format_: str,
+) -> None:
+    """Say what is installed and cached, or what is wrong with each WHAT.
+
+    WHAT is a sample set (.npz, folder or .zip of images), a checkpoint, reference statistics or a
+    record, recognised by its content. Nothing is downloaded but the reference or extractor that
+    --protocol names. Causes are sorted by their likelihood: 1 - limit / (2 measured), where clean
+    inputs stay below the limit.
+    """
+    if calibrate:
+        print_rows(_calibrated(what, device), format_)
+        return
+    if not what:
+        from cmrepro.doctor.installed import installed_rows
+
+        print_rows(installed_rows(), format_)
+        return
+    from cmrepro.datasets import open_images
+    from cmrepro.doctor.examine import examine, finding_rows
+    from cmrepro.doctor.findings import Settings
+    from cmrepro.metrics.protocols import load_protocol
+
+    images = open_images(real) if real else None
+    settings = Settings(load_protocol(protocol), reference, images, device)
+    print_rows(finding_rows(examine(what, settings)), format_)
+
+
+def _calibrated(what: tuple[str, ...], device: str) -> list[dict[str, object]]:
+    from cmrepro.datasets import open_images
+    from cmrepro.doctor.calibrate import calibration_rows, published_scores
+
+    if len(what) != 2:
+        raise ValueError(
+            f"got {len(what)} data sets to calibrate with; give two, TRAIN TEST, e.g. "
+            "cifar10-train cifar10-test, or your own folders or zips of them"
+        )
+    images = {
+        split: open_images(path) for split, path in zip(("train", "test"), what, strict=True)
+    }
+    return calibration_rows(published_scores(), images, device)

@@ -1,0 +1,119 @@
+"""Recognise what a path is by its content, find what is wrong with it, and say so in a table."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmrepro.checkpoints.contents import file_format
+from cmrepro.checkpoints.diffusers_folder import is_diffusers_folder
+from cmrepro.checkpoints.io import bundled_checkpoints
+from cmrepro.datasets import ImageSource, images_sha256, open_images
+from cmrepro.doctor.checkpoints import examine_checkpoint
+from cmrepro.doctor.findings import Examination, Settings, causes
+from cmrepro.doctor.images import examine_images
+from cmrepro.doctor.records import examine_record
+from cmrepro.doctor.statistics import examine_statistics
+from cmrepro.experiments.run import read_origin
+from cmrepro.records import read_record
+
+ALLOWED = (
+    "a sample set (.npz with arr_0, a folder or .zip of images), a checkpoint of this project, "
+    "reference statistics (.npz or .pkl with mu and sigma) or a record (.json)"
+)
+
+
+def recognise(what: str) -> str:
+    """What a path is by its content: "sample set", "checkpoint", "statistics" or "record".
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: It is none of these.
+    """
+    path = Path(what)
+    if what in bundled_checkpoints():
+        return "checkpoint"
+    if not path.exists():
+        raise FileNotFoundError(f"nothing at '{what}'; allowed is {ALLOWED}")
+    if path.is_dir():
+        return "checkpoint" if is_diffusers_folder(path) else "sample set"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(name).name for name in archive.namelist()}
+        if {"mu.npy", "sigma.npy"} <= names:
+            return "statistics"
+        return "checkpoint" if "data.pkl" in names else "sample set"
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"{"):
+        return "record"
+    if path.suffix == ".pkl":
+        return "statistics"
+    try:
+        file_format(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is nothing known; allowed is {ALLOWED}") from error
+    return "checkpoint"
+
+
+def examine(whats: Sequence[str], settings: Settings) -> list[Examination]:
+    """Examine each path; images serve for a record of theirs, too.
+
+    Raises:
+        FileNotFoundError: Nothing is at a path.
+        ValueError: What is there is none of what is known, or broken.
+    """
+    kinds = [recognise(what) for what in whats]
+    sets = {
+        what: open_images(what)
+        for what, kind in zip(whats, kinds, strict=True)
+        if kind == "sample set"
+    }
+    examinations = []
+    for what, kind in zip(whats, kinds, strict=True):
+        if kind == "sample set":
+            origin = read_origin(Path(what), sets[what].name)
+            found = examine_images(sets[what], origin, settings)
+        elif kind == "record":
+            record = read_record(Path(what))
+            found = examine_record(record, _images_of(record.hashes, sets), settings)
+        elif kind == "statistics":
+            found = examine_statistics(what, settings)
+        else:
+            found = examine_checkpoint(what, settings)
+        found.what = what
+        found.findings.sort(key=lambda finding: -finding.likelihood)
+        examinations.append(found)
+    return examinations
+
+
+def _images_of(hashes: dict[str, str], sets: dict[str, ImageSource]) -> ImageSource | None:
+    """The sample set that a record is of, if it was given too."""
+    return next((s for s in sets.values() if images_sha256(s) == hashes.get("images")), None)
+
+
+def finding_rows(examinations: Sequence[Examination]) -> list[dict[str, object]]:
+    """One row a finding, and one for each path without any."""
+    rows: list[dict[str, object]] = []
+    for examination in examinations:
+        numbers = sorted(causes()[key].number for key in examination.checked)
+        rows += [
+            {
+                "what": examination.what,
+                "finding": f"{causes()[finding.cause].number} {causes()[finding.cause].words}",
+                "likelihood": round(finding.likelihood, 3),
+                "measured": finding.measured,
+                "clean": finding.clean,
+                "effect": finding.effect,
+                "do": causes()[finding.cause].advice,
+            }
+            for finding in examination.findings
+        ] or [
+            {
+                "what": examination.what,
+                "finding": "nothing was found",
+                "measured": f"looked for causes {', '.join(map(str, numbers))}",
+            }
+        ]
+    return rows

@@ -1,0 +1,228 @@
+"""What results/site/index.html and its pages of records show, as values for their templates."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any, NamedTuple
+
+from markupsafe import Markup, escape
+
+from cmrepro.files import sha256
+from cmrepro.paper import Deviation
+from cmrepro.records import RunRecord, flat
+from cmrepro.report.published import AS_PUBLISHED, PaperRow, Table3Cell, table3_cells
+from cmrepro.report.results import LABELS, group
+
+SITE = Path("results/site")
+REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
+TILE_ROWS = 2  # of a sample grid that the page shows
+GRID_WIDTH = 384  # pixels: twelve images of 32
+GROUPS_OF_FIELDS = (
+    "hashes",
+    "comparable",
+    "sampler",
+    "protocol",
+    "reference",
+    "checkpoint",
+    "provenance",
+    "durations_s",
+    "uncertainty",
+)
+
+
+class Cell(NamedTuple):
+    """A cell of a table: its text, and where it leads ("" for nowhere)."""
+
+    text: str
+    href: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table of the page.
+
+    Attributes:
+        cells: By column.
+        id: That links lead to; "" for none.
+        group: Common to the records that one mean is of; "" for none.
+        muted: Whether the row is set back.
+        records: The records that our cells are of.
+    """
+
+    cells: dict[str, Cell]
+    id: str = ""
+    group: str = ""
+    muted: bool = False
+    records: Sequence[RunRecord] = ()
+
+
+def paper_table(rows: list[PaperRow]) -> list[Row]:
+    """Table 1 or 2; each of our cells leads to its records."""
+    shown = []
+    for row in rows:
+        target = f"#{row.records[0].id}" if row.records else ""
+        cells = {
+            column: Cell(str(value), target if column.startswith("our") else "")
+            for column, value in row.cells.items()
+        }
+        shown.append(Row(cells, muted=row.cells["ours"] == AS_PUBLISHED, records=row.records))
+    return shown
+
+
+def record_page(record: RunRecord) -> str:
+    """Address of a record's page, seen from the index."""
+    return f"records/{record.id}.html"
+
+
+def record_table(records: list[RunRecord]) -> list[Row]:
+    """Every record, those of one group beside each other."""
+    rows = []
+    for members in group(records).values():
+        for record in members:
+            cells = {
+                "model": Cell(record.model, record_page(record)),
+                "NFE": Cell(_text(record.nfe)),
+                "seed": Cell(_text(record.seed)),
+                "images": Cell(f"{record.num_images:,}"),
+                "protocol": Cell(f"{record.protocol['name']} v{record.protocol['version']}"),
+            } | {
+                label: Cell(f"{record.scores[metric]:.5g}")
+                for metric, label in LABELS.items()
+                if metric in record.scores
+            }
+            rows.append(Row(cells, id=record.id, group=members[0].id))
+    return rows
+
+
+def plain_table(rows: list[dict[str, Any]], prefix: str = "") -> list[Row]:
+    """A table without links; with a prefix, links lead to it and the row's `id`."""
+    return [
+        Row(
+            {column: Cell(_text(value)) for column, value in row.items()},
+            id=f"{prefix}{row['id']}" if prefix else "",
+        )
+        for row in rows
+    ]
+
+
+def code(text: str) -> Markup:
+    """A text of Markdown, of which the page needs `code` alone."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def columns(rows: list[Row]) -> list[str]:
+    """All columns of a table, in the order in which they come up."""
+    return list(dict.fromkeys(column for row in rows for column in row.cells))
+
+
+def _text(value: object) -> str:
+    """A value as the page shows it; nothing for what is missing."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
+
+
+class Table3(NamedTuple):
+    """Table 3 with marks where the official code differs.
+
+    Attributes:
+        cells: By row and recipe.
+        marked: The deviations between its variants, in the order in which they come up.
+        letters: The mark of each by its id.
+    """
+
+    cells: dict[str, dict[str, Table3Cell]]
+    marked: list[Deviation]
+    letters: dict[str, str]
+
+
+def marked_table3() -> Table3:
+    """Table 3 with a letter for each deviation between its variants."""
+    cells = table3_cells()
+    found = [d for row in cells.values() for cell in row.values() for d in cell.deviations]
+    marked = list({d.id: d for d in found}.values())
+    return Table3(cells, marked, dict(zip((d.id for d in marked), ascii_lowercase, strict=False)))
+
+
+class Grid(NamedTuple):
+    """An image that the page holds within itself.
+
+    Attributes:
+        uri: The image.
+        width: Pixels.
+        height: Pixels.
+    """
+
+    uri: str
+    width: int
+    height: int
+
+
+def grid(path: Path) -> Grid:
+    """The first rows of a sample grid.
+
+    As a bitmap, since that has one encoding: the page is compared digit by digit, and a compressed
+    image would change with the version of its library. Images of more than 32 pixels shrink.
+
+    Raises:
+        ValueError: Not an image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path} is not an image ({error}); make or remove it") from error
+    tile = math.gcd(*image.size)
+    image = image.crop((0, 0, image.width, min(image.height, TILE_ROWS * tile)))
+    image = image.reduce(max(1, image.width // GRID_WIDTH))
+    buffer = io.BytesIO()
+    image.save(buffer, format="BMP")
+    uri = "data:image/bmp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Grid(uri, *image.size)
+
+
+class RecordFields(NamedTuple):
+    """What the page of a record shows.
+
+    Attributes:
+        record: The record.
+        file_sha256: Of its file: whatever is edited there, the page no longer fits.
+        scores: Label, value, and ends of the interval where there is one.
+        groups: Flat fields by their first key.
+    """
+
+    record: RunRecord
+    file_sha256: str
+    scores: list[tuple[str, str, str]]
+    groups: dict[str, dict[str, str]]
+
+
+def record_fields(record: RunRecord, folder: Path) -> RecordFields:
+    """What the page of a record in folder/ID.json shows."""
+    intervals = record.uncertainty.get("intervals", {})
+    scores = []
+    for metric in filter(record.scores.__contains__, LABELS):
+        ends = " to ".join(f"{end:.5g}" for end in intervals.get(metric, ()))
+        scores.append((LABELS[metric], repr(record.scores[metric]), ends))
+    fields = asdict(record)
+    return RecordFields(
+        record,
+        sha256(folder / f"{record.id}.json"),
+        scores,
+        {
+            key: {
+                name: value if isinstance(value, str) else json.dumps(value)
+                for name, value in flat(fields[key]).items()
+            }
+            for key in GROUPS_OF_FIELDS
+            if fields[key]
+        },
+    )

@@ -1,0 +1,47 @@
+"""A pytest plugin that makes one part of the package worse: `-p planted --plant NAME`."""
+
+import functools
+import importlib
+import time
+
+# Name -> module and function, and by how much its CPU time or its value grows.
+SLOWER = {
+    "sampler": ("cmrepro.experiments.sampling", "sample"),
+    "step": ("cmrepro.training.step", "Training.train_step"),
+    "metric": ("cmrepro.metrics.definitions", "frechet_distance"),
+}
+OTHER_VALUE = {"score": ("cmrepro.metrics.score", "frechet_distance")}
+
+
+def slower(function):
+    """The same with 20 % more CPU time."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        start = time.process_time()
+        result = function(*args, **kwargs)
+        end = time.process_time()
+        end += 0.2 * (end - start)
+        while time.process_time() < end:
+            pass
+        return result
+
+    return wrapped
+
+
+def other_value(function):
+    """The same with a value 0.5 % larger."""
+    return lambda *args: 1.005 * function(*args)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--plant", choices=[*SLOWER, *OTHER_VALUE])
+
+
+def pytest_sessionstart(session):
+    name = session.config.getoption("--plant")
+    module, path = (SLOWER | OTHER_VALUE)[name]
+    *parents, last = path.split(".")
+    owner = functools.reduce(getattr, parents, importlib.import_module(module))
+    change = slower if name in SLOWER else other_value
+    setattr(owner, last, change(getattr(owner, last)))

@@ -1,0 +1,282 @@
+"""Verdicts on orderings and ablations: which records they are by, error rates, answers."""
+
+import copy
+from itertools import chain
+
+import numpy as np
+import pytest
+from paper_records import SELECTION, paper_record
+from records_of import demo_record, sha256_of
+from scipy import stats
+
+from cmrepro.paper import Ordering, claim
+from cmrepro.report.verdicts import ordering_verdict
+
+PLACE = "song2023/ordering/{}/cifar10"
+STEPS = claim(PLACE.format("cd-2-steps-better-than-1"))
+CD_CT = claim(PLACE.format("cd-better-than-ct-nfe1"))
+L2 = claim(PLACE.format("cd-lpips-better-than-l2"))
+HEUN = claim(PLACE.format("cd-heun-better-than-euler"))
+SCALES = claim(PLACE.format("cd-num-scales-optimum"))
+FIXED = claim(PLACE.format("ct-adaptive-better-than-fixed"))
+CASES = 1000
+# Of 1,000 cases at a rate of 2.5 or 5 %: three standard errors.
+NOISE = {0.025: 0.015, 0.05: 0.021}
+
+
+def demo(method, values, nfe=1, *, suffix="", origin=None, given=None, **recipe):
+    """Records of a demo model, one a seed; recipe fields make another checkpoint of that name."""
+    records = []
+    for seed, value in enumerate(values):
+        record = demo_record(method, nfe, seed, value)
+        checkpoint = copy.deepcopy(record.checkpoint)
+        checkpoint["recipe"].update(recipe)
+        checkpoint["origin"].update(origin or {})
+        checkpoint["sha256"] = sha256_of(f"{method}{suffix}{sorted(recipe.items())}")
+        changed = {"model": f"{record.model}{suffix}", "checkpoint": checkpoint}
+        changed["comparable"] = record.comparable | (given or {})
+        records.append(demo_record(method, nfe, seed, value, **changed))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("one_step", "two_steps", "answer"),
+    [
+        ([100, 101, 102], [90, 91, 92.5], "holds at demo scale"),
+        ([90, 91, 92.5], [100, 101, 102], "does not hold at demo scale"),
+        ([100, 90, 110], [95, 96, 97], "inconclusive"),
+        ([100], [90], "inconclusive"),
+        ([], [90, 91], "not measured"),
+        # The seeds differ by far more than the steps do: only pairs show the difference.
+        ([100, 200, 300], [99, 199.1, 298.9], "holds at demo scale"),
+    ],
+)
+def test_two_steps_against_one(one_step, two_steps, answer):
+    records = demo("cd", one_step) + demo("cd", two_steps, nfe=2)
+    assert ordering_verdict(STEPS, records).answer == answer
+
+
+def test_the_reason_says_how_many_and_how_sure():
+    records = demo("cd", [100, 102, 101]) + demo("cd", [90, 90, 91], nfe=2)
+    verdict = ordering_verdict(STEPS, records)
+    low, high = stats.ttest_rel([100, 102, 101], [90, 90, 91]).confidence_interval(0.95)
+    difference = verdict.difference
+    assert difference.mean - difference.half_width == pytest.approx(low)
+    assert difference.mean + difference.half_width == pytest.approx(high)
+    assert "paired over 3 seeds and better in 3 of them" in verdict.reason
+    assert "P(better) 1.000 (95 % interval" in verdict.reason
+    assert verdict.probability.low < 1 and verdict.probability.n == 3
+    assert "paired by seed alone" in verdict.reason  # 2 steps draw more noise than 1
+
+
+def test_an_inconclusive_one_says_how_many_seeds_would_decide():
+    records = demo("cd", [101, 99, 101, 99]) + demo("cd", [99.0, 99.0, 99.0, 99.0], nfe=2)
+    verdict = ordering_verdict(STEPS, records)
+    assert verdict.answer == "inconclusive"
+    # Mean 1 and sd 1.155, an effect of 0.87: a paired t test at 80 % power needs 13 pairs.
+    assert verdict.seeds_to_decide == 13
+    assert "13 seeds would decide with power 80 %" in verdict.reason
+
+
+def simulated(claimed, better, worse, gains):
+    """Shares of the answers where the better side is better by so much on each seed."""
+    found = []
+    for row in np.atleast_2d(gains).tolist():
+        for a, b, gain in zip(better, worse, row, strict=True):
+            a.scores["fid"], b.scores["fid"] = 100.0 + 10 * a.seed, 100.0 + 10 * a.seed + gain
+        found.append(ordering_verdict(claimed, [*better, *worse]).answer)
+    return {answer: found.count(answer) / len(found) for answer in set(found)}
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_equal_models_are_rarely_ordered(n):
+    gains = np.random.default_rng(n).normal(0, 2, (CASES, n))
+    found = simulated(CD_CT, demo("cd", [0] * n), demo("ct", [0] * n), gains)
+    assert found.get("holds at demo scale", 0) <= 0.025 + NOISE[0.025]
+    assert found.get("does not hold at demo scale", 0) <= 0.025 + NOISE[0.025]
+
+
+def test_a_clear_order_is_found():
+    gains = np.random.default_rng(0).normal(2, 1, (CASES, 10))
+    found = simulated(CD_CT, demo("cd", [0] * 10), demo("ct", [0] * 10), gains)
+    assert found["holds at demo scale"] > 0.99  # an effect of 2 with 10 pairs
+
+
+def test_of_many_worse_sides_none_is_denied_by_chance():
+    # Seven equal candidates of N: each at 5 % would deny the claim in up to 7 x 2.5 %.
+    n, draws = 5, np.random.default_rng(0)
+    sides = [
+        demo("cd", [0] * n, suffix=f"-{scales}", num_scales=scales, s0=None, s1=None)
+        for scales in (18, 9, 12, 36, 50, 60, 80, 120)
+    ]
+    denied, cases = 0, 200
+    for _ in range(cases):
+        for side in sides:
+            for record in side:
+                record.scores["fid"] = 100 + draws.normal()
+        answer = ordering_verdict(SCALES, list(chain(*sides))).answer
+        assert answer in ("inconclusive", "does not hold at demo scale", "holds at demo scale")
+        denied += answer == "does not hold at demo scale"
+    assert denied / cases <= 0.05 + 0.046  # three standard errors of 200
+
+
+# Which records stand for a setting
+
+
+def test_an_ablation_is_matched_by_the_recipe_in_the_record():
+    base, l2 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l2", distance="l2")
+    verdict = ordering_verdict(L2, base + l2)
+    assert verdict.answer == "holds at demo scale"
+    assert "paired by seed alone" not in verdict.reason  # the noise is recorded and the same
+    # The name says nothing: the same without the changed field is no record of l2.
+    unchanged = demo("cd", [100, 102, 101], suffix="-l2")
+    assert "distance = l2" in ordering_verdict(L2, base + unchanged).reason
+
+
+def test_an_unchanged_setting_is_not_measured_by_changed_records():
+    l2, ct = demo("cd", [100, 102, 101], suffix="-l2", distance="l2"), demo("ct", [95, 95, 95])
+    assert ordering_verdict(CD_CT, l2 + ct).answer == "not measured"
+    base = demo("cd", [90, 91, 92])
+    assert ordering_verdict(CD_CT, base + l2 + ct).answer == "holds at demo scale"
+    steps = demo("cd", [99, 98, 97], 2, suffix="-l2", distance="l2")
+    assert ordering_verdict(STEPS, base + l2 + steps).answer == "not measured"
+
+
+def test_solvers_are_compared_at_equal_n():
+    fixed = {"num_scales": 18, "s0": None, "s1": None}
+    heun = demo("cd", [90, 91, 92], suffix="-heun18", **fixed)
+    euler = demo("cd", [100, 102, 101], suffix="-euler18", solver="euler", **fixed)
+    rising = demo("cd", [80, 80, 80])
+    assert ordering_verdict(HEUN, heun + euler + rising).answer == "holds at demo scale"
+    assert ordering_verdict(HEUN, rising + euler).answer == "not measured"
+
+
+def test_schedules_against_fixed_values():
+    fixed = {"num_scales": 120, "target_ema": 0.99, "s0": None, "s1": None, "mu0": None}
+    records = demo("ct", [90, 91, 92]) + demo("ct", [100, 102, 101], suffix="-fixed", **fixed)
+    assert ordering_verdict(FIXED, records).answer == "holds at demo scale"
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"learning_rate": 2e-4}, "learning_rate 0.0004 for the better, 0.0002 for the worse"),
+        ({"s1": 20}, "s1 10 for the better, 20 for the worse"),
+        ({"origin": {"teacher_sha256": "b"}}, "teacher a for the better, b for the worse"),
+        ({"given": {"training_steps": 5}}, "training steps 10 for the better, 5 for the worse"),
+        ({"given": {"images_seen": 99}}, "images seen 320 for the better, 99 for the worse"),
+        ({"given": {"network": "other"}}, "network demo for the better, other for the worse"),
+    ],
+)
+def test_an_ablation_differs_in_nothing_else(changed, text):
+    teacher = {"teacher_sha256": "a"}
+    base = demo("cd", [90, 91, 92], origin=teacher)
+    settings = {"suffix": "-l2", "distance": "l2", "origin": teacher} | changed
+    verdict = ordering_verdict(L2, base + demo("cd", [100, 102, 101], **settings))
+    assert (verdict.answer, verdict.reason) == ("not comparable", text)
+
+
+def test_two_methods_may_be_trained_otherwise_and_the_verdict_says_so():
+    ct = demo("ct", [100, 102, 101], given={"images_seen": 640, "initialisation": "random"})
+    verdict = ordering_verdict(CD_CT, demo("cd", [90, 91, 92]) + ct)
+    assert verdict.answer == "holds at demo scale"
+    assert "images seen 320 for the better, 640 for the worse" in verdict.reason
+
+
+def test_steps_of_two_different_checkpoints_are_not_comparable():
+    other = demo("cd", [80, 80, 81], 2, suffix="-again")
+    verdict = ordering_verdict(STEPS, demo("cd", [90, 91, 92]) + other)
+    assert verdict.answer == "not comparable"
+    assert "model demo-cifar10-cd-again for the better" in verdict.reason
+
+
+def test_scores_of_other_images_or_protocols_are_not_paired():
+    more = [demo_record("ct", 1, seed, 100.0, num_images=500) for seed in range(3)]
+    verdict = ordering_verdict(CD_CT, demo("cd", [90, 91, 92]) + more)
+    assert verdict.answer == "not comparable"
+    assert "images scored 2,000 for the better, 500 for the worse" in verdict.reason
+
+
+# Seeds and noise
+
+
+def test_pairs_need_the_same_noise():
+    base, l2 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l2", distance="l2")
+    l2[1].hashes["noise"] = sha256_of("other noise")
+    verdict = ordering_verdict(L2, base + l2)
+    assert verdict.difference.n == 2
+    assert "without seed 1, whose noise differs" in verdict.reason
+    for record in l2:
+        record.hashes["noise"] = sha256_of(f"other noise {record.seed}")
+    assert ordering_verdict(L2, base + l2).answer == "not comparable"
+    for record in l2:
+        del record.hashes["noise"]
+    verdict = ordering_verdict(L2, base + l2)
+    assert verdict.answer == "holds at demo scale"
+    assert "a side does not record its noise" in verdict.reason
+
+
+def test_seeds_that_the_time_was_chosen_on_are_left_out():
+    text = "last checkpoint; second time by hand"
+    chosen = {"selection": SELECTION | {"text": text, "rule": text, "seeds": [2]}}
+    one, two = demo("cd", [100, 101, 102], given=chosen), demo("cd", [90, 91, 10], 2, given=chosen)
+    verdict = ordering_verdict(STEPS, one + two)
+    assert verdict.difference.n == 2
+    assert "without seed 2, on which checkpoint or time was chosen" in verdict.reason
+
+
+# Full scale
+
+CD = "song2023/table1/cd/nfe1/fid"
+CT = "song2023/table1/ct/nfe1/fid"
+
+
+def full(claimed, values, **given):
+    return [paper_record(claimed, seed, value, **given) for seed, value in enumerate(values)]
+
+
+def test_full_scale_records_reproduce_an_ordering():
+    cd, ct = full(CD, [3.5, 3.6, 3.55]), full(CT, [8.7, 8.6, 8.8])
+    assert ordering_verdict(CD_CT, cd + ct).answer == "reproduced"
+    worse = full(CD, [9.5, 9.6, 9.55])
+    assert ordering_verdict(CD_CT, worse + ct).answer == "not reproduced"
+    l2 = full(CD, [4.5, 4.7, 4.6], changes={"distance": "l2"})
+    assert ordering_verdict(L2, cd + l2).answer == "reproduced"
+    one = [*cd, *full("song2023/table1/cd/nfe2/fid", [2.9, 2.95, 2.92])]
+    assert ordering_verdict(STEPS, one).answer == "reproduced"
+
+
+def test_the_released_ct_checkpoint_is_not_comparable_and_the_demo_answers_in_its_place():
+    ct = full(CT, [8.7, 8.6, 8.8], training_steps=740_000, images_seen=740_000 * 512)
+    records = full(CD, [3.5, 3.6, 3.55]) + ct
+    verdict = ordering_verdict(CD_CT, records)
+    assert verdict.answer == "not comparable"
+    assert "training steps 800,000 in the paper, 740,000 for the worse" in verdict.reason
+    both = records + demo("cd", [90, 91, 92]) + demo("ct", [100, 102, 101])
+    assert ordering_verdict(CD_CT, both).answer == "holds at demo scale"
+
+
+def test_a_released_checkpoint_without_a_recipe_is_matched_by_method_and_distance():
+    origin = {"method": "cd", "dataset": "cifar10-train", "distance": "l2", "recipe": None}
+    checkpoint = {"sha256": sha256_of("released"), "recipe": {}, "origin": origin}
+    unknown = {"images_seen": None, "global_batch": None}
+    l2 = full(CD, [4.5, 4.7, 4.6], model="cifar10-cd-l2", checkpoint=checkpoint, **unknown)
+    verdict = ordering_verdict(L2, full(CD, [3.5, 3.6, 3.55]) + l2)
+    assert verdict.answer == "reproduced"
+    assert "not known: " in verdict.reason and "images seen (for the worse)" in verdict.reason
+
+
+def test_what_is_better_depends_on_the_metric():
+    by_recall = Ordering(**vars(CD_CT) | {"better": _by_recall(CD_CT.better), "worse": _worse()})
+    cd, ct = demo("cd", [1, 1, 1]), demo("ct", [1, 1, 1])
+    for record, recall in zip(cd + ct, [0.5, 0.52, 0.51, 0.4, 0.43, 0.4], strict=True):
+        record.scores["recall"] = recall
+    assert ordering_verdict(by_recall, cd + ct).answer == "holds at demo scale"
+
+
+def _by_recall(setting):
+    return type(setting)(**vars(setting) | {"metric": "recall"})
+
+
+def _worse():
+    return tuple(map(_by_recall, CD_CT.worse))
