@@ -5,7 +5,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.up-to-date
 
-.PHONY: help setup test test-slow reproduce-cifar10 bench report lint fresh constraints clean
+.PHONY: help setup test test-slow test-gate reproduce-cifar10 bench report lint fresh constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,10 +13,13 @@ help:  ## this list
 setup: $(STAMP)  ## make or renew .venv with the tested versions
 
 test: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gate" $(ARGS)
 
 test-slow: $(STAMP)  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gate: $(STAMP)  ## whether `make bench` finds planted changes, and only these: half an hour
+	$(BIN)/python -m pytest -m gate $(ARGS)
 
 reproduce-cifar10: $(STAMP)  ## sample, score and compare with the paper: results/ and REPORT.md
 	$(BIN)/cmrepro reproduce cifar10 --out . $(ARGS)

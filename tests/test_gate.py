@@ -1,6 +1,6 @@
 """The regression gate of benchmarks/: what it lets pass, what it finds, what it says.
 
-The quick tests run the gate on work whose CPU time is known exactly. The slow ones plant a
+The quick tests run the gate on work whose CPU time is known exactly. The marked ones plant a
 slow-down of 20 % in the sampler, in a training step and in a metric, and a change of 0.5 % in a
 score, and count how often the gate finds them beside other work on the machine.
 """
@@ -181,7 +181,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 @pytest.mark.parametrize("plant", FILES)
 def test_planted_changes_are_found_in_five_of_five_runs(stored: Path, plant: str) -> None:
     name, *selection = FILES[plant]
@@ -204,7 +204,7 @@ def test_planted_changes_are_found_in_five_of_five_runs(stored: Path, plant: str
     assert all(found)
 
 
-@pytest.mark.slow
+@pytest.mark.gate
 def test_unchanged_code_passes_in_ten_of_ten_runs(stored: Path) -> None:
     with other_work():
         runs = [run_pytest(*EVERYTHING, "--baselines", stored) for _ in range(10)]
