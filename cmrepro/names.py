@@ -15,4 +15,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
-    return f"unknown {kind} '{name}': {hint}known: {', '.join(names)}"
+    return f"unknown {kind} '{name}': {hint}known: {', '.join(names) or 'none'}"
