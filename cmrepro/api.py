@@ -103,7 +103,7 @@ def deviations() -> pd.DataFrame:
 
 def results(folder: str | Path = ".") -> pd.DataFrame:
     """Mean and interval over seeds of the records in folder/results/records."""
-    from cmrepro.records import read_records
+    from cmrepro.records import FOLDER, read_records
     from cmrepro.report.results import results_frame
 
-    return results_frame(read_records(Path(folder) / "results" / "records"))
+    return results_frame(read_records(Path(folder) / FOLDER))

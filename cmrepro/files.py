@@ -104,19 +104,29 @@ def download(url: str, path: Path, checksum: str | None) -> Path:
             checksum.
     """
     arrived = path if path.exists() else _fetch(url, path)
-    record = path.with_name(path.name + ".sha256")
+    record = checksum_record(path)
     if checksum is None and not record.exists():
         with atomic_path(record) as temporary:
             temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
     where = "" if checksum else f" as recorded in {record}"
     require_checksum(
         arrived,
-        checksum or f"sha256:{record.read_text()[:64]}",
+        checksum or recorded_checksum(path),
         f"{where}; delete it and download again",
     )
     if arrived != path:
         os.replace(arrived, path)
     return path
+
+
+def checksum_record(path: Path) -> Path:
+    """Where the SHA-256 of a first download is kept."""
+    return path.with_name(path.name + ".sha256")
+
+
+def recorded_checksum(path: Path) -> str:
+    """The recorded checksum of a download, "sha256:…"."""
+    return f"sha256:{checksum_record(path).read_text()[:64]}"
 
 
 def require_checksum(path: Path, checksum: str, advice: str) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cmrepro import cli
 from cmrepro.checkpoints.io import bundled_checkpoints
 from cmrepro.experiments import sampling
 from cmrepro.metrics.protocols import load_protocol
@@ -25,22 +24,9 @@ from cmrepro.metrics.references import ReferenceStatistics
 CD = "demo-cifar10-cd"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process; gives exit code, standard output and standard error."""
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
     monkeypatch.setattr(sampling, "BATCH_SIZE", 4)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cmrepro", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def files_below(folder):

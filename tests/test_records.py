@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,6 @@ import jsonschema
 import pytest
 from records_of import demo_record, sha256_of
 
-from cmrepro import cli
 from cmrepro.records import (
     SCHEMA,
     RunRecord,
@@ -242,23 +240,6 @@ def test_records_that_contradict_each_other_are_refused(tmp_path, elsewhere):
     write_record(records[0], tmp_path / "out")  # what is there counts too
     with pytest.raises(ValueError, match=r"differ in scores\.fid"):
         merge_records([path], tmp_path / "out")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process; gives exit code, standard output and standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cmrepro", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_validate_names_every_problem(run, tmp_path):

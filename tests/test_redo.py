@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from records_of import demo_record, sha256_of
 
-from cmrepro import cli
 from cmrepro.checkpoints.io import CheckpointInfo, bundled_checkpoints
 from cmrepro.experiments import sampling, search
 from cmrepro.experiments.redo import compare_redone
@@ -40,22 +38,9 @@ def records(tmp_path_factory):
         return reproduce(suite, tmp_path_factory.mktemp("made"), num_images=12, seeds=1)
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in this process; gives exit code, standard output and standard error."""
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cmrepro", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def stored(record, folder, **changes):

@@ -14,6 +14,7 @@ from records_of import demo_record
 from report_folder import make_results
 
 from cmrepro.cli import cli
+from cmrepro.paper import TABLE3_RECIPES
 from cmrepro.records import write_record
 from cmrepro.report.published import (
     AS_PUBLISHED,
@@ -23,7 +24,7 @@ from cmrepro.report.published import (
     table3_cells,
 )
 from cmrepro.report.render import check_report, write_report
-from cmrepro.training.recipes import TABLE3_COLUMNS, table3
+from cmrepro.training.recipes import table3
 
 RECORD = "demo-cifar10-cd_nfe2_embedded-v1_n2000_seed0"
 INDEX = "results/site/index.html"
@@ -194,9 +195,9 @@ def test_table_2_later_work_and_the_ledger_are_whole() -> None:
 def test_marked_cells_of_table_3_are_those_in_which_the_recipes_differ() -> None:
     both = zip(table3("paper"), table3("released"), strict=True)
     differing = {
-        (paper["hyperparameter"], TABLE3_COLUMNS[column])
+        (paper["hyperparameter"], TABLE3_RECIPES[column])
         for paper, released in both
-        for column in TABLE3_COLUMNS
+        for column in TABLE3_RECIPES
         if paper[column] != released[column]
     }
     marked = {

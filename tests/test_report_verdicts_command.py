@@ -1,34 +1,15 @@
 """`cmrepro claims`: every claim with its verdict so far."""
 
 import json
-import sys
 
 import pytest
 from records_of import demo_record
 
-from cmrepro import cli
 from cmrepro.paper import claims
 from cmrepro.records import FOLDER, write_record
 
 STEPS = "song2023/ordering/cd-2-steps-better-than-1/cifar10"
 CD = "song2023/table1/cd/nfe1/fid"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process; gives exit code, standard output and standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cmrepro", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def evaluate(
     from cmrepro.experiments.run import read_origin
     from cmrepro.metrics.protocols import load_protocol
     from cmrepro.processes import joined_processes
-    from cmrepro.records import write_record
+    from cmrepro.records import FOLDER, write_record
 
     chosen = [load_protocol(protocol) for protocol in explained or protocols]
     source = open_images(samples, name)
@@ -95,7 +95,7 @@ def evaluate(
         )
     rows = []
     for record in records:
-        path = write_record(record, out / "results" / "records")
+        path = write_record(record, out / FOLDER)
         rows.append({"record": path.stem, "images": record.num_images, **record.scores})
         for warning in record.warnings:
             click.echo(f"warning: {record.protocol['name']}: {warning}", err=True)
@@ -113,11 +113,11 @@ def anchors(data_path: str, protocol: str, seed: int, out: Path) -> None:
     from cmrepro.datasets import load_dataset
     from cmrepro.experiments.anchors import anchor_records
     from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.records import write_record
+    from cmrepro.records import FOLDER, write_record
 
     chosen = load_protocol(protocol)
     for record in anchor_records(load_dataset(data_path), chosen, seed):
-        click.echo(f"wrote {write_record(record, out / 'results' / 'records')}")
+        click.echo(f"wrote {write_record(record, out / FOLDER)}")
 
 
 @click.group()

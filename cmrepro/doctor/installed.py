@@ -11,7 +11,12 @@ import torch
 from cmrepro import __version__
 from cmrepro.checkpoints.registry import RECORDED, released_checkpoints
 from cmrepro.experiments.provenance import PACKAGES, cpu_name
-from cmrepro.files import cache_folder, require_checksum
+from cmrepro.files import (
+    cache_folder,
+    checksum_record,
+    recorded_checksum,
+    require_checksum,
+)
 from cmrepro.metrics.protocols import load_protocol, protocol_names
 from cmrepro.metrics.reference_registry import registered_references
 from cmrepro.metrics.weights import weights_file
@@ -64,10 +69,9 @@ def file_state(path: Path, checksum: str) -> str:
     if not path.is_file():
         return "not here"
     if checksum == RECORDED:
-        record = path.with_name(path.name + ".sha256")
-        if not record.is_file():
+        if not checksum_record(path).is_file():
             return "here, checksum not recorded yet"
-        checksum = f"sha256:{record.read_text()[:64]}"
+        checksum = recorded_checksum(path)
     try:
         require_checksum(path, checksum, "")
     except ValueError as error:

@@ -16,7 +16,7 @@ from cmrepro.files import make_folder
 from cmrepro.grids import write_grid
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.names import unknown
-from cmrepro.records import RunRecord, write_record
+from cmrepro.records import FOLDER, RunRecord, write_record
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def reproduce(
                     device=device,
                     durations_s={"sampling_all_steps": sampling_s},
                 )
-                write_record(record, out / "results" / "records")
+                write_record(record, out / FOLDER)
                 records.append(record)
                 if seed == 0:
                     grid = f"{record.model}_nfe{steps}.png"

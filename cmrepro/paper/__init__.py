@@ -16,6 +16,7 @@ from cmrepro.paper.statements import (
     Tolerance,
 )
 from cmrepro.paper.tables import (
+    TABLE3_RECIPES,
     Artifact,
     HyperparameterRow,
     LaterRow,
@@ -28,6 +29,7 @@ from cmrepro.paper.tables import (
 
 __all__ = [
     "ABLATED",
+    "TABLE3_RECIPES",
     "AbsoluteClaim",
     "Artifact",
     "Claim",

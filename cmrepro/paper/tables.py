@@ -12,14 +12,15 @@ from typing import Literal, overload
 from cmrepro.paper.reading import FOLDER, check_verified, defect, distinct, known, read_csv
 
 METRICS = ("fid", "is", "precision", "recall")
-TABLE3_COLUMNS = (
-    "cifar10_cd",
-    "cifar10_ct",
-    "imagenet64_cd",
-    "imagenet64_ct",
-    "lsun256_cd",
-    "lsun256_ct",
-)
+# Recipe of each column; LSUN's stand for Bedroom and Cat alike.
+TABLE3_RECIPES = {
+    "cifar10_cd": "cifar10-cd",
+    "cifar10_ct": "cifar10-ct",
+    "imagenet64_cd": "imagenet64-cd",
+    "imagenet64_ct": "imagenet64-ct",
+    "lsun256_cd": "lsun-bedroom256-cd",
+    "lsun256_ct": "lsun-bedroom256-ct",
+}
 TABLE3_WORDS = frozenset({"Heun", "Euler", "Yes", "No"})
 LATER_STATUS = re.compile(
     r"verified(?: \((?:secondary|one source)\))?(?:;.+)?|(?:version-dependent|conflict): .+"
@@ -216,16 +217,16 @@ def _results(number: int, folder: Path) -> tuple[ResultRow, ...]:
 
 def _hyperparameters(folder: Path) -> tuple[HyperparameterRow, ...]:
     file = "table3.csv"
-    rows = read_csv(folder / file, ("hyperparameter", *TABLE3_COLUMNS, "verified"))
+    rows = read_csv(folder / file, ("hyperparameter", *TABLE3_RECIPES, "verified"))
     distinct(file, "hyperparameter", ((row, cells["hyperparameter"]) for row, cells in rows))
     for row, cells in rows:
-        for column in TABLE3_COLUMNS:
+        for column in TABLE3_RECIPES:
             if cells[column] and cells[column] not in TABLE3_WORDS:
                 _printed(file, row, cells, column)
     return tuple(
         HyperparameterRow(
             name=_text(file, row, cells, "hyperparameter"),
-            cells=MappingProxyType({c: cells[c] for c in TABLE3_COLUMNS if cells[c]}),
+            cells=MappingProxyType({c: cells[c] for c in TABLE3_RECIPES if cells[c]}),
             verified=check_verified(folder, file, row, cells["verified"]),
         )
         for row, cells in rows

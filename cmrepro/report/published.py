@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from cmrepro.paper import (
+    TABLE3_RECIPES,
     AbsoluteClaim,
     Deviation,
     ResultRow,
@@ -25,14 +26,6 @@ TEACHERS = {
     ("LSUN Cat 256x256", "EDM"): {"edm-lsun-cat256"},
 }
 AS_PUBLISHED = "as published"
-TABLE3_RECIPES = {
-    "cifar10_cd": "cifar10-cd",
-    "cifar10_ct": "cifar10-ct",
-    "imagenet64_cd": "imagenet64-cd",
-    "imagenet64_ct": "imagenet64-ct",
-    "lsun256_cd": "lsun-bedroom256-cd",
-    "lsun256_ct": "lsun-bedroom256-ct",
-}
 TABLE3_FIELDS = {
     "Learning rate": "learning_rate",
     "Batch size": "batch_size",

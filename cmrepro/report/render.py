@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmrepro.files import atomic_path
 from cmrepro.paper import claim
-from cmrepro.records import RunRecord, read_records
+from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report import page
 from cmrepro.report.figures import figures
 from cmrepro.report.published import AS_PUBLISHED, later_work_rows, ledger_rows, paper_rows
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import jinja2
 
 TABLE_FILES: dict[str, Format] = {"csv": "csv", "md": "md", "tex": "latex"}
-RECORDS = Path("results/records")
 FIGURES = Path("results/figures")
 TRAINING = Path("results/training")
 
@@ -82,7 +81,7 @@ def _surplus(texts: dict[str, str], out: Path) -> list[Path]:
 
 def _texts(out: Path) -> dict[str, str]:
     """Every file of the report by its name relative to the output folder."""
-    records = read_records(out / RECORDS)
+    records = read_records(out / FOLDER)
     content = _content(records, out)
     fill = _environment(out).get_template
     page_of_record = fill("record.html.j2")
@@ -101,7 +100,7 @@ def _texts(out: Path) -> dict[str, str]:
         f"{page.SITE}/index.html": fill("page.html.j2").render(content),
         **{
             f"{page.SITE}/{page.record_page(record)}": page_of_record.render(
-                page.record_fields(record, out / RECORDS)._asdict()
+                page.record_fields(record, out / FOLDER)._asdict()
             )
             for record in records
         },

@@ -64,7 +64,7 @@ def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
     """Records by (model, nfe, protocol with version, number of images), seeds in order.
 
     Raises:
-        ValueError: Two records of one group have the same seed or another checkpoint.
+        ValueError: Records of one group come from different checkpoints or times.
     """
     groups: dict[GroupKey, list[RunRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any, Literal, get_args, get_type_hints
 
 from cmrepro.names import unknown
-from cmrepro.paper import deviations
+from cmrepro.paper import TABLE3_RECIPES, deviations
 
 Variant = Literal["paper", "released"]
 VARIANTS: tuple[Variant, ...] = ("paper", "released")
@@ -219,19 +219,9 @@ def _deviation(recipe: str, field: str) -> str:
     )
 
 
-TABLE3_COLUMNS = {
-    "cifar10_cd": "cifar10-cd",
-    "cifar10_ct": "cifar10-ct",
-    "imagenet64_cd": "imagenet64-cd",
-    "imagenet64_ct": "imagenet64-ct",
-    "lsun256_cd": "lsun-bedroom256-cd",
-    "lsun256_ct": "lsun-bedroom256-ct",
-}
-
-
 def table3(variant: Variant = "paper") -> list[dict[str, str]]:
     """Table 3, 13 rows of a label and six cells, printed as the paper prints it."""
-    recipes = {column: load_recipe(name, variant) for column, name in TABLE3_COLUMNS.items()}
+    recipes = {column: load_recipe(name, variant) for column, name in TABLE3_RECIPES.items()}
     return [
         {"hyperparameter": label} | {column: cell(r) for column, r in recipes.items()}
         for label, cell in TABLE3_ROWS.items()
