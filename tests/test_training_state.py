@@ -10,6 +10,7 @@ import pickle
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -242,10 +243,20 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Any:
     return context
 
 
-def finished(process: Any, seconds: float | None = None) -> int:
-    """Exit code of a process, killed after some seconds; negative for a signal."""
+def finished(process: Any) -> int:
+    """Exit code of a process; negative for a signal."""
     process.start()
-    process.join(seconds)
+    process.join()
+    return process.exitcode
+
+
+def killed_after_a_save(process: Any, folder: pathlib.Path, seconds: float) -> int:
+    """Exit code of a process that is killed some seconds after its first save in a folder."""
+    before = names(folder)
+    process.start()
+    while process.is_alive() and names(folder) == before:
+        time.sleep(0.001)
+    time.sleep(seconds)
     process.kill()
     process.join()
     return process.exitcode
@@ -258,9 +269,11 @@ def test_a_run_killed_at_20_random_moments_ends_as_an_undisturbed_one(
 ) -> None:
     """Ten at random times, ten at random calls of steps and at every stage of a save."""
     generator = random.Random(1)
-    settings = {"method": method, "changes": {**changes, "total_steps": 120}}
+    settings = {"method": method, "changes": {**changes, "total_steps": 160}}
     settings["rhythm"] = {"save_every": 1, "log_every": 1}
+    start = time.monotonic()
     tiny_run(**settings, out=str(tmp_path / "whole"))
+    step_s = (time.monotonic() - start) / 160
     run = {**settings, "out": str(tmp_path / "killed")}
     moments = [*MOMENTS] * 2 + ["time"] * 10
     generator.shuffle(moments)
@@ -269,7 +282,9 @@ def test_a_run_killed_at_20_random_moments_ends_as_an_undisturbed_one(
         run["resume"] = bool(state_files(tmp_path / "killed"))
         if moment == "time":
             process = processes.Process(target=tiny_run, kwargs=run)
-            code = finished(process, generator.uniform(0.2, 1.5))
+            code = killed_after_a_save(
+                process, tmp_path / "killed", generator.uniform(0, 5 * step_s)
+            )
         else:
             where = (moment, generator.randrange(1, 8), generator.random() < 0.5)
             process = processes.Process(target=tiny_run_that_dies, args=(*where, run))
@@ -278,7 +293,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_an_undisturbed_one(
         killed_while_saving += bool(list((tmp_path / "killed").glob(".*")))
         reached.append(int(names(tmp_path / "killed")[-1][6:14]) if run["resume"] else 0)
     assert reached == sorted(reached)
-    assert 3 <= reached[-1] < 120
+    assert 3 <= reached[-1] < 160
     assert killed_while_saving >= 3
     assert finished(processes.Process(target=tiny_run, kwargs={**run, "resume": True})) == 0
     folders = [tmp_path / part for part in ("whole", "killed")]
@@ -288,5 +303,5 @@ def test_a_run_killed_at_20_random_moments_ends_as_an_undisturbed_one(
     assert names(folders[0]) == names(folders[1])
     logs = [(path / "log.jsonl").read_text().splitlines() for path in folders]
     steps = [[json.loads(line)["step"] for line in lines] for lines in logs]
-    assert steps == [list(range(1, 121))] * 2
+    assert steps == [list(range(1, 161))] * 2
     assert not list(folders[1].glob(".*"))
