@@ -40,6 +40,7 @@ def demo_record(
                 "distance": "efficientnet",
                 "solver": {"cd": "heun"}.get(method),
                 "target_ema": {"cd": 0.0}.get(method),
+                "mu0": {"ct": 0.9}.get(method),
                 "batch_size": 32,
                 "learning_rate": 4e-4,
             },

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from report_folder import PARTS, made_up_records, make_results
@@ -171,6 +171,7 @@ def numbers(root: ElementTree.Element, anchor: str) -> Iterator[float]:
 
 @settings(deadline=None)  # other work on the machine
 @given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=5), st.booleans())
+@example([1.0], True)  # a single value whose logarithm is 0
 def test_axes_have_a_few_round_numbers_among_the_values(values: list[float], log: bool) -> None:
     points = [Point(float(i), value) for i, value in enumerate(values)]
     root, _ = drawn(Chart("s", "s", {"s": points}, log_y=log))

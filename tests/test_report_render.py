@@ -1,5 +1,6 @@
 """The report is in step with its records: every edit of either is found."""
 
+import copy
 import os
 import re
 import subprocess
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from records_of import demo_record
+from records_of import demo_record, sha256_of
 from report_folder import make_results
 
 from cmrepro.cli import cli
 from cmrepro.paper import TABLE3_RECIPES
 from cmrepro.records import write_record
+from cmrepro.report.figures import score_charts
 from cmrepro.report.published import (
     AS_PUBLISHED,
     later_work_rows,
@@ -170,6 +172,18 @@ def test_table_1_has_every_printed_row_and_ours_beside_it() -> None:
     assert ours.pop("CD") == "demo-cifar10-cd"
     assert {ours.pop("CT"), ours.pop("EDM")} == {"not measured"}
     assert set(ours.values()) == {AS_PUBLISHED}
+
+
+def test_ablations_stand_beside_no_row_of_the_paper() -> None:
+    family = [demo_record("cd", 1, seed, 100 + seed) for seed in (0, 1)]
+    checkpoint = copy.deepcopy(family[0].checkpoint) | {"sha256": sha256_of("l2")}
+    checkpoint["recipe"]["distance"] = "l2"
+    ablation = demo_record("cd", 1, 0, 90, model="demo-cifar10-cd-l2", checkpoint=checkpoint)
+    for records in (family, [*family, ablation]):
+        cd = [row for row in paper_rows(1, records) if row.cells["method"] == "CD"]
+        assert [row.cells["ours"] for row in cd] == ["demo-cifar10-cd", "not measured"]
+        [line] = score_charts(records)["embedded-v1_fid"].lines
+        assert line == "demo-cifar10-cd, 2,000 images"
 
 
 def test_a_released_teacher_stands_beside_edm() -> None:

@@ -160,7 +160,7 @@ def _axis(
     """The axis from `start` to `end` (pixels) that holds all values."""
     scale = math.log10 if log else float
     low, high = scale(min(values)), scale(max(values))
-    padding = PADDING * (high - low) or abs(low) * PADDING or 1.0
+    padding = PADDING * (high - low) or PADDING * (1.0 if log else abs(low)) or 1.0
     low, high = low - padding, high + padding
 
     def place(value: float) -> float:

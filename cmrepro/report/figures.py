@@ -11,6 +11,7 @@ from typing import Any
 from cmrepro.files import atomic_path
 from cmrepro.records import RunRecord
 from cmrepro.report.charts import LIGHT, Chart, Point, svg
+from cmrepro.report.matching import is_ablation
 from cmrepro.report.results import LABELS, group, summarise
 
 PANELS = ("fid", "is", "precision", "recall")
@@ -47,9 +48,9 @@ def _protocol(record: RunRecord) -> str:
 
 
 def score_charts(records: list[RunRecord]) -> dict[str, Chart]:
-    """Score against network evaluations, a chart for each protocol and metric."""
+    """Score against network evaluations, without ablations; a chart a protocol and metric."""
     lines: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
-    for members in group(records).values():
+    for members in group([r for r in records if not is_ablation(r)]).values():
         first = members[0]
         if first.nfe is None or first.sampler["algorithm"] != "multistep":
             continue

@@ -88,6 +88,12 @@ def stands_for(record: RunRecord, setting: Setting, demo: bool) -> bool:
     )
 
 
+def is_ablation(record: RunRecord) -> bool:
+    """Whether a demo model was trained with a field of `ABLATED` set otherwise than the demo's."""
+    fields = ablated_fields(recipe_of(record), demo=True) if is_demo(record) else None
+    return fields is not None and recipe_fields(record) != fields
+
+
 def sides(records: list[RunRecord], steps: int, metric: str) -> list[Side]:
     """Records with that number of evaluations and that score, by model and way of scoring.
 

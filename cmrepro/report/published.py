@@ -14,6 +14,7 @@ from cmrepro.paper import (
     table,
 )
 from cmrepro.records import RunRecord
+from cmrepro.report.matching import is_ablation
 from cmrepro.report.results import LABELS, group, recipe_of, summarise
 from cmrepro.report.verdicts import absolute_verdict
 
@@ -62,7 +63,7 @@ def paper_rows(number: int, records: list[RunRecord]) -> list[PaperRow]:
 
     Args:
         number: 1 or 2.
-        records: Ours; a row of the paper has one row here for each group of them.
+        records: Ours; a row of the paper has one row here for each group of them but ablations.
     """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
     models = TEACHERS | {(c.dataset, c.method): {c.setting.recipe} for c in absolute}
@@ -73,7 +74,9 @@ def paper_rows(number: int, records: list[RunRecord]) -> list[PaperRow]:
         if names is None:
             rows.append(PaperRow(printed | {"ours": AS_PUBLISHED}, []))
             continue
-        ours = [r for r in records if r.nfe == row.nfe and names & _names(r)]
+        ours = [
+            r for r in records if r.nfe == row.nfe and names & _names(r) and not is_ablation(r)
+        ]
         if not ours:
             rows.append(PaperRow(printed | {"ours": "not measured"}, []))
             continue

@@ -248,7 +248,9 @@ def _model_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
             "model": record.model,
             "method": recipe["method"].upper(),
             "N": scales,
+            "mu": _mu(recipe),
             "distance": recipe["distance"],
+            "solver": recipe["solver"],
             "batch": recipe["batch_size"],
             "learning rate": f"{recipe['learning_rate']:g}",
             "steps": origin["steps"],
@@ -258,3 +260,10 @@ def _model_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
             "weights": origin["weights"],
         }
     return list(rows.values())
+
+
+def _mu(recipe: dict[str, Any]) -> str | None:
+    """Decay of the target network: fixed, by a schedule, or none for the teacher."""
+    if recipe["mu0"] is not None:
+        return f"mu(k) from {recipe['mu0']:g}"
+    return None if recipe["target_ema"] is None else f"{recipe['target_ema']:g}"
