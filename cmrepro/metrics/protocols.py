@@ -174,16 +174,6 @@ def load_protocol(name: str | Path) -> Protocol:
     return _parse_protocol(str(name), _built_in())
 
 
-def parse_protocol(name: str, table: Mapping[str, Any]) -> Protocol:
-    """A protocol from its TOML table, with extractors that come with the package.
-
-    Raises:
-        ValueError: If an extractor is unknown, or a key is unknown, missing, not used by the
-            protocol's metrics or of a wrong type.
-    """
-    return _parse_protocol(name, {**_built_in(), "protocols": {name: table}})
-
-
 def load_extractor_settings(name: str) -> ExtractorSettings:
     """The settings of the extractor of that name, of those that come with the package.
 

@@ -9,7 +9,7 @@ does not change when the reference goes through a file.
 
 Files of other tools are read as they are, and strictly: TTUR, EDM and clean-fid (.npz of `mu` and
 `sigma`), EDM2 (.pkl), ADM (.npz of `mu`, `sigma`, `mu_s`, `sigma_s` and 10,000 images `arr_0`).
-They do not say what they were made of; the registry in `references` adds what is documented.
+They do not say what they were made of; `reference_registry` adds what is documented.
 """
 
 from __future__ import annotations

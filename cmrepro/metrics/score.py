@@ -29,8 +29,7 @@ from cmrepro.metrics.features import (
     BATCH_SIZE,
     Features,
     ImageBatches,
-    check_images,
-    extract_batch,
+    extract,
 )
 from cmrepro.metrics.manifolds import manifold_scores
 from cmrepro.metrics.protocols import ExtractorSettings, Protocol
@@ -192,9 +191,8 @@ def score(
     position = share.start
     with tqdm(total=len(share), desc="features", unit="image", disable=not progress) as bar:
         for batch in images.batches(BATCH_SIZE, share.start, share.stop):
-            check_images(batch)
             for settings, extractor in extractors.items():
-                features = extract_batch(batch, extractor, BATCH_SIZE)
+                features = extract(batch, extractor)
                 for (own, _), store in kept.items():
                     if own == settings:
                         store.add(features)

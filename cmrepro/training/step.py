@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cmrepro.checkpoints.io import check_weights
+from cmrepro.checkpoints.io import check_parameters
 from cmrepro.consistency.distances import (
     LPIPS,
     Distance,
@@ -115,7 +115,7 @@ class Training:
         if recipe.initialisation == "teacher":
             assert teacher is not None
             weights = teacher.network.state_dict()
-            check_weights(network, weights, "the teacher", recipe.network)
+            check_parameters(network.state_dict(), weights, "the teacher", recipe.network)
             network.load_state_dict(weights)
         self.ema = copy.deepcopy(self.online).eval().requires_grad_(False)
         self.target = self.online
