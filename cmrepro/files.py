@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
+RECORDED = "recorded at first download"  # stands for a checksum that nobody publishes
 
 
 def make_folder(path: Path) -> None:
@@ -84,7 +85,7 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("cmrepro"))
 
 
-def download(url: str, path: Path, checksum: str | None) -> Path:
+def download(url: str, path: Path, checksum: str) -> Path:
     """Fetch `url` to `path`, going on where an interrupted download stopped.
 
     A file that is already there is used after its checksum.
@@ -92,9 +93,8 @@ def download(url: str, path: Path, checksum: str | None) -> Path:
     Args:
         url: Address.
         path: Final name; `path` + ".part" holds what has arrived so far.
-        checksum: As for `require_checksum`; None where none is published. Then the first file's
-            SHA-256 is recorded in `path` + ".sha256", as `sha256sum` writes it, and later files
-            must match it.
+        checksum: As for `require_checksum`, or `RECORDED`. Then the first file's SHA-256 is
+            recorded in `path` + ".sha256", as `sha256sum` writes it, and later files must match.
 
     Returns:
         `path`.
@@ -104,16 +104,14 @@ def download(url: str, path: Path, checksum: str | None) -> Path:
             checksum.
     """
     arrived = path if path.exists() else _fetch(url, path)
-    record = checksum_record(path)
-    if checksum is None and not record.exists():
-        with atomic_path(record) as temporary:
-            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
-    where = "" if checksum else f" as recorded in {record}"
-    require_checksum(
-        arrived,
-        checksum or recorded_checksum(path),
-        f"{where}; delete it and download again",
-    )
+    where = ""
+    if checksum == RECORDED:
+        record = checksum_record(path)
+        if not record.exists():
+            with atomic_path(record) as temporary:
+                temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
+        checksum, where = recorded_checksum(path), f" as recorded in {record}"
+    require_checksum(arrived, checksum, f"{where}; delete it and download again")
     if arrived != path:
         os.replace(arrived, path)
     return path

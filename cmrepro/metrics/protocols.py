@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from cmrepro.files import RECORDED
 from cmrepro.names import unknown
 
 NETWORKS = ("efficientnet-lite0", "inception-2015", "inception-torchscript", "dinov2")
 RESIZES = ("bilinear", "tensorflow1-bilinear", "pytorch-bilinear", "pil-bicubic")
 ROUNDINGS = ("round", "truncate", "as given")
-RECORDED = "recorded at first download"
 _CHECKSUM = re.compile("sha256:[0-9a-f]{64}|sha256-prefix:[0-9a-f]{8,64}")
 
 _STORED = ("reference_features", "reference_seed")
