@@ -28,9 +28,8 @@ from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import SOLVERS
 from cmrepro.names import unknown
 from cmrepro.networks.presets import build_network
-from cmrepro.processes import process
+from cmrepro.processes import mean_over_processes, process
 from cmrepro.training.batches import MAX_SEED, Batch, dropout_seed
-from cmrepro.training.distributed import mean_over_processes
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.schedules import scales_and_mu
 
