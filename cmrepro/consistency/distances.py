@@ -118,7 +118,7 @@ class LPIPS(nn.Module):
             raise ValueError(unknown("pooling", pooling, POOLINGS))
         self.layers = vgg.make_layers(vgg.cfgs["D"])[: self.TAPS[-1] + 1]
         for i, channels in enumerate(self.CHANNELS):
-            self.register_buffer(f"weight{i}", torch.empty(1, channels, 1, 1))
+            self.register_buffer(f"weight{i}", torch.ones(1, channels, 1, 1))
         # ImageNet's mean and standard deviation, for values in [-1, 1].
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         self.register_buffer("shift", (2 * mean - 1)[:, None, None])
