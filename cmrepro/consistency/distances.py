@@ -139,11 +139,11 @@ class LPIPS(nn.Module):
 
     def _read(self, path: Path, names: dict[str, str]) -> None:
         """Take over weights from a file, where they have other names."""
-        own = self.state_dict()
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-            for name, there in names.items():
-                own[name].copy_(stored[there])
+            self.load_state_dict(
+                {own: stored[there] for own, there in names.items()}, strict=False
+            )
         except Exception as error:  # torch.load and what follows raise many kinds
             problem = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(
