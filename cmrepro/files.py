@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
+RECORDED = "recorded at first download"  # stands for a checksum that nobody publishes
 
 
 def make_folder(path: Path) -> None:
@@ -84,17 +86,17 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("cmrepro"))
 
 
-def download(url: str, path: Path, checksum: str | None) -> Path:
+def download(url: str, path: Path, checksum: str) -> Path:
     """Fetch `url` to `path`, going on where an interrupted download stopped.
 
-    A file that is already there is used after its checksum.
+    A file that is already there is used after its checksum. Processes that want the same file at
+    once fetch it once.
 
     Args:
         url: Address.
         path: Final name; `path` + ".part" holds what has arrived so far.
-        checksum: As for `require_checksum`; None where none is published. Then the first file's
-            SHA-256 is recorded in `path` + ".sha256", as `sha256sum` writes it, and later files
-            must match it.
+        checksum: As for `require_checksum`, or `RECORDED`. Then the first file's SHA-256 is
+            recorded in `path` + ".sha256", as `sha256sum` writes it, and later files must match.
 
     Returns:
         `path`.
@@ -103,20 +105,29 @@ def download(url: str, path: Path, checksum: str | None) -> Path:
         ValueError: Address unreachable (says where to put the file by hand), no space, or wrong
             checksum.
     """
-    arrived = path if path.exists() else _fetch(url, path)
-    record = checksum_record(path)
-    if checksum is None and not record.exists():
-        with atomic_path(record) as temporary:
-            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
-    where = "" if checksum else f" as recorded in {record}"
-    require_checksum(
-        arrived,
-        checksum or recorded_checksum(path),
-        f"{where}; delete it and download again",
-    )
-    if arrived != path:
-        os.replace(arrived, path)
+    if path.exists():
+        _check(path, path, checksum)
+        return path
+    with _fetching(url, path):
+        if path.exists():  # by now: another process has fetched it
+            _check(path, path, checksum)
+        else:
+            part = _fetch(url, path)
+            _check(part, path, checksum)
+            os.replace(part, path)
     return path
+
+
+def _check(arrived: Path, path: Path, checksum: str) -> None:
+    """Hold what has arrived for `path` against its checksum, or that of the first download."""
+    where = ""
+    if checksum == RECORDED:
+        record = checksum_record(path)
+        if not record.exists():
+            with atomic_path(record) as temporary:
+                temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
+        checksum, where = recorded_checksum(path), f" as recorded in {record}"
+    require_checksum(arrived, checksum, f"{where}; delete it and download again")
 
 
 def checksum_record(path: Path) -> Path:
@@ -148,36 +159,18 @@ def require_checksum(path: Path, checksum: str, advice: str) -> None:
         raise ValueError(f"{path} has {algorithm} {found}, expected {expected}{advice}")
 
 
-def _fetch(url: str, path: Path) -> Path:
-    import requests
-    from tqdm import tqdm
-
-    part = path.with_name(path.name + ".part")
-    # The bytes of the file itself: its checksum and its ranges do not know of compression.
-    headers = {"Accept-Encoding": "identity"}
+@contextlib.contextmanager
+def _fetching(url: str, path: Path) -> Iterator[None]:
+    """One process at a time, for instance of those of `torchrun`; errors of network and disk."""
+    part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        have = part.stat().st_size if part.exists() else 0
-        if have:
-            headers["Range"] = f"bytes={have}-"
-        with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-            if response.status_code != 416:  # 416: the part is the whole file already
-                response.raise_for_status()
-                resumed = response.status_code == 206
-                total = int(response.headers.get("Content-Length", 0)) + have * resumed
-                with (
-                    open(part, "ab" if resumed else "wb") as file,
-                    tqdm(
-                        total=total,
-                        initial=have * resumed,
-                        unit="B",
-                        unit_scale=True,
-                        desc=path.name,
-                    ) as bar,
-                ):
-                    for chunk in response.iter_content(CHUNK_BYTES):
-                        file.write(chunk)
-                        bar.update(len(chunk))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
     except OSError as error:  # the network's errors are among them
         if error.errno == errno.ENOSPC:
             raise ValueError(
@@ -188,4 +181,30 @@ def _fetch(url: str, path: Path) -> Path:
             f"cannot download {url} to {part} ({type(error).__name__}); run it again to go on, or "
             f"put the file at {path} by hand"
         ) from error
+
+
+def _fetch(url: str, path: Path) -> Path:
+    import requests
+    from tqdm import tqdm
+
+    part = path.with_name(path.name + ".part")
+    # The bytes of the file itself: its checksum and its ranges do not know of compression.
+    headers = {"Accept-Encoding": "identity"}
+    have = part.stat().st_size if part.exists() else 0
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
+        if response.status_code == 416:  # the part is the whole file already
+            return part
+        response.raise_for_status()
+        resumed = response.status_code == 206
+        initial = have * resumed
+        total = initial + int(response.headers.get("Content-Length", 0))
+        with (
+            open(part, "ab" if resumed else "wb") as file,
+            tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=path.name) as bar,
+        ):
+            for chunk in response.iter_content(CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
     return part

@@ -1,4 +1,4 @@
-"""The processes of `torchrun`: joined at the start of a command, left at its end."""
+"""The processes of `torchrun`: joined and left by a command, what they share and agree on."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
 @contextlib.contextmanager
@@ -47,6 +47,11 @@ def process() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def share(count: int, rank: int, num_processes: int) -> slice:
+    """Which of `count` things in a row a process takes; the shares differ by one at most."""
+    return slice(count * rank // num_processes, count * (rank + 1) // num_processes)
+
+
 def gathered(part: Any) -> list[Any]:
     """The parts of all processes in their order, in the first; nothing in the others."""
     rank, world = process()
@@ -55,3 +60,30 @@ def gathered(part: Any) -> list[Any]:
     parts: list[Any] | None = [None] * world if rank == 0 else None
     distributed.gather_object(part, parts)
     return parts or []
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes, the same in each."""
+    _, num_processes = process()
+    if num_processes > 1:
+        distributed.all_reduce(value)
+        value = value / num_processes
+    return value
+
+
+def largest_of_processes(value: int) -> int:
+    """The largest of the processes' values, known to each."""
+    if process()[1] == 1:
+        return value
+    tensor = torch.tensor(value)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return int(tensor)
+
+
+def of_first_process(value: str | None) -> str | None:
+    """What process 0 has, in all."""
+    if process()[1] == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]

@@ -64,7 +64,7 @@ def test_a_truncated_flax_file(tmp_path: pathlib.Path, refused: Run, out: Any) -
     line = refused("convert", path, *out)
     assert line.startswith(f"{path} is cut off: its {len(whole) // 2} bytes end within the tree")
     assert line.endswith("copy or download it again")
-    assert f"{path} is cut off after step, lr, ema_rate, params" in refused("inspect", path)
+    assert refused("inspect", path) == line
 
 
 def test_a_truncated_torch_file(tmp_path: pathlib.Path, refused: Run, out: Any) -> None:

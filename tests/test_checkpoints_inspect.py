@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import msgpack
 import pytest
 import torch
 from diffusers import (
@@ -85,6 +86,18 @@ def test_inspect_tells_what_is_inside(kind: str, tmp_path: pathlib.Path) -> None
     else:
         dtype = "float32" if kind == "torch" else "float16"
         assert found["tensors"]["out.2.weight"] == f"{dtype} [3, 32, 3, 3]"
+
+
+def test_a_flax_file_is_told_by_more_than_one_byte(tmp_path: pathlib.Path) -> None:
+    """Of this step the second byte is "{", where a safetensors file has it too."""
+    assert file_format(write_flax(tmp_path / "a", step=0x017B)) == "flax"
+
+
+def test_a_shape_of_no_numbers_is_refused(tmp_path: pathlib.Path) -> None:
+    array = msgpack.ExtType(1, msgpack.packb((("a",), "float32", b"")))
+    path = write_flax(tmp_path / "a", params_ema={"Conv_0": {"bias": array}})
+    with pytest.raises(ValueError, match="is not a flax checkpoint"):
+        describe(path)
 
 
 def test_an_unknown_network_still_lists(tmp_path: pathlib.Path) -> None:

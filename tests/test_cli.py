@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from cmrepro.checkpoints.io import bundled_checkpoints
 from cmrepro.experiments import sampling
 from cmrepro.metrics.protocols import load_protocol
+from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.reference_registry import bundled_references
 from cmrepro.metrics.references import ReferenceStatistics
 
@@ -159,7 +160,8 @@ def test_reference_statistics_of_another_extractor(run, tmp_path):
     protocol = load_protocol("embedded")
     reference = ReferenceStatistics.load(bundled_references()[protocol.reference])
     metadata = dataclasses.replace(reference.metadata, extractor="inception-v3")
-    dataclasses.replace(reference, metadata=metadata).save(tmp_path / "other.npz")
+    other = dataclasses.replace(reference, metadata=metadata)
+    write_statistics(tmp_path / "other.npz", other)
     np.savez(tmp_path / "set.npz", arr_0=np.zeros((12, 8, 8, 3), np.uint8))
     code, _, err = run(
         "evaluate",

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cmrepro.checkpoints.registry import RECORDED
 from cmrepro.commands.doctor import doctor
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.datasets import synthetic
@@ -20,6 +19,7 @@ from cmrepro.doctor.findings import likelihood
 from cmrepro.doctor.installed import file_state
 from cmrepro.doctor.records import swapped_metrics
 from cmrepro.doctor.statistics import mean_distance, rank
+from cmrepro.files import RECORDED
 from cmrepro.metrics.protocols import protocol_names
 from cmrepro.metrics.reference_files import ReferenceMetadata, StoredStatistics
 

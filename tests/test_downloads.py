@@ -1,5 +1,6 @@
 """The download of CIFAR-10's archive, from a server of our own that counts what it sends."""
 
+import concurrent.futures
 import hashlib
 import http.server
 import io
@@ -103,6 +104,14 @@ def test_cifar10_is_downloaded_once(server: Server, final: pathlib.Path) -> None
     assert_is_train(load_dataset("cifar10-train"))
     test = load_dataset("cifar10-test")
     np.testing.assert_array_equal(test.labels, RECORDS[5, :, 0])
+    assert server.sent == [(0, len(server.payload))]
+    assert list(final.parent.iterdir()) == [final]
+
+
+def test_those_that_need_it_at_once_download_it_once(server: Server, final: pathlib.Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # the lock is one of open files
+        for dataset in threads.map(load_cifar10, ["train"] * 4):
+            assert_is_train(dataset)
     assert server.sent == [(0, len(server.payload))]
     assert list(final.parent.iterdir()) == [final]
 

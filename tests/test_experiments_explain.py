@@ -9,6 +9,7 @@ from cmrepro.datasets import ImageDataset, synthetic
 from cmrepro.experiments.explain import Requantized, explain, explanation_rows
 from cmrepro.experiments.run import Origin, evaluate
 from cmrepro.metrics.protocols import Protocol, load_protocol
+from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.references import build_reference
 
 REAL = synthetic(60, size=16, seed=1)
@@ -23,7 +24,8 @@ def small(name: str, **changes: object) -> Protocol:
 
 def saved_reference(folder, protocol, images=REAL):
     path = folder / f"{protocol.name}.npz"
-    build_reference(images, protocol, dataset=images.name, split="all").save(path)
+    built = build_reference(images, protocol, dataset=images.name, split="all")
+    write_statistics(path, built)
     return dataclasses.replace(protocol, reference=str(path))
 
 

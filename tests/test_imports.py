@@ -15,7 +15,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "cmrepro"
 
 # Used by every part and importing none.
-BASE = frozenset({"files", "names"})
+BASE = frozenset({"files", "names", "npz"})
 LEAVES = frozenset({"records", "paper", "consistency", "networks", "datasets", "metrics"})
 MEASURING = LEAVES - {"paper"}
 EVERYTHING = (

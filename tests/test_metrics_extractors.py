@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
-from cmrepro.files import sha256
+from cmrepro.files import RECORDED, sha256
 from cmrepro.metrics.extractors import (
     Extractor,
     FeaturesOnly,
@@ -26,7 +26,7 @@ from cmrepro.metrics.extractors import (
     resize,
 )
 from cmrepro.metrics.features import extract
-from cmrepro.metrics.protocols import RECORDED, ExtractorSettings, load_extractor_settings
+from cmrepro.metrics.protocols import ExtractorSettings, load_extractor_settings
 from cmrepro.metrics.weights import weights_file
 
 EMBEDDED = load_extractor_settings("efficientnet-lite0")

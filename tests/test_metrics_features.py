@@ -6,7 +6,7 @@ from PIL import Image
 
 from cmrepro.files import array_sha256
 from cmrepro.metrics.extractors import Extractor, load_extractor
-from cmrepro.metrics.features import BATCH_SIZE, extract, extract_batch
+from cmrepro.metrics.features import BATCH_SIZE, extract
 from cmrepro.metrics.protocols import load_extractor_settings
 
 
@@ -30,7 +30,7 @@ def test_features_do_not_depend_on_the_number_of_images(extractor: Extractor) ->
     np.testing.assert_array_equal(some.features, all_of_them.features[:6])
     np.testing.assert_array_equal(some.logits, all_of_them.logits[:6])
     for image, row in zip(images, all_of_them.features, strict=True):
-        alone = extract_batch(image[None], extractor, batch_size=4)
+        alone = extract(image[None], extractor, batch_size=4)
         np.testing.assert_array_equal(alone.features[0], row)
 
 

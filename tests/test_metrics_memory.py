@@ -19,12 +19,12 @@ from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceMetadata
 from cmrepro.metrics.references import ReferenceStatistics
 
-def extract_batch(batch, extractor, batch_size):
+def extract(batch, extractor):
     features = batch.reshape(len(batch), -1)[:, :{DIM}].astype(np.float32)
     return Features(features, features)
 
 module.load_extractor = lambda settings, device: settings
-module.extract_batch = extract_batch
+module.extract = extract
 embedded = load_protocol("embedded")
 extractor = dataclasses.replace(embedded.extractor, feature_dim={DIM}, num_logits={DIM})
 count = int(sys.argv[2])

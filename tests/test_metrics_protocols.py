@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import inspect
+import json
 import pathlib
 import re
 import tomllib
@@ -19,7 +20,6 @@ from cmrepro.metrics.protocols import (
     Protocol,
     load_extractor_settings,
     load_protocol,
-    parse_protocol,
     protocol_names,
 )
 
@@ -124,11 +124,15 @@ def test_unknown_names_give_the_nearest() -> None:
         load_extractor_settings("efficientnet-lite")
 
 
-def check_refused(name: str, change: dict[str, Any], message: str) -> None:
+def check_refused(folder: pathlib.Path, name: str, change: dict[str, Any], message: str) -> None:
     """A built-in table with other values (None: without) gives this one-line error."""
     table = {**built_in_table(name), **change}
+    # JSON's texts, numbers, truth values and lists are TOML's.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None]
+    path = folder / "mine.toml"
+    path.write_text("\n".join(["[protocols.mine]", *lines]))
     with pytest.raises(ValueError) as error:
-        parse_protocol("mine", {key: value for key, value in table.items() if value is not None})
+        load_protocol(path)
     assert re.search(message, str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
 
@@ -161,13 +165,15 @@ def check_refused(name: str, change: dict[str, Any], message: str) -> None:
         ({"is_extractor": "inception-nvidia"}, "inception-nvidia gives no logits for is"),
     ],
 )
-def test_a_table_with_a_wrong_key_is_refused(change: dict[str, Any], message: str) -> None:
-    check_refused("embedded", change, message)
+def test_a_table_with_a_wrong_key_is_refused(
+    tmp_path: pathlib.Path, change: dict[str, Any], message: str
+) -> None:
+    check_refused(tmp_path, "embedded", change, message)
 
 
-def test_settings_without_their_metric_are_refused() -> None:
-    check_refused("edm", {"is_extractor": "inception-adm"}, "sets is_extractor, which")
-    check_refused("edm", {"metrics": ["fid", "sfid"]}, "no spatial features for sfid")
+def test_settings_without_their_metric_are_refused(tmp_path: pathlib.Path) -> None:
+    check_refused(tmp_path, "edm", {"is_extractor": "inception-adm"}, "sets is_extractor, which")
+    check_refused(tmp_path, "edm", {"metrics": ["fid", "sfid"]}, "no spatial features for sfid")
     every = {key for keys in METRICS.values() for key in keys}
     fields = {field.name for field in dataclasses.fields(Protocol)}
     assert every <= fields

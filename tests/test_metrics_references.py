@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmrepro.datasets import open_images
+from cmrepro.datasets import ImageDataset, open_images
 from cmrepro.files import array_sha256, sha256
 from cmrepro.metrics import reference_registry, references
 from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import Features, extract
 from cmrepro.metrics.protocols import Protocol, load_protocol, protocol_names
-from cmrepro.metrics.reference_files import ReferenceMetadata
+from cmrepro.metrics.reference_files import ReferenceMetadata, write_statistics
 from cmrepro.metrics.reference_registry import (
     bundled_references,
     fetch_reference,
@@ -43,7 +43,10 @@ def images(count: int = 12) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 
 
-def means(batch: np.ndarray, extractor: Any = None, batch_size: int = 64) -> Features:
+NOISE = ImageDataset("noise", images())
+
+
+def means(batch: np.ndarray, extractor: Any = None) -> Features:
     """Mean and standard deviation of each channel as features, the first pixel as spatial ones."""
     pixels = batch.astype(np.float32).reshape(len(batch), -1, 3)
     features = np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
@@ -53,7 +56,7 @@ def means(batch: np.ndarray, extractor: Any = None, batch_size: int = 64) -> Fea
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Protocol:
     monkeypatch.setattr(references, "load_extractor", lambda settings, device: settings)
-    monkeypatch.setattr(references, "extract_batch", means)
+    monkeypatch.setattr(references, "extract", means)
     return SMALL
 
 
@@ -65,7 +68,7 @@ def cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
 
 @pytest.fixture(scope="module")
 def built() -> ReferenceStatistics:
-    return build_reference(images(), PROTOCOL, dataset="noise", split="all")
+    return build_reference(NOISE, PROTOCOL, dataset="noise", split="all")
 
 
 def statistics(dim: int = 2048) -> dict[str, np.ndarray]:
@@ -103,7 +106,7 @@ def test_saving_and_loading_changes_nothing(
     built: ReferenceStatistics, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "own.npz"
-    built.save(path)
+    write_statistics(path, built)
     loaded = load_reference(PROTOCOL, path)
     for name in ("mu", "sigma", "features"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(built, name))
@@ -135,7 +138,7 @@ def test_a_stream_gives_what_an_array_gives(small: Protocol, tmp_path: pathlib.P
     stream = Stream(5000)  # more than are gathered between two updates of the moments
     whole = np.concatenate(list(stream.batches(64)))
     given = means(whole)
-    for source in (stream, whole):
+    for source in (stream, ImageDataset("noise", whole)):
         got = build_reference(source, small, dataset="noise", split="all")
         np.testing.assert_allclose(got.mu, given.features.mean(axis=0, dtype=np.float64))
         # 1e-6: what rounding to float32 leaves.
@@ -151,7 +154,7 @@ def test_a_stream_gives_what_an_array_gives(small: Protocol, tmp_path: pathlib.P
         np.testing.assert_array_equal(
             got.real_features(small), given.features[chosen].astype(np.float16)
         )
-    got.save(tmp_path / "a.npz")
+    write_statistics(tmp_path / "a.npz", got)
     again = load_reference(small, tmp_path / "a.npz")
     for ours, theirs in zip(again.spatial_moments(), got.spatial_moments(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -160,11 +163,11 @@ def test_a_stream_gives_what_an_array_gives(small: Protocol, tmp_path: pathlib.P
 def test_memory_does_not_grow_with_the_number_of_images(
     small: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wide(batch: np.ndarray, extractor: Any, batch_size: int) -> Features:
+    def wide(batch: np.ndarray, extractor: Any) -> Features:
         features, logits, spatial = means(batch)
         return Features(np.tile(features, 16), logits, spatial)
 
-    monkeypatch.setattr(references, "extract_batch", wide)
+    monkeypatch.setattr(references, "extract", wide)
     extractor = dataclasses.replace(small.extractor, feature_dim=96)
     protocol = dataclasses.replace(small, extractor=extractor)
     peaks = []
@@ -178,11 +181,15 @@ def test_memory_does_not_grow_with_the_number_of_images(
     assert peaks[1] - peaks[0] < 30 * 45_000
 
 
+def test_images_of_another_type_are_refused() -> None:
+    floats = ImageDataset("noise", images().astype(np.float32))
+    with pytest.raises(ValueError, match="images are float32, must be a uint8 array"):
+        build_reference(floats, PROTOCOL, dataset="noise", split="all")
+
+
 def test_images_that_cannot_be_right_are_refused(small: Protocol) -> None:
     with pytest.raises(ValueError, match="4 images, protocol 'embedded' stores features of 5"):
-        build_reference(images(4), PROTOCOL, dataset="noise", split="all")
-    with pytest.raises(ValueError, match="images are float32, must be a uint8 array"):
-        build_reference(images().astype(np.float32), small, dataset="noise", split="all")
+        build_reference(ImageDataset("noise", images(4)), PROTOCOL, dataset="noise", split="all")
     with pytest.raises(ValueError, match="100 images announced, 70 given"):
         build_reference(Stream(100, given=70), small, dataset="noise", split="all")
     with pytest.raises(ValueError, match="100 images announced, 128 given"):
@@ -270,7 +277,7 @@ def test_features_come_from_the_images_of_an_adm_file(
     reference = load_reference(small, tmp_path / "VIRTUAL.npz")
     assert reference.features is None
     np.testing.assert_array_equal(reference.real_features(small), means(pixels).features)
-    monkeypatch.setattr(references, "extract_batch", None)  # and are kept
+    monkeypatch.setattr(references, "extract", None)  # and are kept
     assert reference.real_features(small) is reference.features
     assert "features of 70 real images" in reference.warnings(small)[1]
 
@@ -348,7 +355,7 @@ def test_what_nobody_publishes_says_how_to_build_it(small: Protocol, cache: path
         extractor=dataclasses.replace(protocol.extractor, feature_dim=6),
         reference_features=5,
     )
-    build_reference(images(), cut, dataset="cifar10", split="train").save(path)
+    write_statistics(path, build_reference(NOISE, cut, dataset="cifar10", split="train"))
     with pytest.raises(ValueError, match=r"has num_images 12, .*torch-fidelity has 50000; delete"):
         load_reference(cut)
 

@@ -96,7 +96,7 @@ class Numbered:
             images[:, 0, 0, :2] = np.stack(np.divmod(chosen, 256), axis=1)
             yield images
 
-    def extract(self, batch: np.ndarray, extractor: Any, batch_size: int) -> Features:
+    def extract(self, batch: np.ndarray, extractor: Any) -> Features:
         high, low = batch[:, 0, 0, :2].astype(int).T
         return Features(*(part[256 * high + low] for part in self.features if part is not None))
 
@@ -106,7 +106,7 @@ def score_features(
 ) -> list[Scores]:
     images = Numbered(features)
     monkeypatch.setattr(module, "load_extractor", lambda settings, device: settings.name)
-    monkeypatch.setattr(module, "extract_batch", images.extract)
+    monkeypatch.setattr(module, "extract", images.extract)
     monkeypatch.setattr(module, "BATCH_SIZE", 16)
     found = score(images, tasks, **options)
     counts = [task.num_images or task.protocol.num_images for task in tasks]
@@ -209,11 +209,11 @@ def test_logits_may_come_from_another_extractor(monkeypatch: pytest.MonkeyPatch)
     images = Numbered(generated)
     monkeypatch.setattr(module, "load_extractor", lambda settings, device: settings.name)
 
-    def extract_by_name(batch: np.ndarray, extractor: str, batch_size: int) -> Features:
+    def extract_by_name(batch: np.ndarray, extractor: str) -> Features:
         source = images if extractor == "numbers" else Numbered(others)
-        return source.extract(batch, extractor, batch_size)
+        return source.extract(batch, extractor)
 
-    monkeypatch.setattr(module, "extract_batch", extract_by_name)
+    monkeypatch.setattr(module, "extract", extract_by_name)
     [got] = score(images, [Task(protocol, reference_of(REAL))])
     assert others.logits is not None
     expected = isc_features_to_metric(torch.from_numpy(others.logits))["inception_score_mean"]
@@ -280,7 +280,7 @@ def _scores_of_two_tasks() -> list[Scores]:
     with pytest.MonkeyPatch.context() as patch:
         images = Numbered(random_features(60, seed=1))
         patch.setattr(module, "load_extractor", lambda settings, device: settings.name)
-        patch.setattr(module, "extract_batch", images.extract)
+        patch.setattr(module, "extract", images.extract)
         patch.setattr(module, "BATCH_SIZE", 16)
         protocol = dataclasses.replace(PROTOCOL, metrics=(*PROTOCOL.metrics, "sfid"))
         tasks = [Task(protocol, reference_of(REAL)), Task(PROTOCOL, reference_of(REAL), 25)]

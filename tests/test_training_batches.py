@@ -14,9 +14,9 @@ from tiny import DATA, tiny_networks, tiny_recipe
 from torch import Tensor
 
 from cmrepro.datasets import ImageDataset
+from cmrepro.processes import share
 from cmrepro.training import batches
 from cmrepro.training.batches import Batch, BatchSource, dropout_seed, prefetched
-from cmrepro.training.distributed import share
 
 CPU = torch.device("cpu")
 

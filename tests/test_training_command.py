@@ -11,7 +11,7 @@ from tiny import tiny_networks
 from cmrepro import cli
 from cmrepro.checkpoints.io import load_model, read_info
 from cmrepro.training import step
-from cmrepro.training.plan import random_lpips
+from cmrepro.training.plan import RandomLPIPS
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = ["train", "demo-cifar10-ct", "--data", "synthetic", "--set"]
@@ -122,7 +122,7 @@ def test_a_recipe_of_table_3_runs_as_shipped(
     run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a batch of one; LPIPS has random weights, since its own are a download."""
-    monkeypatch.setitem(step.DISTANCES, "lpips", random_lpips)
+    monkeypatch.setitem(step.DISTANCES, "lpips", RandomLPIPS)
     settings = "total_steps=20,batch_size=1"
     arguments = ["train", "cifar10-ct", "--data", "synthetic", "--out", tmp_path]
     code, _, err = run(*arguments, "--set", settings)

@@ -15,7 +15,7 @@ from cmrepro import cli
 from cmrepro.consistency.distances import l2
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.networks.presets import build_network
-from cmrepro.training.plan import Measured, measure, plan, plan_rows, random_lpips
+from cmrepro.training.plan import Measured, RandomLPIPS, measure, plan, plan_rows
 from cmrepro.training.recipes import load_recipe
 from cmrepro.training.step import Training
 
@@ -106,7 +106,7 @@ def test_durations_follow_from_the_speed() -> None:
 
 
 def test_lpips_is_planned_without_its_weights() -> None:
-    distance = random_lpips()
+    distance = RandomLPIPS()
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     assert distance(x, x).abs().max() == 0
     assert (distance(x, x.flip(3)) > 0).all()

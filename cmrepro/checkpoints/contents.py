@@ -56,7 +56,7 @@ def file_format(path: Path) -> Format:
         start = file.read(10)
     if start.startswith(b"PK\x03\x04"):
         return "torch"
-    if start[8:9] == b"{":  # after the length of the header
+    if start[4:9] == b"\0\0\0\0{":  # the length of the header, below 4 GiB, and its first byte
         return "safetensors"
     if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:  # PROTO and its version
         return "pickle"
@@ -252,34 +252,16 @@ def _safetensors_shapes(path: Path) -> TypedShapes:
 def _flax_contents(path: Path) -> tuple[dict[str, Any], TypedShapes]:
     """Trees and step of a flax file, and the shapes of its EMA weights.
 
-    The file goes by once; of each array only type and shape are kept.
+    Of each array only type and shape are kept.
     """
 
     def shape_only(code: int, data: bytes) -> Any:
         if code not in (flax.NDARRAY, flax.SCALAR):
             return None
         shape, dtype, _ = msgpack.unpackb(data)
-        return str(dtype), tuple(shape)
+        return str(dtype), tuple(map(int, shape))
 
-    trees: dict[str, Any] = {}
-    with open(path, "rb") as file:
-        unpacker = msgpack.Unpacker(
-            file, ext_hook=shape_only, max_buffer_size=max(path.stat().st_size, 1)
-        )
-        try:
-            for _ in range(unpacker.read_map_header()):
-                key = str(unpacker.unpack())
-                trees[key] = unpacker.unpack()
-        except msgpack.OutOfData as error:
-            raise ValueError(
-                f"{path} is cut off after {', '.join(trees) or 'nothing'}; copy or download it "
-                "again"
-            ) from error
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise ValueError(
-                f"{path} is no flax checkpoint ({type(error).__name__}: {error}); allowed is a "
-                "file of the official CIFAR-10 code, e.g. checkpoint_80"
-            ) from error
+    trees = flax.read_training_state(path, shape_only)
     leaves = {name: dict(_leaves(tree)) for name, tree in trees.items()}
     said = {
         "trees": {

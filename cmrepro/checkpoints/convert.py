@@ -29,7 +29,7 @@ from cmrepro.checkpoints.diffusers_folder import (
 from cmrepro.checkpoints.flax import ncsnpp_state_dict, read_flax_checkpoint
 from cmrepro.checkpoints.io import (
     CheckpointInfo,
-    check_weights,
+    check_parameters,
     read_info,
     read_weights,
     stored_weights,
@@ -115,7 +115,7 @@ def convert(
     said["network"] = _agreed(path, "network", said["network"], network)
     with torch.device("meta"):
         skeleton = build_network(said["network"])
-    check_weights(skeleton, weights, str(path), said["network"])
+    check_parameters(skeleton.state_dict(), weights, str(path), said["network"])
     said["parameterization"] = _agreed(
         path, "parameterization", said.get("parameterization"), parameterization
     )

@@ -7,7 +7,8 @@ Arrays are msgpack extensions, as flax/serialization.py of flax 0.6 writes them.
 file can be executed.
 """
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,20 +77,17 @@ class FlaxCheckpoint:
 
     Attributes:
         parameters: The EMA weights, the flax tree's path joined by "/" -> read-only array.
-        trees: Names of everything in the file, in its order.
         step: Training steps.
     """
 
     parameters: dict[str, np.ndarray]
-    trees: tuple[str, ...]
     step: int
 
 
 def read_flax_checkpoint(path: str | Path) -> FlaxCheckpoint:
     """The EMA weights of an official checkpoint.
 
-    The file is read once from front to back and the other trees are passed over, so that memory
-    holds the result and one array more.
+    Memory holds the result and one array more.
 
     Args:
         path: For example `checkpoint_80` or `edm_cifar10_ema`.
@@ -98,44 +96,66 @@ def read_flax_checkpoint(path: str | Path) -> FlaxCheckpoint:
         ValueError: The file is cut off, or not a flax training state with `params_ema`.
     """
     path = Path(path)
+    content = read_training_state(path, _decode, {EMA_TREE, "step"})
+    with _official(path, content):
+        if not {EMA_TREE, "step"} <= content.keys():
+            raise ValueError(f"it has no {EMA_TREE} and step but {_some(content)}")
+        return FlaxCheckpoint(dict(_flatten(content[EMA_TREE])), int(content["step"]))
+
+
+def read_training_state(
+    path: Path, decode: Callable[[int, bytes], Any], wanted: Container[str] | None = None
+) -> dict[str, Any]:
+    """What an official file holds, by name in its order, read once from front to back.
+
+    Args:
+        path: The file.
+        decode: What becomes of a msgpack extension of a code.
+        wanted: What is read; the rest is passed over and None. Everything by default.
+
+    Raises:
+        ValueError: The file is cut off, or no flax training state.
+    """
     size = path.stat().st_size
     content: dict[str, Any] = {}
-    with path.open("rb") as file:
+    with path.open("rb") as file, _official(path, content):
         unpacker = msgpack.Unpacker(
             file,
-            ext_hook=_decode,
+            ext_hook=decode,
             max_buffer_size=max(size, 1),
             max_map_len=MAX_ENTRIES,
             max_array_len=MAX_ENTRIES,
         )
-        try:
-            for _ in range(unpacker.read_map_header()):
-                name = unpacker.unpack()
-                if not isinstance(name, str):
-                    raise ValueError(f"it has a {type(name).__name__} in place of a tree's name")
-                if name in (EMA_TREE, "step"):
-                    content[name] = unpacker.unpack()
-                else:
-                    unpacker.skip()
-                    content[name] = None
-            if size != unpacker.tell():
-                raise ValueError(f"{size - unpacker.tell()} bytes follow its end")
-            if not {EMA_TREE, "step"} <= content.keys():
-                raise ValueError(f"it has no {EMA_TREE} and step but {_some(content)}")
-            parameters = dict(_flatten(content[EMA_TREE]))
-            step = int(content["step"])
-        except msgpack.OutOfData as error:
-            raise ValueError(
-                f"{path} is cut off: its {size} bytes end within the tree after "
-                f"{_some(list(content)[-1:])}; copy or download it again"
-            ) from error
-        # The decoder reports what is malformed by any of these.
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise ValueError(
-                f"{path} is not a flax checkpoint of the official CIFAR-10 code "
-                f"({error or type(error).__name__}); use one of its files, e.g. checkpoint_80"
-            ) from error
-    return FlaxCheckpoint(parameters, tuple(content), step)
+        for _ in range(unpacker.read_map_header()):
+            name = unpacker.unpack()
+            if not isinstance(name, str):
+                raise ValueError(f"it has a {type(name).__name__} in place of a tree's name")
+            if wanted is None or name in wanted:
+                content[name] = unpacker.unpack()
+            else:
+                unpacker.skip()
+                content[name] = None
+        if size != unpacker.tell():
+            raise ValueError(f"{size - unpacker.tell()} bytes follow its end")
+    return content
+
+
+@contextlib.contextmanager
+def _official(path: Path, content: Iterable[str]) -> Iterator[None]:
+    """One line for all that can be wrong in a file of which `content` has been read."""
+    try:
+        yield
+    except msgpack.OutOfData as error:
+        raise ValueError(
+            f"{path} is cut off: its {path.stat().st_size} bytes end within the tree after "
+            f"{_some(list(content)[-1:])}; copy or download it again"
+        ) from error
+    # The decoder reports what is malformed by any of these.
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise ValueError(
+            f"{path} is not a flax checkpoint of the official CIFAR-10 code "
+            f"({error or type(error).__name__}); use one of its files, e.g. checkpoint_80"
+        ) from error
 
 
 def _decode(code: int, data: bytes) -> Any:

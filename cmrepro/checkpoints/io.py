@@ -207,21 +207,10 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> Checkpoi
     info = read_info(path)
     network = build_network(info.network)
     weights = {key: tensor.float() for key, tensor in read_weights(path).items()}
-    check_weights(network, weights, str(path), info.network)
+    check_parameters(network.state_dict(), weights, str(path), info.network)
     network.load_state_dict(weights)
     model = CheckpointModel(network, path, info)
     return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
-def check_weights(
-    network: nn.Module, weights: Mapping[str, Tensor], source: str, network_name: str
-) -> None:
-    """Refuse weights whose names or shapes are not the network's.
-
-    Raises:
-        ValueError: Names the missing, surplus and misshapen parameters.
-    """
-    check_parameters(network.state_dict(), weights, source, network_name)
 
 
 def check_parameters(

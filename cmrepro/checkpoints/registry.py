@@ -11,8 +11,6 @@ from cmrepro.consistency.schedules import karras_times
 from cmrepro.files import cache_folder, download
 from cmrepro.names import unknown
 
-RECORDED = "recorded at first download"
-
 
 @dataclass(frozen=True)
 class ReleasedCheckpoint:
@@ -136,5 +134,4 @@ def fetch_checkpoint(name: str) -> Path:
     if name not in released:
         raise ValueError(unknown("released checkpoint", name, released))
     entry = released[name]
-    checksum = None if entry.checksum == RECORDED else entry.checksum
-    return download(entry.url, entry.downloaded, checksum)
+    return download(entry.url, entry.downloaded, entry.checksum)

@@ -154,11 +154,12 @@ def build(data_path: str, protocol: str, dataset: str, split: str, device: str, 
     """Reference statistics of the images at DATA_PATH, which are read batch by batch."""
     from cmrepro.datasets import open_images
     from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.metrics.reference_files import write_statistics
     from cmrepro.metrics.references import build_reference
 
     chosen, images = load_protocol(protocol), open_images(data_path)
     built = build_reference(
         images, chosen, dataset=dataset, split=split, device=device, progress=True
     )
-    built.save(out)
+    write_statistics(out, built)
     click.echo(out)

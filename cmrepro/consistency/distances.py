@@ -118,7 +118,7 @@ class LPIPS(nn.Module):
             raise ValueError(unknown("pooling", pooling, POOLINGS))
         self.layers = vgg.make_layers(vgg.cfgs["D"])[: self.TAPS[-1] + 1]
         for i, channels in enumerate(self.CHANNELS):
-            self.register_buffer(f"weight{i}", torch.empty(1, channels, 1, 1))
+            self.register_buffer(f"weight{i}", torch.ones(1, channels, 1, 1))
         # ImageNet's mean and standard deviation, for values in [-1, 1].
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         self.register_buffer("shift", (2 * mean - 1)[:, None, None])
@@ -139,11 +139,11 @@ class LPIPS(nn.Module):
 
     def _read(self, path: Path, names: dict[str, str]) -> None:
         """Take over weights from a file, where they have other names."""
-        own = self.state_dict()
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
-            for name, there in names.items():
-                own[name].copy_(stored[there])
+            self.load_state_dict(
+                {own: stored[there] for own, there in names.items()}, strict=False
+            )
         except Exception as error:  # torch.load and what follows raise many kinds
             problem = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(

@@ -5,19 +5,17 @@ Each gives its images in order (`batches`) and by number (`take`), as uint8 (B, 
 
 import functools
 import hashlib
-import math
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmrepro import npz
 from cmrepro.datasets.decoding import UnreadableImagesError, decode
 from cmrepro.datasets.encoded import EncodedFiles
 from cmrepro.files import array_sha256
@@ -204,14 +202,14 @@ class SampleSet:
     @functools.cached_property
     def _mapped(self) -> NDArray[np.uint8]:
         """The images where they lie in the file."""
-        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+        with zipfile.ZipFile(self.path) as archive:
             member = archive.getinfo("arr_0.npy")
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(
-                    f"{self.path} is compressed and cannot be read at random places; write it "
-                    "again with numpy.savez"
-                )
-            npy_header(file)
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(
+                f"{self.path} is compressed and cannot be read at random places; write it "
+                "again with numpy.savez"
+            )
+        with npz.open_images(self.path) as (file, *_):
             header_bytes = file.tell()
         with open(self.path, "rb") as raw:
             # The local header: 30 bytes, of which the last 4 are the lengths of name and extra.
@@ -228,18 +226,9 @@ class SampleSet:
         Raises:
             ValueError: The file is cut off or damaged.
         """
-        image_bytes = math.prod(self.image_shape)
-        end = self.num_images if stop is None else stop
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-                npy_header(file)
-                file.seek(start * image_bytes, os.SEEK_CUR)
-                for first in range(start, end, batch_size):
-                    count = min(batch_size, end - first)
-                    pixels = np.frombuffer(file.read(count * image_bytes), np.uint8)
-                    yield pixels.reshape(count, *self.image_shape)
-                file.read(1)  # at the end of the file its checksum is compared
-        except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
+            yield from npz.image_batches(self.path, batch_size, start, stop)
+        except npz.DAMAGED as error:
             raise ValueError(f"{self.path} is damaged ({error}); write it again") from error
 
     def sha256(self) -> str:
@@ -265,8 +254,8 @@ def open_sample_set(path: Path, name: str) -> SampleSet:
         ValueError: It is none.
     """
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            shape, column_major, dtype = npy_header(file)
+        with npz.open_images(path) as (_, shape, column_major, dtype):
+            pass
         with np.load(path, allow_pickle=False) as arrays:
             labels = arrays.get("arr_1")
     except Exception as error:  # numpy, zipfile and zlib each raise their own kinds
@@ -287,11 +276,3 @@ def open_sample_set(path: Path, name: str) -> SampleSet:
             f"{shape[:1]}"
         )
     return SampleSet(name, path, shape, labels.astype(np.int64))
-
-
-def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether column-major, and type of a .npy; the file then stands at its first value."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from cmrepro import __version__
-from cmrepro.checkpoints.registry import RECORDED, released_checkpoints
+from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.experiments.provenance import PACKAGES, cpu_name
 from cmrepro.files import (
+    RECORDED,
     cache_folder,
     checksum_record,
     recorded_checksum,

@@ -17,7 +17,7 @@ from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
 from cmrepro.names import unknown
-from cmrepro.processes import gathered, process
+from cmrepro.processes import gathered, process, share
 
 # Images a forward pass. Part of what a seed means in the last bit: convolutions may round
 # otherwise in batches of another size. The last batch is filled up, so that the count is not.
@@ -196,7 +196,7 @@ def sample(
     shape = (settings.num_stages, 3, image_size, image_size)
     rank, world = process()
     firsts = range(0, num_images, BATCH_SIZE)
-    own = firsts[len(firsts) * rank // world : len(firsts) * (rank + 1) // world]
+    own = firsts[share(len(firsts), rank, world)]
     stages: list[list[NDArray[np.uint8]]] = [[] for _ in range(settings.num_stages)]
     digests = [hashlib.sha256() for _ in stages]
 

@@ -7,7 +7,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from cmrepro.metrics.extractors import Extractor
 
@@ -65,40 +64,8 @@ def check_images(images: np.ndarray) -> None:
         )
 
 
-def extract(
-    images: np.ndarray,
-    extractor: Extractor,
-    *,
-    batch_size: int = BATCH_SIZE,
-    progress: bool = False,
-) -> Features:
-    """Features of a set of images.
-
-    Args:
-        images: uint8 (N, H, W, 3), RGB, 0-255.
-        extractor: From `load_extractor`.
-        batch_size: Most images per pass, at least 1.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Features of N images.
-
-    Raises:
-        ValueError: If the images are not uint8 (N, H, W, 3), or the batch size is below 1.
-    """
-    check_images(images)
-    starts = range(0, len(images), BATCH_SIZE)
-    parts = [
-        extract_batch(images[start : start + BATCH_SIZE], extractor, batch_size)
-        for start in tqdm(starts, desc="features", unit="batch", disable=not progress)
-    ]
-    return _joined(parts)
-
-
 @torch.inference_mode()
-def extract_batch(
-    images: np.ndarray, extractor: Extractor, batch_size: int = BATCH_SIZE
-) -> Features:
+def extract(images: np.ndarray, extractor: Extractor, batch_size: int = BATCH_SIZE) -> Features:
     """Features of some images.
 
     Every pass has the same number of images, the smaller of `batch_size` and what suits the
@@ -114,8 +81,9 @@ def extract_batch(
         Features of N images.
 
     Raises:
-        ValueError: If the batch size is below 1.
+        ValueError: If the images are not uint8 (N, H, W, 3), or the batch size is below 1.
     """
+    check_images(images)
     if batch_size < 1:
         raise ValueError(
             f"batch_size is {batch_size}, must be at least 1; leave it out for {BATCH_SIZE}"

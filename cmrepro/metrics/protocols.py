@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from cmrepro.files import RECORDED
 from cmrepro.names import unknown
 
 NETWORKS = ("efficientnet-lite0", "inception-2015", "inception-torchscript", "dinov2")
 RESIZES = ("bilinear", "tensorflow1-bilinear", "pytorch-bilinear", "pil-bicubic")
 ROUNDINGS = ("round", "truncate", "as given")
-RECORDED = "recorded at first download"
 _CHECKSUM = re.compile("sha256:[0-9a-f]{64}|sha256-prefix:[0-9a-f]{8,64}")
 
 _STORED = ("reference_features", "reference_seed")
@@ -172,16 +172,6 @@ def load_protocol(name: str | Path) -> Protocol:
     if name not in protocols:
         raise ValueError(f"{unknown('protocol', str(name), protocols)}, or a .toml file")
     return _parse_protocol(str(name), _built_in())
-
-
-def parse_protocol(name: str, table: Mapping[str, Any]) -> Protocol:
-    """A protocol from its TOML table, with extractors that come with the package.
-
-    Raises:
-        ValueError: If an extractor is unknown, or a key is unknown, missing, not used by the
-            protocol's metrics or of a wrong type.
-    """
-    return _parse_protocol(name, {**_built_in(), "protocols": {name: table}})
 
 
 def load_extractor_settings(name: str) -> ExtractorSettings:

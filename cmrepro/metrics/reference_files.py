@@ -9,7 +9,7 @@ does not change when the reference goes through a file.
 
 Files of other tools are read as they are, and strictly: TTUR, EDM and clean-fid (.npz of `mu` and
 `sigma`), EDM2 (.pkl), ADM (.npz of `mu`, `sigma`, `mu_s`, `sigma_s` and 10,000 images `arr_0`).
-They do not say what they were made of; the registry in `references` adds what is documented.
+They do not say what they were made of; `reference_registry` adds what is documented.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import pickle
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from cmrepro import npz
 from cmrepro.files import atomic_path
 from cmrepro.metrics.definitions import check_features, check_gaussian
 
@@ -103,16 +101,8 @@ class NpzImages:
         Raises:
             ValueError: The file is cut off or damaged.
         """
-        image_bytes = math.prod(self.shape[1:])
-        end = self.num_images if stop is None else stop
-        with _readable(self.path), _arr_0(self.path) as file:
-            _array_header(file)
-            file.seek(start * image_bytes, os.SEEK_CUR)
-            for first in range(start, end, batch_size):
-                count = min(batch_size, end - first)
-                pixels = np.frombuffer(file.read(count * image_bytes), np.uint8)
-                yield pixels.reshape(count, *self.shape[1:])
-            file.read(1)  # at the end of the file its checksum is compared
+        with _readable(self.path):
+            yield from npz.image_batches(self.path, batch_size, start, stop)
 
 
 @dataclass(eq=False)
@@ -220,8 +210,8 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], NpzImages | None]:
         )
     if "arr_0" not in keys:
         return arrays, None
-    with _readable(path), _arr_0(path) as file:
-        shape, fortran, dtype = _array_header(file)
+    with _readable(path), npz.open_images(path) as (_, shape, fortran, dtype):
+        pass
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not math.prod(shape):
         raise ValueError(
             f"{path} holds arr_0 {dtype} {shape}, must be uint8 (M, H, W, 3); fetch it again"
@@ -234,29 +224,11 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn whatever a damaged .npz raises into one line."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+    except npz.DAMAGED as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a readable .npz ({text}); build or fetch it again"
         ) from error
-
-
-@contextlib.contextmanager
-def _arr_0(path: Path) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        yield file
-
-
-def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran order, and dtype of an .npy."""
-    version = np.lib.format.read_magic(file)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in read:
-        raise ValueError(f"arr_0 is .npy version {version}")
-    return read[version](file)
 
 
 def _gaussian(

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cmrepro.files import cache_folder, download
+from cmrepro.files import RECORDED, cache_folder, download
 from cmrepro.metrics.protocols import load_extractor_settings
 from cmrepro.metrics.reference_files import ReferenceMetadata, read_statistics
 from cmrepro.names import unknown
@@ -97,7 +97,7 @@ def fetch_reference(name: str) -> Path:
         raise ValueError(unknown("reference", name, bundled | registered))
     entry = registered[name]
     if entry.url is not None:
-        return download(entry.url, entry.path, None)
+        return download(entry.url, entry.path, RECORDED)
     if not entry.path.is_file():
         raise ValueError(
             f"nobody publishes reference {name}; build it with `cmrepro references build "

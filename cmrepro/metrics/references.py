@@ -19,8 +19,7 @@ from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import (
     BATCH_SIZE,
     ImageBatches,
-    check_images,
-    extract_batch,
+    extract,
 )
 from cmrepro.metrics.protocols import METRICS, Protocol
 from cmrepro.metrics.reference_files import (
@@ -28,7 +27,6 @@ from cmrepro.metrics.reference_files import (
     ReferenceMetadata,
     StoredStatistics,
     read_statistics,
-    write_statistics,
 )
 from cmrepro.metrics.reference_registry import fetch_reference, registered_references
 
@@ -60,14 +58,6 @@ class ReferenceStatistics(StoredStatistics):
     def load(cls, path: str | Path, *, entry: str = "fid") -> Self:
         """Read and verify a file (`read_statistics` says which, and what it raises)."""
         return cls(**vars(read_statistics(path, entry=entry)), path=Path(path))
-
-    def save(self, path: str | Path) -> None:
-        """Write our .npz, complete or not at all.
-
-        Raises:
-            ValueError: If the folder cannot be written.
-        """
-        write_statistics(path, self)
 
     def require_protocol(self, protocol: Protocol, dataset: str | None = None) -> None:
         """Refuse to serve another protocol or data set than these statistics were made for.
@@ -133,21 +123,18 @@ class ReferenceStatistics(StoredStatistics):
         assert self.spatial_mu is not None and self.spatial_sigma is not None
         return self.spatial_mu, self.spatial_sigma
 
-    def real_features(
-        self, protocol: Protocol, device: str = "cpu", progress: bool = False
-    ) -> np.ndarray:
+    def real_features(self, protocol: Protocol, device: str = "cpu") -> np.ndarray:
         """Features of real images, float32 (M, D); those of stored images are extracted once.
 
         Args:
             protocol: One that these statistics serve; gives the extractor.
             device: Where it runs.
-            progress: Whether to show a progress bar.
         """
         if self.features is None:
             assert self.images is not None  # require_protocol
             extractor = load_extractor(protocol.extractor, device)
-            batches = _checked_batches(self.images, progress)
-            features = [extract_batch(batch, extractor, BATCH_SIZE).features for batch in batches]
+            batches = _checked_batches(self.images)
+            features = [extract(batch, extractor).features for batch in batches]
             self.features = np.concatenate(features)
         return self.features
 
@@ -159,7 +146,7 @@ class ReferenceStatistics(StoredStatistics):
 
 
 def build_reference(
-    images: ImageBatches | np.ndarray,
+    images: ImageBatches,
     protocol: Protocol,
     *,
     dataset: str,
@@ -170,8 +157,7 @@ def build_reference(
     """Reference statistics of real images, read once, in memory that does not grow with N.
 
     Args:
-        images: Source of uint8 batches (B, H, W, 3), or an array of all, RGB, in the order of the
-            data set.
+        images: Source of uint8 batches (B, H, W, 3), RGB, in the order of the data set.
         protocol: Gives the extractor, the metrics and the choice of the M stored images.
         dataset: Name of the data set.
         split: Its part.
@@ -181,7 +167,7 @@ def build_reference(
     Raises:
         ValueError: If the images are not uint8 (N, H, W, 3), or fewer than the protocol stores.
     """
-    count = len(images) if isinstance(images, np.ndarray) else images.num_images
+    count = images.num_images
     chosen = _chosen(protocol, count)
     extractor = load_extractor(protocol.extractor, device)
     moments = StreamingMoments(protocol.extractor.feature_dim)
@@ -191,7 +177,7 @@ def build_reference(
     digest, position, filled = hashlib.sha256(), 0, 0
     batches = _checked_batches(images, progress)
     while chunk := list(itertools.islice(batches, CHUNK_BATCHES)):
-        parts = [extract_batch(batch, extractor, BATCH_SIZE) for batch in chunk]
+        parts = [extract(batch, extractor) for batch in chunk]
         features = np.concatenate([part.features for part in parts])
         moments.update(features)
         if with_spatial:
@@ -249,22 +235,15 @@ def _as_stored(moments: StreamingMoments) -> tuple[np.ndarray, np.ndarray]:
     return mu, sigma.astype(np.float32).astype(np.float64)
 
 
-def _checked_batches(images: ImageBatches | np.ndarray, progress: bool) -> Iterator[np.ndarray]:
+def _checked_batches(images: ImageBatches, progress: bool = False) -> Iterator[np.ndarray]:
     """Batches (B, H, W, 3) of images, as many as announced.
 
     Raises:
         ValueError: If they are not uint8 (B, H, W, 3), or of another number.
     """
-    if isinstance(images, np.ndarray):
-        check_images(images)
-        count, starts = len(images), range(0, len(images), BATCH_SIZE)
-        batches: Iterator[np.ndarray] = (images[i : i + BATCH_SIZE] for i in starts)
-    else:
-        count, batches = images.num_images, images.batches(BATCH_SIZE)
-    given = 0
+    count, given = images.num_images, 0
     with tqdm(total=count, desc="reference", unit="image", disable=not progress) as bar:
-        for batch in batches:
-            check_images(batch)
+        for batch in images.batches(BATCH_SIZE):
             given += len(batch)
             if given > count:
                 break

@@ -29,8 +29,7 @@ from cmrepro.metrics.features import (
     BATCH_SIZE,
     Features,
     ImageBatches,
-    check_images,
-    extract_batch,
+    extract,
 )
 from cmrepro.metrics.manifolds import manifold_scores
 from cmrepro.metrics.protocols import ExtractorSettings, Protocol
@@ -43,7 +42,7 @@ from cmrepro.metrics.uncertainty import (
     fid_infinity,
     interval,
 )
-from cmrepro.processes import gathered, process
+from cmrepro.processes import gathered, process, share
 
 T = TypeVar("T")
 
@@ -176,27 +175,26 @@ def score(
     for task in tasks:
         task.reference.require_protocol(task.protocol)
     rank, world = process()
-    share = range(max(counts) * rank // world, max(counts) * (rank + 1) // world)
+    own = range(max(counts))[share(max(counts), rank, world)]
     parts: dict[tuple[ExtractorSettings, int], set[str]] = {}
     for task, count in zip(tasks, counts, strict=True):
         for settings, needed in _needed_parts(task.protocol, bootstrap, world).items():
             parts.setdefault((settings, count), set()).update(needed)
     extractors = {settings: load_extractor(settings, device) for settings, _ in parts}
-    kept = {key: _Kept(*key, share, needed) for key, needed in parts.items()}
+    kept = {key: _Kept(*key, own, needed) for key, needed in parts.items()}
     digests = {count: hashlib.sha256() for count in counts}
 
     def digest(batch: np.ndarray, position: int) -> None:
         for count, sha256 in digests.items():
             sha256.update(batch[: max(count - position, 0)].tobytes())
 
-    position = share.start
-    with tqdm(total=len(share), desc="features", unit="image", disable=not progress) as bar:
-        for batch in images.batches(BATCH_SIZE, share.start, share.stop):
-            check_images(batch)
+    position = own.start
+    with tqdm(total=len(own), desc="features", unit="image", disable=not progress) as bar:
+        for batch in images.batches(BATCH_SIZE, own.start, own.stop):
             for settings, extractor in extractors.items():
-                features = extract_batch(batch, extractor, BATCH_SIZE)
-                for (own, _), store in kept.items():
-                    if own == settings:
+                features = extract(batch, extractor)
+                for (needing, _), store in kept.items():
+                    if needing == settings:
                         store.add(features)
             digest(batch, position)
             position += len(batch)

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from cmrepro.files import cache_folder, download, require_checksum
-from cmrepro.metrics.protocols import RECORDED, ExtractorSettings
+from cmrepro.metrics.protocols import ExtractorSettings
 
 
 def weights_file(settings: ExtractorSettings) -> Path:
@@ -26,8 +26,7 @@ def weights_file(settings: ExtractorSettings) -> Path:
     weights = settings.weights
     if weights.package is None:
         assert weights.url is not None  # protocols.py: a package or a url
-        checksum = None if weights.checksum == RECORDED else weights.checksum
-        return download(weights.url, cache_folder() / "weights" / weights.file, checksum)
+        return download(weights.url, cache_folder() / "weights" / weights.file, weights.checksum)
     advice = f"reinstall the package {weights.package.replace('_', '-')}"
     try:
         path = Path(str(resources.files(weights.package))) / weights.file

@@ -2,5 +2,5 @@
 
 Every network takes an image batch already scaled by c_in, the noise level as
 c_noise = ln(t) / 4 (Karras et al. 2022, Table 1) and optional class labels, and returns an image
-batch of the same shape. What a checkpoint needs to build its network again is a `NetworkConfig`.
+batch of the same shape. A checkpoint names the entry of `presets.PRESETS` that builds its network.
 """

@@ -7,20 +7,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding, cosines first (official file cm/nn.py, `timestep_embedding`).
 
     Args:
         timesteps: (B,), any real number.
         dim: Even width of the embedding.
-        max_period: Longest period, in units of `timesteps`.
 
     Returns:
         (B, dim), float32.
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

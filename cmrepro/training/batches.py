@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmrepro.datasets import TrainingImages
-from cmrepro.training.distributed import share
+from cmrepro.processes import share
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.schedules import scales_and_mu
 

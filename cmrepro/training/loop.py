@@ -19,8 +19,8 @@ from cmrepro.datasets import TrainingImages, training_images
 from cmrepro.files import make_folder, sha256
 from cmrepro.names import unknown
 from cmrepro.networks.presets import IMAGE_SIZES
+from cmrepro.processes import largest_of_processes, share
 from cmrepro.training.batches import BatchSource, prefetched
-from cmrepro.training.distributed import largest_of_processes, share
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.saves import Saves
 from cmrepro.training.step import Training

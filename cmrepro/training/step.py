@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cmrepro.checkpoints.io import check_weights
+from cmrepro.checkpoints.io import check_parameters
 from cmrepro.consistency.distances import (
     LPIPS,
     Distance,
@@ -28,9 +28,8 @@ from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import SOLVERS
 from cmrepro.names import unknown
 from cmrepro.networks.presets import build_network
-from cmrepro.processes import process
+from cmrepro.processes import mean_over_processes, process
 from cmrepro.training.batches import MAX_SEED, Batch, dropout_seed
-from cmrepro.training.distributed import mean_over_processes
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.schedules import scales_and_mu
 
@@ -115,7 +114,7 @@ class Training:
         if recipe.initialisation == "teacher":
             assert teacher is not None
             weights = teacher.network.state_dict()
-            check_weights(network, weights, "the teacher", recipe.network)
+            check_parameters(network.state_dict(), weights, "the teacher", recipe.network)
             network.load_state_dict(weights)
         self.ema = copy.deepcopy(self.online).eval().requires_grad_(False)
         self.target = self.online
