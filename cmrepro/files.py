@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -162,15 +161,13 @@ def require_checksum(path: Path, checksum: str, advice: str) -> None:
 @contextlib.contextmanager
 def _fetching(url: str, path: Path) -> Iterator[None]:
     """One process at a time, for instance of those of `torchrun`; errors of network and disk."""
+    from filelock import FileLock
+
     part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(lock, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
+        with FileLock(lock):
+            yield
     except OSError as error:  # the network's errors are among them
         if error.errno == errno.ENOSPC:
             raise ValueError(

@@ -19,7 +19,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
 
 
 @contextlib.contextmanager
-def open_images(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
+def open_array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
     """The array's file at its first value; its shape, whether column-major, and its type."""
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
         version = np.lib.format.read_magic(file)
@@ -36,7 +36,7 @@ def image_batches(
     path: Path, batch_size: int, start: int = 0, stop: int | None = None
 ) -> Iterator[NDArray[np.uint8]]:
     """Images start to stop - 1 in batches (B, H, W, 3); the last one may be smaller."""
-    with open_images(path) as (file, (num_images, *image_shape), _, _):
+    with open_array(path) as (file, (num_images, *image_shape), _, _):
         image_bytes = math.prod(image_shape)
         end = num_images if stop is None else stop
         file.seek(start * image_bytes, os.SEEK_CUR)

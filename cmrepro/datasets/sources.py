@@ -209,7 +209,7 @@ class SampleSet:
                 f"{self.path} is compressed and cannot be read at random places; write it "
                 "again with numpy.savez"
             )
-        with npz.open_images(self.path) as (file, *_):
+        with npz.open_array(self.path) as (file, *_):
             header_bytes = file.tell()
         with open(self.path, "rb") as raw:
             # The local header: 30 bytes, of which the last 4 are the lengths of name and extra.
@@ -254,7 +254,7 @@ def open_sample_set(path: Path, name: str) -> SampleSet:
         ValueError: It is none.
     """
     try:
-        with npz.open_images(path) as (_, shape, column_major, dtype):
+        with npz.open_array(path) as (_, shape, column_major, dtype):
             pass
         with np.load(path, allow_pickle=False) as arrays:
             labels = arrays.get("arr_1")

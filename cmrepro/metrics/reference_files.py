@@ -210,7 +210,7 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], NpzImages | None]:
         )
     if "arr_0" not in keys:
         return arrays, None
-    with _readable(path), npz.open_images(path) as (_, shape, fortran, dtype):
+    with _readable(path), npz.open_array(path) as (_, shape, fortran, dtype):
         pass
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not math.prod(shape):
         raise ValueError(
