@@ -70,7 +70,7 @@ def evaluate(
 
     if isinstance(images, str | Path):
         source = open_images(images)
-        origin = read_origin(Path(images), source.name)
+        origin = read_origin(Path(images), source)
     else:
         check_images(images)
         source, origin = ImageDataset(name, images), Origin(name)

@@ -86,7 +86,7 @@ def evaluate(
         records = run(
             source,
             chosen,
-            read_origin(Path(samples), source.name),
+            read_origin(Path(samples), source),
             references=references,
             num_images=num_images,
             device=device,
