@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,26 +65,34 @@ def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
     """Records by (model, nfe, protocol with version, number of images), seeds in order.
 
     Raises:
-        ValueError: Records of one group come from different checkpoints or times.
+        ValueError: Records of one group differ in checkpoint, times, rounding or reference, or
+            two have the same seed, so that their mean would mean nothing.
     """
     groups: dict[GroupKey, list[RunRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
         protocol = f"{record.protocol['name']} v{record.protocol['version']}"
         groups[record.model, record.nfe, protocol, record.num_images].append(record)
-    for key, members in groups.items():
-        checksums = {r.checkpoint.get("sha256") for r in members}
-        if len(checksums) > 1:
-            raise ValueError(
-                f"records of {key[0]} come from {len(checksums)} different checkpoints of that "
-                "name; remove those that are out of date"
-            )
-        times = {tuple(r.sampler.get("times", ())) for r in members}
-        if len(times) > 1:
-            raise ValueError(
-                f"records of {key[0]} at {key[1]} evaluations were sampled at different times; "
-                "remove those that are out of date"
-            )
+    for members in groups.values():
+        for one, other in pairwise(members):
+            mine, theirs = _of_group(one), _of_group(other)
+            unlike = [f"different {what}" for what in mine if mine[what] != theirs[what]]
+            unlike += ["the same seed"] * (one.seed == other.seed)
+            if unlike:
+                raise ValueError(
+                    f"a mean over records {one.id} and {other.id} means nothing: they have "
+                    f"{' and '.join(unlike)}; remove what is out of date"
+                )
     return dict(groups)
+
+
+def _of_group(record: RunRecord) -> dict[str, object]:
+    """What records have to share for a mean over their seeds."""
+    return {
+        "checkpoints": record.checkpoint.get("sha256"),
+        "times": record.sampler.get("times"),
+        "rounding": record.sampler.get("to_uint8"),
+        "references": record.reference["sha256"],
+    }
 
 
 def results_frame(records: list[RunRecord]) -> pd.DataFrame:
