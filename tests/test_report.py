@@ -7,7 +7,7 @@ from records_of import demo_record
 from scipy import stats
 
 from cmrepro.records import RunRecord
-from cmrepro.report.results import group, results_frame, summarise
+from cmrepro.report.results import group, results_rows, summarise
 
 
 def two_step_records(one_step, two_steps):
@@ -32,12 +32,12 @@ def test_one_value_has_no_interval():
     assert str(summary) == "3.00"
 
 
-def test_frames_show_every_group():
+def test_rows_show_every_group():
     records = two_step_records([100.0, 102.0], [90.0, 92.0])
-    frame = results_frame(records)
-    assert list(frame["nfe"]) == [1, 2]
-    assert list(frame["seeds"]) == [2, 2]
-    assert frame["FD"][0] == "101.0 ± 12.7"  # t(0.975, 1) = 12.706 times the standard error 1
+    rows = results_rows(records)
+    assert [row["nfe"] for row in rows] == [1, 2]
+    assert [row["seeds"] for row in rows] == [2, 2]
+    assert rows[0]["FD"] == "101.0 ± 12.7"  # t(0.975, 1) = 12.706 times the standard error 1
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,15 @@
 """Records brought together: mean and interval over seeds."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from cmrepro.records import RunRecord
 from cmrepro.report.equivalence import half_width
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LABELS = {
     "fid": "FD",
@@ -95,11 +90,9 @@ def _of_group(record: RunRecord) -> dict[str, object]:
     }
 
 
-def results_frame(records: list[RunRecord]) -> pd.DataFrame:
+def results_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
     """One row a group: model, nfe, protocol, images, seeds, and each score's mean ± interval."""
-    import pandas as pd
-
-    rows = [
+    return [
         {
             "model": model,
             "nfe": nfe,
@@ -114,7 +107,6 @@ def results_frame(records: list[RunRecord]) -> pd.DataFrame:
         }
         for (model, nfe, protocol, num_images), members in group(records).items()
     ]
-    return pd.DataFrame(rows).astype({"nfe": "Int64"})
 
 
 def recipe_name(record: RunRecord) -> str:
