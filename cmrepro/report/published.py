@@ -9,9 +9,10 @@ from cmrepro.paper import (
     ResultRow,
     claims,
     deviations,
+    hyperparameters,
     later_work,
     metrics,
-    table,
+    result_rows,
 )
 from cmrepro.records import RunRecord
 from cmrepro.report.results import LABELS, group, recipe_of, summarise
@@ -67,7 +68,7 @@ def paper_rows(number: int, records: list[RunRecord]) -> list[PaperRow]:
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
     models = TEACHERS | {(c.dataset, c.method): {c.setting.recipe} for c in absolute}
     rows = []
-    for row in table(number):  # type: ignore[call-overload]
+    for row in result_rows(number):
         printed = _printed(row, number)
         names = models.get((row.dataset, row.method))
         if names is None:
@@ -113,7 +114,7 @@ def table3_cells() -> dict[str, dict[str, Table3Cell]]:
             )
             for column, recipe in TABLE3_RECIPES.items()
         }
-        for row in table(3)
+        for row in hyperparameters()
     }
 
 
