@@ -270,9 +270,9 @@ def test_grid_puts_images_in_reading_order(tmp_path):
 
 def test_reproduce_writes_the_same_records_twice(tmp_path, monkeypatch):
     checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
-    suite = Suite("embedded", 2000, 3, {str(checkpoint): 2})
-    first = reproduce(suite, tmp_path / "a", num_images=12, seeds=2)
-    second = reproduce(suite, tmp_path / "b", num_images=12, seeds=2)
+    suite = Suite("embedded", 12, 2, {str(checkpoint): 2})
+    first = reproduce(suite, tmp_path / "a")
+    second = reproduce(suite, tmp_path / "b")
     assert [(r.nfe, r.seed) for r in first] == [(1, 0), (2, 0), (1, 1), (2, 1)]
     assert [r.scores for r in first] == [r.scores for r in second]
     assert [r.hashes for r in first] == [r.hashes for r in second]
@@ -325,7 +325,7 @@ def test_a_released_checkpoint_is_converted_first(tmp_path, monkeypatch, checkpo
 
     monkeypatch.setattr(reproduce_module, "convert", convert)
     suite = Suite("embedded", 12, 1, {entry.name: 1})
-    [record] = reproduce(suite, tmp_path, num_images=12, seeds=1)
+    [record] = reproduce(suite, tmp_path)
     assert record.model == "cifar10-cd-l2"
 
 
