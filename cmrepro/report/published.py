@@ -69,7 +69,7 @@ def paper_rows(number: int, records: list[RunRecord]) -> list[PaperRow]:
     models = TEACHERS | {(c.dataset, c.method): {c.setting.recipe} for c in absolute}
     rows = []
     for row in result_rows(number):
-        printed = _printed(row, number)
+        printed = _printed(row)
         names = models.get((row.dataset, row.method))
         if names is None:
             rows.append(PaperRow(printed | {"ours": AS_PUBLISHED}, []))
@@ -118,11 +118,11 @@ def table3_cells() -> dict[str, dict[str, Table3Cell]]:
     }
 
 
-def _printed(row: ResultRow, number: int) -> dict[str, object]:
+def _printed(row: ResultRow) -> dict[str, object]:
     """The printed cells of a row, under the headings of its table."""
-    shown = {1: ("fid", "is"), 2: ("fid", "precision", "recall")}[number]
+    shown = {1: ("fid", "is"), 2: ("fid", "precision", "recall")}[row.table]
     labels = metrics()
-    cells: dict[str, object] = {"data": row.dataset} if number == 2 else {}
+    cells: dict[str, object] = {"data": row.dataset} if row.table == 2 else {}
     cells |= {"method": row.method, "NFE": row.nfe}
     return cells | {labels[m].label: str(row.scores[m]) if m in row.scores else "" for m in shown}
 
