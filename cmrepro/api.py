@@ -70,7 +70,7 @@ def evaluate(
 
     if isinstance(images, str | Path):
         source = open_images(images)
-        origin = read_origin(Path(images), source.name)
+        origin = read_origin(Path(images), source)
     else:
         check_images(images)
         source, origin = ImageDataset(name, images), Origin(name)
@@ -89,21 +89,28 @@ def table3(variant: str = "paper") -> pd.DataFrame:
 
 def claims() -> pd.DataFrame:
     """Every number and ordering of the paper that this suite can test."""
-    from cmrepro.report.tables import claims_frame
+    import pandas as pd
 
-    return claims_frame()
+    from cmrepro.report.tables import claims_rows
+
+    return pd.DataFrame(claims_rows())
 
 
 def deviations() -> pd.DataFrame:
     """Where the paper and its official code disagree."""
-    from cmrepro.report.tables import deviations_frame
+    import pandas as pd
 
-    return deviations_frame()
+    from cmrepro.report.tables import deviations_rows
+
+    return pd.DataFrame(deviations_rows()).astype({"row": "Int64"})
 
 
 def results(folder: str | Path = ".") -> pd.DataFrame:
     """Mean and interval over seeds of the records in folder/results/records."""
-    from cmrepro.records import FOLDER, read_records
-    from cmrepro.report.results import results_frame
+    import pandas as pd
 
-    return results_frame(read_records(Path(folder) / FOLDER))
+    from cmrepro.records import FOLDER, read_records
+    from cmrepro.report.results import results_rows
+
+    rows = results_rows(read_records(Path(folder) / FOLDER))
+    return pd.DataFrame(rows).astype({"nfe": "Int64"})

@@ -45,14 +45,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (click.ClickException, ValueError, OSError) as error:
-        if "--debug" in sys.argv:
-            raise
-        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"cmrepro: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(2)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print(f"cmrepro: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        bad_input = isinstance(error, click.ClickException | ValueError | OSError)
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        text = text if bad_input else f"{type(error).__name__}: {text}"
+        print(f"cmrepro: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(2 if bad_input else 1)

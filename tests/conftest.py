@@ -1,10 +1,13 @@
 """Fixtures of several test files."""
 
 import sys
+from pathlib import Path
 
 import pytest
+from report_folder import make_results
 
 from cmrepro import cli
+from cmrepro.report.render import write_report
 
 
 @pytest.fixture
@@ -22,3 +25,12 @@ def run(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with made-up results and their report; not to be written to."""
+    folder = tmp_path_factory.mktemp("report")
+    make_results(folder)
+    write_report(folder)
+    return folder

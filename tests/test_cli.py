@@ -391,6 +391,21 @@ def test_several_protocols_and_their_explanation(run, tmp_path, own_protocol):
     assert (tmp_path / "results" / "figures" / "explain_set_larger_small.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--explain", "a", "b", "--reference", "c"], "leave --reference, --num-images and"),
+        (["--explain", "a", "b", "--num-images", 5], "leave --reference, --num-images and"),
+        (["--explain", "a", "b", "--bootstrap", 5], "leave --reference, --num-images and"),
+        (["--real", "c"], "--real is for --explain"),
+    ],
+)
+def test_no_option_of_evaluate_is_passed_over(run, options, message):
+    code, _, err = run("evaluate", "set.npz", *options)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
 def test_references_are_listed(run):
     code, out, _ = run("references", "list", "--format", "json")
     assert code == 0

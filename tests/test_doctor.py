@@ -297,18 +297,17 @@ def test_nothing_is_found_in_clean_records() -> None:
 
 
 def test_images_serve_their_record(tmp_path: pathlib.Path, sampled: Any) -> None:
-    """Precision is measured in the sample set, where its checksum is the record's."""
-    np.savez(tmp_path / "set.npz", sampled[0])
-    digest = ImageDataset("", sampled[0]).sha256()
+    """Precision is measured in the sample set whose first images have the record's checksum."""
+    np.savez(tmp_path / "set.npz", np.concatenate(sampled))
     changes = {
         "model": "of somebody else",
-        "hashes": {"images": digest},
-        "num_images": 2000,
+        "hashes": {"images": ImageDataset("", sampled[0]).sha256()},
+        "num_images": NUM_IMAGES,
         "scores": {"precision": 0.0, "recall": 0.9},
     }
     record = changed_record(tmp_path / "record.json", changes)
     [found, _] = examine([record, str(tmp_path / "set.npz")], Settings(EMBEDDED))
-    assert first_cause(found) == "swapped-metrics"
+    assert "swapped-metrics" in {finding.cause for finding in found.findings}
 
 
 # ---- sample sets with their origin, and checkpoints

@@ -18,7 +18,7 @@ from cmrepro.doctor.examine import recognise
 from cmrepro.doctor.findings import likelihood
 from cmrepro.doctor.installed import file_state
 from cmrepro.doctor.records import swapped_metrics
-from cmrepro.doctor.statistics import mean_distance, rank
+from cmrepro.doctor.statistics import mean_distance, rank, statistics_finding
 from cmrepro.files import RECORDED
 from cmrepro.metrics.protocols import protocol_names
 from cmrepro.metrics.reference_files import ReferenceMetadata, StoredStatistics
@@ -59,6 +59,22 @@ def test_the_rank_tells_the_number_of_images() -> None:
     features = np.random.default_rng(0).normal(size=(25, 40))
     sigma = np.cov(features, rowvar=False).astype(np.float32)
     assert rank(sigma.astype(np.float64)) == 24
+
+
+def test_too_few_images_are_told_by_the_rank_or_by_the_file() -> None:
+    generator = np.random.default_rng(0)
+    own, some, few = (generator.normal(size=(n, 9)) + np.arange(9) for n in (500, 40, 5))
+    reference = statistics(own.mean(0), np.cov(own, rowvar=False))
+    for features, said, measured in (
+        (some, 40, "40 images"),  # as the file says, its covariance has full rank
+        (few, None, "covariance of rank 4, so that it is of 5 images"),
+    ):
+        metadata = ReferenceMetadata(num_images=said)
+        sigma = np.cov(features, rowvar=False)
+        given = StoredStatistics(features.mean(0), sigma, None, metadata)
+        finding = statistics_finding(given, reference, 100)
+        assert finding is not None
+        assert (finding.cause, finding.measured) == ("too-few-images", measured)
 
 
 def test_mirrored_times_are_grid_points_from_the_other_end() -> None:

@@ -213,8 +213,8 @@ def test_a_conditional_network_gets_the_class_of_each_image(conditional, tmp_pat
     origin = sampled_origin(conditional, settings, 2, samples)
     assert origin.labels_sha256 == hashlib.sha256(samples.labels.tobytes()).hexdigest()
     write_sample_set(tmp_path / "s.npz", samples.stages[0], origin, samples.labels)
-    assert read_origin(tmp_path / "s.npz", "s").labels_sha256 == origin.labels_sha256
     loaded = load_dataset(tmp_path / "s.npz")
+    assert read_origin(tmp_path / "s.npz", loaded).labels_sha256 == origin.labels_sha256
     assert np.array_equal(loaded.labels, samples.labels)
 
 
@@ -248,15 +248,16 @@ def test_a_sample_set_keeps_its_origin(tmp_path):
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     origin = Origin("model", 2, 0, {"file": "x"}, {"algorithm": "multistep"}, "noise")
     write_sample_set(tmp_path / "s.npz", images, origin)
-    assert read_origin(tmp_path / "s.npz", "s") == origin
-    np.savez(tmp_path / "s.npz", arr_0=images[::-1])
+    assert read_origin(tmp_path / "s.npz", ImageDataset("s", images)) == origin
+    others = ImageDataset("s", images[::-1])
+    assert read_origin(tmp_path / "s.npz", others, check=False) == origin
     with pytest.raises(ValueError, match="belongs to other images"):
-        read_origin(tmp_path / "s.npz", "s")
+        read_origin(tmp_path / "s.npz", others)
     (tmp_path / "s.json").write_text(json.dumps({"model": 1}))
     with pytest.raises(ValueError, match="is not the origin"):
-        read_origin(tmp_path / "s.npz", "s")
+        read_origin(tmp_path / "s.npz", others)
     (tmp_path / "s.json").unlink()
-    assert read_origin(tmp_path / "s.npz", "s") == Origin("s")
+    assert read_origin(tmp_path / "s.npz", others) == Origin("s")
 
 
 def test_grid_puts_images_in_reading_order(tmp_path):
@@ -269,9 +270,9 @@ def test_grid_puts_images_in_reading_order(tmp_path):
 
 def test_reproduce_writes_the_same_records_twice(tmp_path, monkeypatch):
     checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
-    suite = Suite("embedded", 2000, 3, {str(checkpoint): 2})
-    first = reproduce(suite, tmp_path / "a", num_images=12, seeds=2)
-    second = reproduce(suite, tmp_path / "b", num_images=12, seeds=2)
+    suite = Suite("embedded", 12, 2, {str(checkpoint): 2})
+    first = reproduce(suite, tmp_path / "a")
+    second = reproduce(suite, tmp_path / "b")
     assert [(r.nfe, r.seed) for r in first] == [(1, 0), (2, 0), (1, 1), (2, 1)]
     assert [r.scores for r in first] == [r.scores for r in second]
     assert [r.hashes for r in first] == [r.hashes for r in second]
@@ -324,7 +325,7 @@ def test_a_released_checkpoint_is_converted_first(tmp_path, monkeypatch, checkpo
 
     monkeypatch.setattr(reproduce_module, "convert", convert)
     suite = Suite("embedded", 12, 1, {entry.name: 1})
-    [record] = reproduce(suite, tmp_path, num_images=12, seeds=1)
+    [record] = reproduce(suite, tmp_path)
     assert record.model == "cifar10-cd-l2"
 
 

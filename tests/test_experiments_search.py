@@ -173,6 +173,8 @@ def test_where_the_number_of_points_comes_from(
         ({}, {"seed": 999}, "got seed = 999"),
         ({}, {"method": "tenary"}, "unknown search 'tenary': did you mean 'ternary'?"),
         ({}, {"num_scales": 2}, "got 2 points of the grid; a point between needs at least 3"),
+        ({}, {"num_scales": 0}, "got 0 points of the grid; a point between needs at least 3"),
+        ({}, {"num_images": 0}, "got 0 images and seed 1000; allowed are at least 1 image"),
         ({"recipe": {}}, {}, "does not say on which time grid .* with --grid"),
         ({"parameterization": "edm"}, {}, "is an EDM denoiser, which has no second time"),
     ],

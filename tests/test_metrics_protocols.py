@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import inspect
 import json
@@ -13,6 +12,7 @@ import cleanfid.fid
 import pytest
 import torch_fidelity.feature_extractor_dinov2
 import torch_fidelity.feature_extractor_inceptionv3
+from artifacts import ARTIFACTS
 from torch_fidelity.defaults import DEFAULTS
 
 from cmrepro.metrics.protocols import (
@@ -22,8 +22,6 @@ from cmrepro.metrics.protocols import (
     load_protocol,
     protocol_names,
 )
-
-ARTIFACTS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "paper" / "artifacts.csv"
 
 
 def built_in_table(name: str) -> dict[str, Any]:
@@ -105,14 +103,10 @@ def test_extractors_are_those_of_the_installed_packages() -> None:
 
 
 def test_weights_are_those_of_the_list_of_artifacts() -> None:
-    if not ARTIFACTS.is_file():
-        pytest.skip("needs ../shared/paper")
-    with open(ARTIFACTS, newline="", encoding="utf-8") as file:
-        listed = {row["url"]: row for row in csv.DictReader(file)}
     for name in ("inception-torch-fidelity", "inception-nvidia"):
         weights = load_extractor_settings(name).weights
         assert weights.url is not None
-        row = listed[weights.url]
+        row = ARTIFACTS[weights.url]
         published = row["checksum"] or row["note"]
         assert weights.checksum.rpartition(":")[2] in published
 

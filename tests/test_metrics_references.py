@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import hashlib
 import pathlib
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifacts import ARTIFACTS
 
 from cmrepro.datasets import ImageDataset, open_images
 from cmrepro.files import array_sha256, sha256
@@ -394,11 +394,6 @@ def test_registry() -> None:
 
 
 def test_addresses_are_those_of_the_list_of_artifacts() -> None:
-    path = SHARED / "paper" / "artifacts.csv"
-    if not path.is_file():
-        pytest.skip("needs ../shared/paper")
-    with open(path, newline="", encoding="utf-8") as file:
-        listed = {row["url"]: row["bytes_approx"] for row in csv.DictReader(file)}
     entries = registered_references()
     for name in (
         "cifar10-train-cleanfid-legacy-tensorflow",
@@ -409,7 +404,7 @@ def test_addresses_are_those_of_the_list_of_artifacts() -> None:
         "adm-lsun-bedroom256",
         "adm-lsun-cat256",
     ):
-        assert str(entries[name].bytes_approx) == listed[entries[name].url]
+        assert str(entries[name].bytes_approx) == ARTIFACTS[entries[name].url]["bytes_approx"]
 
 
 def test_the_bundled_reference_serves_its_protocol() -> None:

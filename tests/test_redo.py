@@ -35,7 +35,7 @@ def records(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "BATCH_SIZE", 4)
         suite = Suite("embedded", 12, 1, {CD: 2})
-        return reproduce(suite, tmp_path_factory.mktemp("made"), num_images=12, seeds=1)
+        return reproduce(suite, tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ def test_nested_settings_are_named_with_both_values():
     origin = {k: v for k, v in BASE.checkpoint["origin"].items() if k != "cpu"}
     checkpoint = BASE.checkpoint | {"origin": origin}
     compared = compare(BASE, changed(sampler=sampler, checkpoint=checkpoint))
-    assert {row["setting"]: (row["first"], row["second"]) for row in compared.settings} == {
+    assert {row["what"]: (row["first"], row["second"]) for row in compared.settings} == {
         "sampler.to_uint8": ("round", "truncate"),
         "checkpoint.origin.cpu": ("some CPU", None),
     }
@@ -67,13 +67,13 @@ def with_spread(seed, fid, error, interval):
 
 def test_intervals_of_differences():
     first, second = with_spread(0, 100.0, 3.0, [2.0, 4.0]), with_spread(1, 90.0, 4.0, [3.0, 9.0])
-    rows = {row["metric"]: row for row in compare(first, second).scores}
+    rows = {row["what"]: row for row in compare(first, second).scores}
     assert rows["fid"]["difference"] == -10.0
     # Variances of independent sets add up: 3 and 4 make 5.
     assert rows["fid"]["interval"] == pytest.approx(stats.norm.ppf(0.975) * 5)
     assert rows["is"]["interval"] == pytest.approx(math.hypot(1, 3))
     assert rows["kid"]["interval"] is None
-    rows = {row["metric"]: row for row in compare(first, demo_record("cd", 1, 2, 90.0)).scores}
+    rows = {row["what"]: row for row in compare(first, demo_record("cd", 1, 2, 90.0)).scores}
     assert rows["fid"]["interval"] is None  # known of one side only
 
 

@@ -59,14 +59,6 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    make_results(folder)
-    write_report(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pages(out: Path) -> dict[Path, Page]:
     site = out / "results" / "site"
     return {path.resolve(): Page(path.read_text()) for path in sorted(site.rglob("*.html"))}

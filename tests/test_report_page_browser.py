@@ -8,20 +8,9 @@ from pathlib import Path
 
 import pytest
 from chromium import Browser, browser
-from report_folder import make_results
-
-from cmrepro.report.render import write_report
 
 READY_MS = 1000  # what was asked of the page
 SHOWN = "[...document.querySelectorAll('#t1 tbody tr')].filter((row) => !row.hidden)"
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    make_results(folder)
-    write_report(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

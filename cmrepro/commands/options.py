@@ -1,5 +1,6 @@
 """What several commands share: options, and how text becomes settings and rows text."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def parse_steps(text: str) -> int | list[float]:
         ) from error
 
 
-def print_rows(rows: Any, format_: str) -> None:
-    """Print rows (a list of dictionaries) in a format."""
+def print_rows(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
+    """Print rows in a format."""
     from cmrepro.report.tables import render
 
-    click.echo(render(rows, format_), nl=False)  # type: ignore[arg-type]
+    click.echo(render(rows, format_), nl=False)

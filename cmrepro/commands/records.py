@@ -1,6 +1,5 @@
 """Records: `redo`, `compare`, `records validate|merge`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +86,12 @@ def compare(first: str, second: str, format_: str) -> None:
     from cmrepro.report.compare import compare as run
 
     compared = run(find_record(first), find_record(second))
-    rows: list[dict[str, Any]] = [
-        {"what": row["setting"], "first": _cell(row["first"]), "second": _cell(row["second"])}
-        for row in compared.settings
-    ]
-    rows += [{"what": row.pop("metric"), **row} for row in compared.scores]
-    print_rows(rows, format_)
+    print_rows([*compared.settings, *compared.scores], format_)
     click.echo(compared.parted, err=True)
     if any(row["interval"] is None for row in compared.scores):
         click.echo("Intervals are unknown without --bootstrap: one set each.", err=True)
     why = "; ".join(compared.reasons)
     click.echo(f"Not comparable: {why}." if why else "The scores are comparable.", err=True)
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 @click.group()

@@ -1,5 +1,6 @@
 """Sampling: `sample`, `search-times`, and the main job `reproduce`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -36,13 +37,11 @@ def reproduce(
     from cmrepro.report.render import write_report
 
     suite = load_suite(dataset, profile)
-    run(
-        suite,
-        out,
-        num_images=suite.num_images if num_samples is None else num_samples,
-        seeds=suite.seeds if seeds is None else seeds,
-        device=device,
-    )
+    if num_samples is not None:
+        suite = replace(suite, num_images=num_samples)
+    if seeds is not None:
+        suite = replace(suite, seeds=seeds)
+    run(suite, out, device)
     click.echo(f"wrote {write_report(out)[0]}")
 
 

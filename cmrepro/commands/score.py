@@ -67,6 +67,13 @@ def evaluate(
     from cmrepro.processes import joined_processes
     from cmrepro.records import FOLDER, write_record
 
+    if explained and (references or num_images is not None or bootstrap):
+        raise click.UsageError(
+            "--explain takes references and numbers of images from its two protocols; leave "
+            "--reference, --num-images and --bootstrap away"
+        )
+    if real and not explained:
+        raise click.UsageError("--real is for --explain; leave it away, or give --explain A B")
     chosen = [load_protocol(protocol) for protocol in explained or protocols]
     source = open_images(samples, name)
     if explained:
@@ -86,7 +93,7 @@ def evaluate(
         records = run(
             source,
             chosen,
-            read_origin(Path(samples), source.name),
+            read_origin(Path(samples), source),
             references=references,
             num_images=num_images,
             device=device,

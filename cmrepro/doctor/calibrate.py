@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 
 from cmrepro.metrics.features import ImageBatches
-from cmrepro.metrics.protocols import Protocol, load_protocol
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.references import build_reference
 from cmrepro.metrics.score import Task, score
 
@@ -61,7 +61,7 @@ def calibration_rows(
 
 
 def _row(entry: Published, images: Mapping[str, ImageBatches], device: str) -> dict[str, object]:
-    scored = images[entry.images]
+    scored, real = images[entry.images], images[entry.reference or entry.images]
     protocol = replace(
         load_protocol(entry.protocol),
         metrics=(entry.metric,),
@@ -70,7 +70,11 @@ def _row(entry: Published, images: Mapping[str, ImageBatches], device: str) -> d
         reference_seed=None,
         neighborhood=None,
     )
-    ours = _score(scored, protocol, images[entry.reference or entry.images], device)
+    reference = build_reference(
+        real, protocol, dataset="calibration", split="as given", device=device, progress=True
+    )
+    [scores] = score(scored, [Task(protocol, reference)], device=device, progress=True)
+    ours = scores.values[entry.metric]
     return {
         "score": entry.metric,
         "of": entry.images,
@@ -83,11 +87,3 @@ def _row(entry: Published, images: Mapping[str, ImageBatches], device: str) -> d
         "verdict": "agrees" if abs(ours - entry.value) <= entry.tolerance else "differs",
         "source": entry.source,
     }
-
-
-def _score(images: ImageBatches, protocol: Protocol, real: ImageBatches, device: str) -> float:
-    reference = build_reference(
-        real, protocol, dataset="calibration", split="as given", device=device, progress=True
-    )
-    [scores] = score(images, [Task(protocol, reference)], device=device, progress=True)
-    return scores.values[protocol.metrics[0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cmrepro.checkpoints.contents import file_format
@@ -16,7 +16,7 @@ from cmrepro.doctor.images import examine_images
 from cmrepro.doctor.records import examine_record
 from cmrepro.doctor.statistics import examine_statistics
 from cmrepro.experiments.run import read_origin
-from cmrepro.records import read_record
+from cmrepro.records import RunRecord, read_record
 
 ALLOWED = (
     "a sample set (.npz with arr_0, a folder or .zip of images), a checkpoint of this project, "
@@ -73,11 +73,11 @@ def examine(whats: Sequence[str], settings: Settings) -> list[Examination]:
     examinations = []
     for what, kind in zip(whats, kinds, strict=True):
         if kind == "sample set":
-            origin = read_origin(Path(what), sets[what].name)
+            origin = read_origin(Path(what), sets[what])
             found = examine_images(sets[what], origin, settings)
         elif kind == "record":
             record = read_record(Path(what))
-            found = examine_record(record, _images_of(record.hashes, sets), settings)
+            found = examine_record(record, _images_of(record, sets.values()), settings)
         elif kind == "statistics":
             found = examine_statistics(what, settings)
         else:
@@ -88,9 +88,13 @@ def examine(whats: Sequence[str], settings: Settings) -> list[Examination]:
     return examinations
 
 
-def _images_of(hashes: dict[str, str], sets: dict[str, ImageSource]) -> ImageSource | None:
-    """The sample set that a record is of, if it was given too."""
-    return next((s for s in sets.values() if images_sha256(s) == hashes.get("images")), None)
+def _images_of(record: RunRecord, sets: Iterable[ImageSource]) -> ImageSource | None:
+    """The sample set whose first images a record is of, if it was given too."""
+    for images in sets:
+        count = min(record.num_images, images.num_images)
+        if images_sha256(images, count) == record.hashes["images"]:
+            return images
+    return None
 
 
 def finding_rows(examinations: Sequence[Examination]) -> list[dict[str, object]]:

@@ -11,6 +11,8 @@ from importlib import resources
 from cmrepro.datasets import ImageSource
 from cmrepro.metrics.protocols import Protocol
 
+FID_LIMIT = 0.02  # by which the distance of a set moves by chance
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -98,6 +100,42 @@ def likelihood(value: float, limit: float) -> float:
     limit, towards 1 far beyond. A rule to sort by, not a probability.
     """
     return max(0.0, 1 - limit / (2 * value)) if value > 0 else 0.0
+
+
+def beyond(
+    cause: str,
+    value: float,
+    limit: float,
+    measured: str,
+    clean: str,
+    effect: str = "not measured",
+    most: float = 1.0,
+) -> Finding | None:
+    """The finding of a measure that clean inputs keep below a limit, None below it.
+
+    Its likelihood is at most `most`: 0.74 where a cause is never called more than possible.
+    """
+    if value < limit:
+        return None
+    return Finding(cause, measured, clean, min(most, likelihood(value, limit)), effect)
+
+
+def undone(
+    cause: str, as_is: float, without: float, how: str, limit: float, clean: str = ""
+) -> Finding | None:
+    """The finding of a fault whose undoing brings images nearer to the reference.
+
+    Args:
+        cause: Key of the fault.
+        as_is: Fréchet distance of the images.
+        without: Of the same with the suspected fault undone.
+        how: It was undone, in words.
+        limit: Relative gain that is chance.
+        clean: What clean inputs give; a gain below the limit by default.
+    """
+    gain, effect = as_is / without - 1, moved((as_is, without), how)
+    measured = f"fid falls by {1 - without / as_is:.1%} {how}"
+    return beyond(cause, gain, limit, measured, clean or f"below {limit:.0%}", effect)
 
 
 def moved(distances: Iterable[float], how: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmrepro.doctor.findings import Finding, likelihood
+from cmrepro.doctor.findings import Finding, beyond, likelihood
 
 Images = NDArray[np.uint8]
 
@@ -42,10 +42,7 @@ def value_range(images: Images) -> Finding | None:
         return Finding(
             "value-range", f"{dark:.2%} of the values are below 127", "above 0.1 %", 1.0
         )
-    if zero > 0.25:
-        measured = f"{zero:.1%} of the values are 0"
-        return Finding("value-range", measured, "below 25 %", likelihood(zero, 0.25))
-    return None
+    return beyond("value-range", zero, 0.25, f"{zero:.1%} of the values are 0", "below 25 %")
 
 
 def compressed(images: Images, quality: int, subsampling: int) -> Images:
@@ -110,16 +107,12 @@ def jpeg(trace: JpegTrace, real: Images) -> Finding | None:
     if trace.strength < JPEG_LIMIT:
         return None
     limit = JPEG_LIMIT * max(1.0, jpeg_trace(real).strength)
-    if trace.strength < limit:
-        return None
     colours = "4:2:0" if trace.subsampling else "4:4:4"
-    return Finding(
-        "jpeg",
+    measured = (
         f"images change {trace.strength:.1f} times less by JPEG of quality {trace.quality}, "
-        f"{colours}, than of neighbouring ones",
-        f"below {limit:.1f} times",
-        likelihood(trace.strength, limit),
+        f"{colours}, than of neighbouring ones"
     )
+    return beyond("jpeg", trace.strength, limit, measured, f"below {limit:.1f} times")
 
 
 def period(images: Images) -> float:
@@ -167,26 +160,15 @@ def resize(images: Images, real: Images | None) -> Finding | None:
     (nearest pixel) times that of the box filter. A generator may be sharper or softer by itself,
     so that the latter is never called more than possible.
     """
-    periodic = period(images)
-    if periodic > PERIOD_LIMIT:
-        return Finding(
-            "resize",
-            f"edges change by {periodic:.2f} (logarithm) from one column to the next",
-            f"below {PERIOD_LIMIT}",
-            likelihood(periodic, PERIOD_LIMIT),
-        )
-    if real is None or real.shape[1:] != images.shape[1:]:
-        return None
-    ratio = high_frequencies(images) / high_frequencies(real)
-    value = max(ratio, 1 / ratio)
-    if value < SPECTRUM_LIMIT:
-        return None
-    return Finding(
-        "resize",
-        f"{ratio:.2f} times the real images' power at high frequencies",
-        f"{1 / SPECTRUM_LIMIT:.2f} to {SPECTRUM_LIMIT}",
-        min(0.74, likelihood(value, SPECTRUM_LIMIT)),
-    )
+    periodic, limit = period(images), PERIOD_LIMIT
+    measured = f"edges change by {periodic:.2f} (logarithm) from one column to the next"
+    finding = beyond("resize", periodic, limit, measured, f"below {limit}")
+    if finding is not None or real is None or real.shape[1:] != images.shape[1:]:
+        return finding
+    ratio, limit = high_frequencies(images) / high_frequencies(real), SPECTRUM_LIMIT
+    measured = f"{ratio:.2f} times the real images' power at high frequencies"
+    clean = f"{1 / limit:.2f} to {limit}"
+    return beyond("resize", max(ratio, 1 / ratio), limit, measured, clean, most=0.74)
 
 
 def rounding(stored: Images, resampled: Mapping[str, Images], asked: str) -> Finding | None:

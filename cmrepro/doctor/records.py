@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro.datasets import ImageSource
 from cmrepro.doctor import statements
-from cmrepro.doctor.findings import Examination, Finding, Settings, likelihood
+from cmrepro.doctor.findings import Examination, Finding, Settings, beyond
 from cmrepro.doctor.images import features_of, own_model, resample, too_few_images
 from cmrepro.doctor.pixels import Images
 from cmrepro.doctor.statistics import reference_here
@@ -33,16 +34,15 @@ def swapped_metrics(scores: Mapping[str, float], inside: NDArray[np.bool_]) -> F
     measured = float(inside.mean())
     limit = 5 * 0.5 / len(inside) ** 0.5
     off = abs(scores["precision"] - measured)
-    if off < limit or abs(scores["recall"] - measured) > off:
+    if abs(scores["recall"] - measured) > off:
         return None
-    return Finding(
-        "swapped-metrics",
+    precision, recall = f"{scores['precision']:.3f}", f"{scores['recall']:.3f}"
+    words = (
         f"precision of {len(inside):,} of these images is {measured:.3f}, the record has "
-        f"precision {scores['precision']:.3f} and recall {scores['recall']:.3f}",
-        f"within {limit:.3f}",
-        likelihood(off, limit),
-        f"precision {scores['precision']:.3f}, {scores['recall']:.3f} exchanged",
+        f"precision {precision} and recall {recall}"
     )
+    effect = f"precision {precision}, {recall} exchanged"
+    return beyond("swapped-metrics", off, limit, words, f"within {limit:.3f}", effect)
 
 
 def examine_record(
@@ -58,7 +58,7 @@ def examine_record(
     """
     name = str(record.protocol.get("name"))
     protocol = load_protocol(name) if name in protocol_names() else settings.protocol
-    own = Settings(protocol, settings.reference, settings.real, settings.device)
+    own = replace(settings, protocol=protocol)
     reference = reference_here(own)
     examination = Examination()
     checkpoint, sampler = record.checkpoint, record.sampler

@@ -8,33 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmrepro.doctor.findings import Finding, likelihood, moved
+from cmrepro.doctor.findings import Finding, beyond
 
-FID_LIMIT = 0.02
 DUPLICATES_LIMIT = 0.005
 COPY_DISTANCE = 0.3
 COPIES_LIMIT = 0.01
-
-
-def channel_order(as_is: float, swapped: float) -> Finding | None:
-    """Whether images are nearer to the reference with red and blue exchanged.
-
-    Args:
-        as_is: Fréchet distance of the images.
-        swapped: Of the same with the channels reversed. For real images it is 4 to 13 % larger
-            (200 and 500 of CIFAR-10); of a weak generator, whose images are far off either way, it
-            differs by less than 1 %.
-    """
-    gain = as_is / swapped - 1
-    if gain < FID_LIMIT:
-        return None
-    return Finding(
-        "channel-order",
-        f"fid falls by {1 - swapped / as_is:.1%} with red and blue exchanged",
-        f"below {FID_LIMIT:.0%}",
-        likelihood(gain, FID_LIMIT),
-        moved((as_is, swapped), "with red and blue exchanged"),
-    )
 
 
 def repeated(images: NDArray[np.uint8], seen: set[bytes]) -> list[bool]:
@@ -54,12 +32,9 @@ def repeated(images: NDArray[np.uint8], seen: set[bytes]) -> list[bool]:
 
 def duplicates(again: NDArray[np.bool_]) -> Finding | None:
     """Whether more images are repeated than a data set has of its own (CIFAR-10 below 0.1 %)."""
-    share = float(again.mean())
-    if share < DUPLICATES_LIMIT:
-        return None
     measured = f"{again.sum():,} of {len(again):,} images are the same as another one"
-    value = likelihood(share, DUPLICATES_LIMIT)
-    return Finding("duplicates", measured, f"below {DUPLICATES_LIMIT:.1%}", value)
+    share, limit = float(again.mean()), DUPLICATES_LIMIT
+    return beyond("duplicates", share, limit, measured, f"below {limit:.1%}")
 
 
 def nearest(
@@ -100,13 +75,9 @@ def copies(is_copy: NDArray[np.bool_], num_real: int) -> Finding | None:
         is_copy: From `copied`.
         num_real: Number of real images they were compared with.
     """
-    share = float(is_copy.mean())
-    if share < COPIES_LIMIT:
-        return None
+    share, limit = float(is_copy.mean()), COPIES_LIMIT
     measured = f"{share:.1%} of {len(is_copy):,} images are copies of {num_real:,} real ones"
-    return Finding(
-        "copies", measured, f"below {COPIES_LIMIT:.0%}", likelihood(share, COPIES_LIMIT)
-    )
+    return beyond("copies", share, limit, measured, f"below {limit:.0%}")
 
 
 def class_counts(labels: NDArray[np.int64]) -> Finding | None:
@@ -122,12 +93,10 @@ def class_counts(labels: NDArray[np.int64]) -> Finding | None:
     uniform = np.full(len(counts), 1 / len(counts))
     variation = float(np.abs(counts / counts.sum() - uniform).sum() / 2)
     limit = 0.8 * (len(counts) / len(labels)) ** 0.5
-    if variation < limit:
-        return None
     measured = (
         f"{counts.min():,} to {counts.max():,} images a class, total variation {variation:.2f}"
     )
-    return Finding("classes", measured, f"below {limit:.2f}", likelihood(variation, limit))
+    return beyond("classes", variation, limit, measured, f"below {limit:.2f}")
 
 
 def predicted_classes(predicted: NDArray[np.int64], expected: NDArray[np.int64]) -> Finding | None:
@@ -143,11 +112,8 @@ def predicted_classes(predicted: NDArray[np.int64], expected: NDArray[np.int64])
     shares = [np.bincount(c, minlength=num_classes) / len(c) for c in (predicted, expected)]
     variation = float(np.abs(shares[0] - shares[1]).sum() / 2)
     limit = 0.8 * (num_classes * (1 / len(predicted) + 1 / len(expected))) ** 0.5
-    if variation < limit:
-        return None
     measured = f"total variation {variation:.2f} between predicted classes and the real images'"
-    value = min(0.74, likelihood(variation, limit))
-    return Finding("classes", measured, f"below {limit:.2f}", value)
+    return beyond("classes", variation, limit, measured, f"below {limit:.2f}", most=0.74)
 
 
 def redrawn(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -45,24 +45,16 @@ def mean_distance(statistics: StoredStatistics, reference: StoredStatistics) -> 
     return MeanDistance(1 - correlation, 1 / squared if squared > 0 else np.inf)
 
 
-def dimension(statistics: StoredStatistics, feature_dim: int) -> Finding | None:
-    """Whether statistics have another number of dimensions than the protocol's extractor."""
-    if len(statistics.mu) == feature_dim:
-        return None
-    measured = f"{len(statistics.mu)} dimensions"
-    return Finding("extractor", measured, f"{feature_dim}", 1.0, "cannot be scored")
-
-
 def rank(sigma: np.ndarray) -> int:
     """Rank of a covariance (D, D): of N images at most N - 1."""
     variances = np.linalg.eigvalsh(sigma)
     return int((variances > RANK_TOLERANCE * variances[-1]).sum())
 
 
-def statistics_findings(
+def statistics_finding(
     statistics: StoredStatistics, reference: StoredStatistics, least: int
-) -> list[Finding]:
-    """What is wrong with statistics of as many dimensions D as the protocol's own: one at most.
+) -> Finding | None:
+    """What is wrong with statistics of as many dimensions D as the protocol's own.
 
     - Another extractor: the means do not go together. 500 real images and all have a correlation
       of 0.87 or more even of few classes; EfficientNet-Lite0 and -Lite1 (both D = 1,280) 0.03.
@@ -76,23 +68,25 @@ def statistics_findings(
     """
     distance = mean_distance(statistics, reference)
     if distance.num_images > 1 / SAME_IMAGES:
-        return []
+        return None
     apart = frechet_distance(reference.mu, reference.sigma, statistics.mu, statistics.sigma)
     effect = moved((apart, 0.0), "for the protocol's own statistics")
     if distance.decorrelation > CORRELATION_LIMIT:
         measured = f"1 - correlation with the protocol's mean is {distance.decorrelation:.2f}"
         value = likelihood(distance.decorrelation, CORRELATION_LIMIT)
-        return [Finding("extractor", measured, f"below {CORRELATION_LIMIT}", value, effect)]
-    ranks = [rank(sigma) for sigma in (statistics.sigma, reference.sigma)]
-    stated = statistics.metadata.num_images or least
-    if ranks[0] < ranks[1] or stated < least:
-        count = min(stated, ranks[0] + 1) if ranks[0] < ranks[1] else stated
-        measured = f"covariance of rank {ranks[0]:,}, so that it is of {count:,} images"
-        value = likelihood(max(least, ranks[1]) / count, 1)
-        return [Finding("too-few-images", measured, f"{least:,} or more", value, effect)]
+        return Finding("extractor", measured, f"below {CORRELATION_LIMIT}", value, effect)
+    own, full = rank(statistics.sigma), rank(reference.sigma)
+    count, measured = statistics.metadata.num_images or least, ""
+    if own < full:
+        count = min(count, own + 1)
+        measured = f"covariance of rank {own:,}, so that it is of "
+    if own < full or count < least:
+        value = likelihood(max(least, full) / count, 1)
+        measured += f"{count:,} images"
+        return Finding("too-few-images", measured, f"{least:,} or more", value, effect)
     measured = f"the mean is as far off as that of {distance.num_images:,.0f} other images"
     value = likelihood(1 / distance.num_images, SAME_IMAGES)
-    return [Finding("other-split", measured, "the same mean", value, effect)]
+    return Finding("other-split", measured, "the same mean", value, effect)
 
 
 def fid(features: np.ndarray, reference: StoredStatistics) -> float:
@@ -158,10 +152,12 @@ def _compare(
     settings: Settings,
     examination: Examination,
 ) -> None:
-    wrong = dimension(statistics, settings.protocol.extractor.feature_dim)
-    examination.add("extractor", wrong)
-    if wrong is None:
+    examination.checked.add("extractor")
+    dim, asked = len(statistics.mu), settings.protocol.extractor.feature_dim
+    finding: Finding | None
+    if dim != asked:
+        finding = Finding("extractor", f"{dim} dimensions", f"{asked}", 1.0, "cannot be scored")
+    else:
         examination.checked |= {"too-few-images", "other-split"}
-        examination.findings += statistics_findings(
-            statistics, reference, settings.protocol.num_images
-        )
+        finding = statistics_finding(statistics, reference, settings.protocol.num_images)
+    examination.findings += [finding] if finding else []

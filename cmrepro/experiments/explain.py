@@ -117,44 +117,40 @@ def explain(
             f"protocols {first.name} and {second.name} have different extractors; the references "
             "in between are built from real images: give them with --real"
         )
-    stages: list[tuple[str, str, Task]] = []
-
-    def stage(
-        change: str, detail: str, protocol: Protocol, reference: ReferenceStatistics
-    ) -> None:
-        stages.append((change, detail, Task(protocol, reference)))
+    # The second with as many images and the settings of the metrics as the first.
+    settings = {name: getattr(first, name) for name in METRIC_SETTINGS}
+    alike = replace(second, num_images=first.num_images, **settings)
 
     def built(protocol: Protocol) -> ReferenceStatistics:
         assert real is not None
         return build_reference(real, protocol, dataset=real.name, split="as given", device=device)
 
     own, other = load_reference(first), load_reference(second)
-    stage("", first.name, first, own)
+    stages = [("", first.name, Task(first, own))]
     rounds = {first.to_uint8, second.to_uint8} == {"round", "truncate"}
     if rounds:
-        stage("rounding (emulated)", f"{first.to_uint8} -> {second.to_uint8}", first, own)
+        detail = f"{first.to_uint8} -> {second.to_uint8}"
+        stages.append(("rounding (emulated)", detail, Task(first, own)))
     if rebuilt:
         assert real is not None
-        stage("reference", f"{own.name} -> of {real.name}", first, built(first))
+        detail = f"{own.name} -> of {real.name}"
+        stages.append(("reference", detail, Task(first, built(first))))
         between = resized(first.extractor, second.extractor)
         if between != first.extractor:
             protocol = replace(first, extractor=between)
             detail = f"{first.extractor.resize} -> {between.resize}"
-            stage("resize", detail, protocol, built(protocol))
-        protocol = _with_count_and_settings(second, first)
+            stages.append(("resize", detail, Task(protocol, built(protocol))))
         detail = f"{first.extractor.name} -> {second.extractor.name}"
-        stage("extractor", detail, protocol, built(protocol))
-        stage("reference", f"of {real.name} -> {other.name}", protocol, other)
+        stages.append(("extractor", detail, Task(alike, built(alike))))
+        stages.append(("reference", f"of {real.name} -> {other.name}", Task(alike, other)))
     elif first.reference != second.reference:
-        protocol = _with_count_and_settings(second, first)
-        stage("reference", f"{own.name} -> {other.name}", protocol, other)
+        stages.append(("reference", f"{own.name} -> {other.name}", Task(alike, other)))
     if first.num_images != second.num_images:
-        protocol = replace(_with_count_and_settings(second, first), num_images=second.num_images)
+        protocol = replace(alike, num_images=second.num_images)
         detail = f"{first.num_images:,} -> {second.num_images:,}"
-        stage("number of images", detail, protocol, other)
-    changed = [name for name in METRIC_SETTINGS if getattr(first, name) != getattr(second, name)]
-    if changed:
-        stage("metric settings", ", ".join(changed), second, other)
+        stages.append(("number of images", detail, Task(protocol, other)))
+    if changed := [name for name in METRIC_SETTINGS if settings[name] != getattr(second, name)]:
+        stages.append(("metric settings", ", ".join(changed), Task(second, other)))
 
     tasks = [task for _, _, task in stages]
     scores = score(images, tasks[:1], device=device)
@@ -172,12 +168,6 @@ def resized(extractor: ExtractorSettings, other: ExtractorSettings) -> Extractor
     if extractor.image_size != other.image_size or extractor.resize == other.resize:
         return extractor
     return replace(extractor, resize=other.resize)
-
-
-def _with_count_and_settings(protocol: Protocol, other: Protocol) -> Protocol:
-    """A protocol that scores as many images as another and with its settings of the metrics."""
-    settings = {name: getattr(other, name) for name in METRIC_SETTINGS}
-    return replace(protocol, num_images=other.num_images, **settings)
 
 
 def explanation_rows(steps: list[Step]) -> list[dict[str, object]]:

@@ -53,7 +53,7 @@ def redo_commands(record: RunRecord, out: Path, given: Given) -> list[list[str]]
 
 
 def _require_images(record: RunRecord, samples: Path) -> None:
-    source = open_images(samples)
+    source = open_images(samples, record.model)
     enough = source.num_images >= record.num_images
     found = images_sha256(source, record.num_images) if enough else f"of {source.num_images} only"
     if found != record.hashes["images"]:
@@ -61,7 +61,7 @@ def _require_images(record: RunRecord, samples: Path) -> None:
             f"the first {record.num_images} images of {samples} have sha256 {found}, those of "
             f"{record.id} have {record.hashes['images']}; give that set"
         )
-    origin = read_origin(samples, record.model)
+    origin = read_origin(samples, source, check=False)  # the evaluation does, of all images
     if (origin.model, origin.nfe, origin.seed) != (record.model, record.nfe, record.seed):
         raise ValueError(
             f"no .json beside {samples} says that it was sampled as {record.id} was; leave "

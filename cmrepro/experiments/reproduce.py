@@ -51,9 +51,7 @@ def load_suite(dataset: str, profile: str) -> Suite:
     return Suite(**tables[dataset][profile])
 
 
-def reproduce(
-    suite: Suite, out: Path, num_images: int, seeds: int, device: str = "cpu"
-) -> list[RunRecord]:
+def reproduce(suite: Suite, out: Path, device: str = "cpu") -> list[RunRecord]:
     """Sample every model of `suite`, score after each evaluation, write records and grids.
 
     Images of n steps are stage n of the same sampling, so that fewer steps cost nothing more.
@@ -61,17 +59,17 @@ def reproduce(
     out/results/records/*.json and out/results/samples/*.png (seed 0).
 
     Args:
-        suite: From `load_suite`.
+        suite: From `load_suite`, or with another number of images or seeds.
         out: Folder that gets `results`.
-        num_images: Images a model and seed.
-        seeds: Number of seeds, from 0 on.
         device: Where networks run.
 
     Raises:
         ValueError: A checkpoint, protocol or reference cannot be used, or `out` not written.
     """
-    if num_images < 1 or seeds < 1:
-        raise ValueError(f"got {num_images} images and {seeds} seeds; allowed is 1 or more each")
+    if suite.num_images < 1 or suite.seeds < 1:
+        raise ValueError(
+            f"got {suite.num_images} images and {suite.seeds} seeds; allowed is 1 or more each"
+        )
     protocol = load_protocol(suite.protocol)
     make_folder(out / "results")  # refuse a bad folder before the work, not after
     records = []
@@ -81,16 +79,10 @@ def reproduce(
             convert(name)
         model = load_model(name, device)
         settings = sampler_settings(model.info, evaluations, protocol.to_uint8)
-        for seed in range(seeds):
+        for seed in range(suite.seeds):
             start = time.perf_counter()
-            samples = sample(
-                model,
-                settings,
-                num_images,
-                seed,
-                model.image_size,
-                progress=f"{model.path.stem} seed {seed}",
-            )
+            progress = f"{model.path.stem} seed {seed}"
+            samples = sample(model, settings, suite.num_images, seed, model.image_size, progress)
             sampling_s = round(time.perf_counter() - start, 2)
             for steps, images in enumerate(samples.stages, 1):
                 origin = sampled_origin(model, settings.first(steps), seed, samples)
@@ -98,7 +90,7 @@ def reproduce(
                     ImageDataset(model.path.stem, images),
                     [protocol],
                     origin,
-                    num_images=num_images,
+                    num_images=suite.num_images,
                     device=device,
                     durations_s={"sampling_all_steps": sampling_s},
                 )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro.checkpoints.io import CheckpointModel
-from cmrepro.datasets import ImageSource, images_sha256, open_images
+from cmrepro.datasets import ImageSource, images_sha256
 from cmrepro.experiments.provenance import provenance
 from cmrepro.experiments.sampling import SamplerSettings, Samples
 from cmrepro.files import array_sha256, atomic_path, sha256
@@ -87,23 +87,27 @@ def write_sample_set(
         temporary.write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
 
 
-def read_origin(path: Path, name: str) -> Origin:
-    """The origin that lies beside a sample set; only the name where there is none.
+def read_origin(path: Path, images: ImageSource, *, check: bool = True) -> Origin:
+    """The origin that lies beside a sample set; only the set's name where there is none.
+
+    Args:
+        path: Of the set.
+        images: The set, opened.
+        check: Whether to read all images and compare their checksum with the origin's.
 
     Raises:
         ValueError: The .json beside the set is not its origin.
     """
     beside = path.with_suffix(".json")
     if path.suffix != ".npz" or not beside.is_file():
-        return Origin(name)
+        return Origin(images.name)
     try:
         fields = json.loads(beside.read_text(encoding="utf-8"))
         expected = fields.pop("images_sha256")
         origin = Origin(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{beside} is not the origin of {path} ({error}); remove it") from error
-    found = images_sha256(open_images(path))
-    if found != expected:
+    if check and images_sha256(images) != expected:
         raise ValueError(
             f"{beside} belongs to other images than {path}; remove it or sample again"
         )

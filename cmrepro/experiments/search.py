@@ -135,23 +135,18 @@ def search_time(
             f"{model.path.name} is an EDM denoiser, which has no second time; give a model "
             "trained by CD or CT"
         )
-    num_scales = num_scales or _recipe_scales(model)
-    times = karras_times(num_scales, info.sigma_min, info.sigma_max).tolist()
-    if len(times) < 3:
+    num_scales = _recipe_scales(model) if num_scales is None else num_scales
+    if num_scales < 3:
         raise ValueError(f"got {num_scales} points of the grid; a point between needs at least 3")
-    task = Task(protocol, load_reference(protocol), num_images or protocol.num_images)
+    times = karras_times(num_scales, info.sigma_min, info.sigma_max).tolist()
+    num_images = protocol.num_images if num_images is None else num_images
+    task = Task(protocol, load_reference(protocol), num_images)
     rows: list[dict[str, float]] = []
 
     def fid(time: float) -> float:
         settings = sampler_settings(info, [info.sigma_max, time])
-        samples = sample(
-            model,
-            settings,
-            task.num_images or protocol.num_images,
-            seed,
-            model.image_size,
-            progress=f"t = {time:.3g}",
-        )
+        progress = f"t = {time:.3g}"
+        samples = sample(model, settings, num_images, seed, model.image_size, progress)
         images = ImageDataset(model.path.stem, samples.stages[-1])
         [scores] = score(images, [task], device=device)
         rows.append({"index": times.index(time), "time": time, **scores.values})
@@ -163,7 +158,7 @@ def search_time(
     selection = (
         f"{earlier}; second time t({index}) = {times[index]:.5g} of {num_scales} points: least "
         f"{METRIC} of {len(found)} by {method} search under {protocol.name} v{protocol.version} "
-        f"on {task.num_images} images of seed {seed}, tuned on the reported metric"
+        f"on {num_images} images of seed {seed}, tuned on the reported metric"
     )
     return TimeSearch(rows, index, times[index], selection)
 

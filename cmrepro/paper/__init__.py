@@ -1,4 +1,4 @@
-"""The paper as checked data: tables, claims, deviations, later work, official files.
+"""The paper as checked data: tables, claims, deviations, later work.
 
 The numbers live in CSV and TOML files beside this module, each once and with its source; the
 readers refuse what they do not understand and name file, row and column. No torch, no pandas.
@@ -17,21 +17,19 @@ from cmrepro.paper.statements import (
 )
 from cmrepro.paper.tables import (
     TABLE3_RECIPES,
-    Artifact,
     HyperparameterRow,
     LaterRow,
     Printed,
     ResultRow,
-    artifacts,
+    hyperparameters,
     later_work,
-    table,
+    result_rows,
 )
 
 __all__ = [
     "ABLATED",
     "TABLE3_RECIPES",
     "AbsoluteClaim",
-    "Artifact",
     "Claim",
     "Deviation",
     "HyperparameterRow",
@@ -43,12 +41,12 @@ __all__ = [
     "Setting",
     "Tolerance",
     "ablated_fields",
-    "artifacts",
     "claim",
     "claims",
     "deviations",
+    "hyperparameters",
     "later_work",
     "metrics",
+    "result_rows",
     "sources",
-    "table",
 ]

@@ -20,7 +20,13 @@ from cmrepro.paper.statements import (
     Setting,
     Tolerance,
 )
-from cmrepro.paper.tables import HyperparameterRow, Printed, ResultRow, table
+from cmrepro.paper.tables import (
+    HyperparameterRow,
+    Printed,
+    ResultRow,
+    hyperparameters,
+    result_rows,
+)
 
 FILE = "claims.toml"
 METHODS = ("CD", "CT")
@@ -99,7 +105,7 @@ def _protocols(data: dict[str, Any]) -> dict[str, _Protocol]:
 
 def _models(data: dict[str, Any], folder: Path) -> dict[str, _Model]:
     keys = {name: int if name == "table" else str for name in _Model.__annotations__}
-    columns = table(3, folder)[0].cells
+    columns = hyperparameters(folder)[0].cells
     models = {}
     rows = [(f"[[model]] {i}", entry) for i, entry in enumerate(data["model"], 1)]
     for row, entry in rows:
@@ -124,7 +130,7 @@ def _absolute(
     model: _Model,
     protocol: _Protocol,
     times: str,
-    hyperparameters: Mapping[str, HyperparameterRow],
+    table3: Mapping[str, HyperparameterRow],
 ) -> list[AbsoluteClaim]:
     """The claims of one row of Table 1 or 2."""
     place = "table1" if row.table == 1 else f"table2/{model.slug}"
@@ -137,9 +143,9 @@ def _absolute(
         "verified": row.verified,
         "num_images": protocol.num_images,
         "protocol_version": protocol.version,
-        "batch_size": int(hyperparameters["Batch size"].value(model.table3)),
-        "total_steps": int(hyperparameters["Training iterations"].value(model.table3)),
-        "ema_rate": hyperparameters["EMA decay rate"].value(model.table3),
+        "batch_size": int(table3["Batch size"].value(model.table3)),
+        "total_steps": int(table3["Training iterations"].value(model.table3)),
+        "ema_rate": table3["EMA decay rate"].value(model.table3),
         "initialisation": model.initialisation,
         "selection": model.selection,
         "times": times,
@@ -163,11 +169,11 @@ def _absolutes(
     folder: Path,
 ) -> list[AbsoluteClaim]:
     """A claim for every cell of a CD or CT row; each model has a row for each number of steps."""
-    hyperparameters = {row.name: row for row in table(3, folder)}
+    table3 = {row.name: row for row in hyperparameters(folder)}
     by_row = {(m.table, m.dataset, m.method): m for m in models.values()}
     found = []
     wanted = {(key, int(steps)) for key in by_row for steps in data["times"]}
-    for row in [*table(1, folder), *table(2, folder)]:
+    for row in [*result_rows(1, folder), *result_rows(2, folder)]:
         if row.method not in METHODS:
             continue
         key = (row.table, row.dataset, row.method)
@@ -184,7 +190,7 @@ def _absolutes(
                 f"protocol {by_row[key].protocol} scores {', '.join(protocol.tolerances)}",
             )
         times = data["times"][str(row.nfe)]
-        found += _absolute(row, by_row[key], protocol, times, hyperparameters)
+        found += _absolute(row, by_row[key], protocol, times, table3)
     for (number, dataset, method), steps in sorted(wanted):
         where = f"{dataset}, {method}, NFE {steps}"
         raise defect(
@@ -278,7 +284,7 @@ def ablated_fields(
     model = _models(data, FOLDER).get(recipe)
     if model is None:
         return None
-    rows = {row.name: row.cells.get(model.table3, "") for row in table(3)}
+    rows = {row.name: row.cells.get(model.table3, "") for row in hyperparameters()}
     found: dict[str, str | int | float | None] = {"distance": model.distance}
     for field, row in ABLATED.items():
         if row and (cell := rows[row]):

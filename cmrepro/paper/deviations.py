@@ -16,7 +16,7 @@ from cmrepro.paper.reading import (
     sources,
 )
 from cmrepro.paper.statements import AbsoluteClaim
-from cmrepro.paper.tables import table
+from cmrepro.paper.tables import hyperparameters
 
 FILE = "deviations.toml"
 GROUPS = ("table3", "training", "evaluation", "paper", "reports", "later-values")
@@ -71,7 +71,7 @@ def _paper_side(row: str, entry: dict[str, Any], folder: Path) -> str:
         return str(entry["paper"])
     if given == ["table3"]:
         check_entry(FILE, f"{row} table3", entry["table3"], {"row": str, "columns": list})
-        rows = {line.name: line.cells for line in table(3, folder)}
+        rows = {line.name: line.cells for line in hyperparameters(folder)}
         cells = rows[known(FILE, row, "table3", entry["table3"]["row"], rows)]
         printed = [cells[known(FILE, row, "table3", c, cells)] for c in entry["table3"]["columns"]]
     else:

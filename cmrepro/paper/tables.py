@@ -1,4 +1,4 @@
-"""Tables 1, 2 and 3 of the paper, later work, and the official files, as printed."""
+"""Tables 1, 2 and 3 of the paper and later work, as printed."""
 
 import functools
 import re
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, overload
 
-from cmrepro.paper.reading import FOLDER, check_verified, defect, distinct, known, read_csv
+from cmrepro.paper.reading import FOLDER, check_verified, defect, distinct, read_csv
 
 METRICS = ("fid", "is", "precision", "recall")
 # Recipe of each column; LSUN's stand for Bedroom and Cat alike.
@@ -26,7 +25,6 @@ LATER_STATUS = re.compile(
     r"verified(?: \((?:secondary|one source)\))?(?:;.+)?|(?:version-dependent|conflict): .+"
 )
 LATER_TRAINING = re.compile(r"\(batch (?P<batch>\d+), (?P<steps>\d+k) iterations\)")
-CHECKSUM_DIGITS = {"md5": 32, "sha256": 64}
 
 
 @dataclass(frozen=True)
@@ -146,29 +144,6 @@ class LaterRow:
         return int(Printed(found["steps"]).value) if found else None
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """One official file.
-
-    Attributes:
-        name: What it is.
-        kind: Which sort of file.
-        url: Address.
-        bytes_approx: Size in bytes where known; `note` says how exactly.
-        checksums: Hexadecimal digest by algorithm ("md5", "sha256"), where known.
-        source: Where address and checksum are published.
-        note: How exact the size is, where the checksum comes from.
-    """
-
-    name: str
-    kind: str
-    url: str
-    bytes_approx: int | None
-    checksums: Mapping[str, str]
-    source: str
-    note: str
-
-
 def _text(file: str, row: str, cells: Mapping[str, str], column: str) -> str:
     """A cell that has to be filled in."""
     if not cells[column].strip():
@@ -192,7 +167,17 @@ def _printed(file: str, row: str, cells: Mapping[str, str], column: str) -> Prin
         raise defect(file, row, column, str(error)) from None
 
 
-def _results(number: int, folder: Path) -> tuple[ResultRow, ...]:
+@functools.cache
+def result_rows(number: int, folder: Path = FOLDER) -> tuple[ResultRow, ...]:
+    """Table 1 (CIFAR-10) or 2 (ImageNet-64, LSUN) of the paper.
+
+    Args:
+        number: 1 or 2.
+        folder: Where the CSV files are.
+
+    Raises:
+        ValueError: The CSV file does not hold what it should.
+    """
     file = f"table{number}.csv"
     columns = ("dataset", "category", "method", "nfe", *METRICS, "verified")
     rows = read_csv(folder / file, columns)
@@ -215,7 +200,13 @@ def _results(number: int, folder: Path) -> tuple[ResultRow, ...]:
     )
 
 
-def _hyperparameters(folder: Path) -> tuple[HyperparameterRow, ...]:
+@functools.cache
+def hyperparameters(folder: Path = FOLDER) -> tuple[HyperparameterRow, ...]:
+    """Table 3 of the paper.
+
+    Raises:
+        ValueError: table3.csv does not hold what it should.
+    """
     file = "table3.csv"
     rows = read_csv(folder / file, ("hyperparameter", *TABLE3_RECIPES, "verified"))
     distinct(file, "hyperparameter", ((row, cells["hyperparameter"]) for row, cells in rows))
@@ -231,28 +222,6 @@ def _hyperparameters(folder: Path) -> tuple[HyperparameterRow, ...]:
         )
         for row, cells in rows
     )
-
-
-@overload
-def table(number: Literal[1, 2], folder: Path = ...) -> tuple[ResultRow, ...]: ...
-@overload
-def table(number: Literal[3], folder: Path = ...) -> tuple[HyperparameterRow, ...]: ...
-@functools.cache
-def table(
-    number: int, folder: Path = FOLDER
-) -> tuple[ResultRow, ...] | tuple[HyperparameterRow, ...]:
-    """Table 1 (CIFAR-10), 2 (ImageNet-64, LSUN) or 3 (hyperparameters) of the paper.
-
-    Args:
-        number: 1, 2 or 3.
-        folder: Where the CSV files are.
-
-    Raises:
-        ValueError: Another number, or a CSV file that does not hold what it should.
-    """
-    if number not in (1, 2, 3):
-        raise ValueError(f"got table {number}; the paper's tables are 1, 2 and 3")
-    return _hyperparameters(folder) if number == 3 else _results(number, folder)
 
 
 @functools.cache
@@ -300,47 +269,3 @@ def later_work(folder: Path = FOLDER) -> tuple[LaterRow, ...]:
             problem = f"got {result.images_seen}, needed batch x iterations = {batch * steps}"
             raise defect(file, row, "images_seen", problem)
     return found
-
-
-def _checksums(file: str, row: str, text: str) -> Mapping[str, str]:
-    digests = {}
-    for part in text.split(";") if text else []:
-        algorithm, _, digest = part.partition(":")
-        known(file, row, "checksum", algorithm, CHECKSUM_DIGITS)
-        digits = CHECKSUM_DIGITS[algorithm]
-        if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", digest):
-            problem = f"got {digest!r}, needed {digits} hexadecimal digits for {algorithm}"
-            raise defect(file, row, "checksum", problem)
-        digests[algorithm] = digest
-    return MappingProxyType(digests)
-
-
-@functools.cache
-def artifacts(folder: Path = FOLDER) -> tuple[Artifact, ...]:
-    """The official files: checkpoints, statistics, extractors, data sets.
-
-    Raises:
-        ValueError: artifacts.csv does not hold what it should.
-    """
-    file = "artifacts.csv"
-    columns = ("name", "kind", "url", "bytes_approx", "checksum", "source", "note")
-    rows = read_csv(folder / file, columns)
-    for column in ("name", "url"):
-        distinct(file, column, ((row, cells[column]) for row, cells in rows))
-    for row, cells in rows:
-        if not re.match(r"https?://\S", cells["url"]):
-            raise defect(file, row, "url", f"got {cells['url']!r}, needed http:// or https://")
-    return tuple(
-        Artifact(
-            name=_text(file, row, cells, "name"),
-            kind=_text(file, row, cells, "kind"),
-            url=cells["url"],
-            bytes_approx=(
-                _count(file, row, cells, "bytes_approx") if cells["bytes_approx"] else None
-            ),
-            checksums=_checksums(file, row, cells["checksum"]),
-            source=_text(file, row, cells, "source"),
-            note=cells["note"],
-        )
-        for row, cells in rows
-    )

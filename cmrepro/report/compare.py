@@ -1,5 +1,6 @@
 """Two records side by side: what differs in settings, hashes and scores, and what that means."""
 
+import json
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -28,9 +29,10 @@ class Comparison:
     """How two records differ.
 
     Attributes:
-        settings: `setting`, `first`, `second` of what differs and is no result or duration.
+        settings: `what`, `first`, `second` of what differs and is no result or duration; lists as
+            JSON.
         parted: Where the hashes part first, and what that means.
-        scores: `metric`, `first`, `second`, `difference` (second minus first) and `interval`, half
+        scores: `what`, `first`, `second`, `difference` (second minus first) and `interval`, half
             the width of its 95 % interval, None where the spread of a score is not known.
         reasons: Why the scores cannot be compared; empty where they can.
     """
@@ -53,7 +55,7 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
         if key.partition(".")[0] not in NO_SETTINGS
     }
     return Comparison(
-        [{"setting": key, "first": a, "second": b} for key, (a, b) in apart.items()],
+        [{"what": key, "first": _cell(a), "second": _cell(b)} for key, (a, b) in apart.items()],
         _parted(first, second),
         [_score_row(first, second, metric) for metric in first.scores if metric in second.scores],
         _reasons(first, second, list(apart)),
@@ -78,8 +80,12 @@ def _score_row(first: RunRecord, second: RunRecord, metric: str) -> dict[str, An
     half_width = math.hypot(*known) if len(known) == 2 else None
     if first.hashes["images"] == second.hashes["images"]:
         half_width = 0.0
-    row = {"metric": metric, "first": a, "second": b, "difference": b - a}
+    row = {"what": metric, "first": a, "second": b, "difference": b - a}
     return row | {"interval": half_width}
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _half_width(record: RunRecord, metric: str) -> float | None:

@@ -86,10 +86,11 @@ def num_images_charts(records: list[RunRecord]) -> dict[str, Chart]:
                 values[int(size)] += parts
         points = []
         for size, own in sorted(values.items()):
-            mean, half_width, n = summarise(own).mean, summarise(own).half_width, len(own)
-            if n == 1:
+            summary = summarise(own)
+            half_width = summary.half_width
+            if summary.n == 1:
                 half_width = NORMAL_95 * first.uncertainty["fid_infinity"]["standard_error"]
-            points.append(Point(size, mean, half_width))
+            points.append(Point(size, summary.mean, half_width))
         evaluations = "" if first.nfe is None else f", NFE {first.nfe}"
         charts[_protocol(first)][first.model + evaluations] = points
     return {

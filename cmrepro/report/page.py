@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from cmrepro.files import sha256
-from cmrepro.paper import Deviation
 from cmrepro.records import RunRecord, flat
-from cmrepro.report.published import AS_PUBLISHED, PaperRow, Table3Cell, table3_cells
+from cmrepro.report.published import AS_PUBLISHED, PaperRow, table3_cells
 from cmrepro.report.results import LABELS, group
 
 SITE = Path("results/site")
@@ -128,26 +127,18 @@ def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-class Table3(NamedTuple):
+def marked_table3() -> dict[str, Any]:
     """Table 3 with marks where the official code differs.
 
-    Attributes:
-        cells: By row and recipe.
-        marked: The deviations between its variants, in the order in which they come up.
-        letters: The mark of each by its id.
+    Returns:
+        `cells` by row and recipe; `marked`: the deviations between its variants, in the order in
+        which they come up; `letters`: the mark of each by its id.
     """
-
-    cells: dict[str, dict[str, Table3Cell]]
-    marked: list[Deviation]
-    letters: dict[str, str]
-
-
-def marked_table3() -> Table3:
-    """Table 3 with a letter for each deviation between its variants."""
     cells = table3_cells()
     found = [d for row in cells.values() for cell in row.values() for d in cell.deviations]
-    marked = list({d.id: d for d in found}.values())
-    return Table3(cells, marked, dict(zip((d.id for d in marked), ascii_lowercase, strict=False)))
+    marked = {d.id: d for d in found}
+    letters = dict(zip(marked, ascii_lowercase, strict=False))
+    return {"cells": cells, "marked": list(marked.values()), "letters": letters}
 
 
 class Grid(NamedTuple):
@@ -189,40 +180,27 @@ def grid(path: Path) -> Grid:
     return Grid(uri, *image.size)
 
 
-class RecordFields(NamedTuple):
-    """What the page of a record shows.
+def record_fields(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """What the page of a record in folder/ID.json shows.
 
-    Attributes:
-        record: The record.
-        file_sha256: Of its file: whatever is edited there, the page no longer fits.
-        scores: Label, value, and ends of the interval where there is one.
-        groups: Flat fields by their first key.
+    Returns:
+        `record`; `file_sha256` of its file: whatever is edited there, the page no longer fits;
+        `scores`: label, value, and ends of the interval where there is one; `groups`: flat fields
+        by their first key.
     """
-
-    record: RunRecord
-    file_sha256: str
-    scores: list[tuple[str, str, str]]
-    groups: dict[str, dict[str, str]]
-
-
-def record_fields(record: RunRecord, folder: Path) -> RecordFields:
-    """What the page of a record in folder/ID.json shows."""
     intervals = record.uncertainty.get("intervals", {})
     scores = []
     for metric in filter(record.scores.__contains__, LABELS):
         ends = " to ".join(f"{end:.5g}" for end in intervals.get(metric, ()))
         scores.append((LABELS[metric], repr(record.scores[metric]), ends))
     fields = asdict(record)
-    return RecordFields(
-        record,
-        sha256(folder / f"{record.id}.json"),
-        scores,
-        {
-            key: {
-                name: value if isinstance(value, str) else json.dumps(value)
-                for name, value in flat(fields[key]).items()
-            }
-            for key in GROUPS_OF_FIELDS
-            if fields[key]
-        },
-    )
+    groups = {
+        key: {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in flat(fields[key]).items()
+        }
+        for key in GROUPS_OF_FIELDS
+        if fields[key]
+    }
+    file_sha256 = sha256(folder / f"{record.id}.json")
+    return {"record": record, "file_sha256": file_sha256, "scores": scores, "groups": groups}

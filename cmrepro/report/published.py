@@ -9,9 +9,10 @@ from cmrepro.paper import (
     ResultRow,
     claims,
     deviations,
+    hyperparameters,
     later_work,
     metrics,
-    table,
+    result_rows,
 )
 from cmrepro.records import RunRecord
 from cmrepro.report.matching import is_ablation
@@ -68,8 +69,8 @@ def paper_rows(number: int, records: list[RunRecord]) -> list[PaperRow]:
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
     models = TEACHERS | {(c.dataset, c.method): {c.setting.recipe} for c in absolute}
     rows = []
-    for row in table(number):  # type: ignore[call-overload]
-        printed = _printed(row, number)
+    for row in result_rows(number):
+        printed = _printed(row)
         names = models.get((row.dataset, row.method))
         if names is None:
             rows.append(PaperRow(printed | {"ours": AS_PUBLISHED}, []))
@@ -116,15 +117,15 @@ def table3_cells() -> dict[str, dict[str, Table3Cell]]:
             )
             for column, recipe in TABLE3_RECIPES.items()
         }
-        for row in table(3)
+        for row in hyperparameters()
     }
 
 
-def _printed(row: ResultRow, number: int) -> dict[str, object]:
+def _printed(row: ResultRow) -> dict[str, object]:
     """The printed cells of a row, under the headings of its table."""
-    shown = {1: ("fid", "is"), 2: ("fid", "precision", "recall")}[number]
+    shown = {1: ("fid", "is"), 2: ("fid", "precision", "recall")}[row.table]
     labels = metrics()
-    cells: dict[str, object] = {"data": row.dataset} if number == 2 else {}
+    cells: dict[str, object] = {"data": row.dataset} if row.table == 2 else {}
     cells |= {"method": row.method, "NFE": row.nfe}
     return cells | {labels[m].label: str(row.scores[m]) if m in row.scores else "" for m in shown}
 

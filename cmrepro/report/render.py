@@ -10,14 +10,14 @@ from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report import page
 from cmrepro.report.figures import figures
 from cmrepro.report.published import AS_PUBLISHED, later_work_rows, ledger_rows, paper_rows
-from cmrepro.report.results import is_demo, results_frame
-from cmrepro.report.tables import Format, render, rows_of
+from cmrepro.report.results import is_demo, results_rows
+from cmrepro.report.tables import render
 from cmrepro.report.verdicts import verdicts
 
 if TYPE_CHECKING:
     import jinja2
 
-TABLE_FILES: dict[str, Format] = {"csv": "csv", "md": "md", "tex": "latex"}
+TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
 FIGURES = Path("results/figures")
 TRAINING = Path("results/training")
 
@@ -100,7 +100,7 @@ def _texts(out: Path) -> dict[str, str]:
         f"{page.SITE}/index.html": fill("page.html.j2").render(content),
         **{
             f"{page.SITE}/{page.record_page(record)}": page_of_record.render(
-                page.record_fields(record, out / FOLDER)._asdict()
+                page.record_fields(record, out / FOLDER)
             )
             for record in records
         },
@@ -129,7 +129,7 @@ def _environment(out: Path) -> "jinja2.Environment":
     return environment
 
 
-def _render(rows: list[dict[str, Any]], format: Format) -> str:
+def _render(rows: list[dict[str, Any]], format: str) -> str:
     """Rows in a format; methods that this suite does not have are set back."""
     return render(rows, format, [row.get("ours") == AS_PUBLISHED for row in rows])
 
@@ -139,7 +139,7 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     paper = {f"table{number}": paper_rows(number, records) for number in (1, 2)}
     tables = {
         **{name: [row.cells for row in rows] for name, rows in paper.items()},
-        "results": rows_of(results_frame(records))[1],
+        "results": results_rows(records),
         "verdicts": _verdict_rows(records),
         "later_work": later_work_rows(),
         "deviations": ledger_rows(),

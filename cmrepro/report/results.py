@@ -1,19 +1,15 @@
 """Records brought together: mean and interval over seeds."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from cmrepro.records import RunRecord
 from cmrepro.report.equivalence import half_width
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LABELS = {
     "fid": "FD",
@@ -64,33 +60,39 @@ def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
     """Records by (model, nfe, protocol with version, number of images), seeds in order.
 
     Raises:
-        ValueError: Records of one group come from different checkpoints or times.
+        ValueError: Records of one group differ in checkpoint, times, rounding or reference, or
+            two have the same seed, so that their mean would mean nothing.
     """
     groups: dict[GroupKey, list[RunRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
         protocol = f"{record.protocol['name']} v{record.protocol['version']}"
         groups[record.model, record.nfe, protocol, record.num_images].append(record)
-    for key, members in groups.items():
-        checksums = {r.checkpoint.get("sha256") for r in members}
-        if len(checksums) > 1:
-            raise ValueError(
-                f"records of {key[0]} come from {len(checksums)} different checkpoints of that "
-                "name; remove those that are out of date"
-            )
-        times = {tuple(r.sampler.get("times", ())) for r in members}
-        if len(times) > 1:
-            raise ValueError(
-                f"records of {key[0]} at {key[1]} evaluations were sampled at different times; "
-                "remove those that are out of date"
-            )
+    for members in groups.values():
+        for one, other in pairwise(members):
+            mine, theirs = _of_group(one), _of_group(other)
+            unlike = [f"different {what}" for what in mine if mine[what] != theirs[what]]
+            unlike += ["the same seed"] * (one.seed == other.seed)
+            if unlike:
+                raise ValueError(
+                    f"a mean over records {one.id} and {other.id} means nothing: they have "
+                    f"{' and '.join(unlike)}; remove what is out of date"
+                )
     return dict(groups)
 
 
-def results_frame(records: list[RunRecord]) -> pd.DataFrame:
-    """One row a group: model, nfe, protocol, images, seeds, and each score's mean ± interval."""
-    import pandas as pd
+def _of_group(record: RunRecord) -> dict[str, object]:
+    """What records have to share for a mean over their seeds."""
+    return {
+        "checkpoints": record.checkpoint.get("sha256"),
+        "times": record.sampler.get("times"),
+        "rounding": record.sampler.get("to_uint8"),
+        "references": record.reference["sha256"],
+    }
 
-    rows = [
+
+def results_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
+    """One row a group: model, nfe, protocol, images, seeds, and each score's mean ± interval."""
+    return [
         {
             "model": model,
             "nfe": nfe,
@@ -105,7 +107,6 @@ def results_frame(records: list[RunRecord]) -> pd.DataFrame:
         }
         for (model, nfe, protocol, num_images), members in group(records).items()
     ]
-    return pd.DataFrame(rows).astype({"nfe": "Int64"})
 
 
 def recipe_name(record: RunRecord) -> str:

@@ -1,25 +1,18 @@
-"""Tables as text, Markdown, CSV, JSON and LaTeX; claims and deviations as data frames."""
-
-from __future__ import annotations
+"""Tables as text, Markdown, CSV, JSON and LaTeX; claims and deviations as rows."""
 
 import csv
 import io
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
 from cmrepro.names import unknown
 from cmrepro.paper import AbsoluteClaim, Claim, claims, deviations, metrics
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    Table = pd.DataFrame | list[dict[str, Any]]
-
-Format = Literal["table", "md", "csv", "json", "latex"]
+FORMATS = ("table", "md", "csv", "json", "latex")
 
 # Texts longer than this are wrapped in a terminal and get a column of fixed width in LaTeX.
 # No claim's id is longer, so that ids can be copied.
@@ -66,27 +59,17 @@ def _latex(rows: list[list[str]], columns: list[str], muted: Sequence[bool]) -> 
     return cells.to_latex(index=False, escape=False, column_format=column_format)
 
 
-def rows_of(table: Table) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows, None for what is missing."""
-    if not isinstance(table, list):
-        rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
-        return [str(name) for name in table.columns], [
-            {str(name): value for name, value in row.items()} for row in rows
-        ]
-    columns = list(dict.fromkeys(name for row in table for name in row))
-    return columns, [{name: row.get(name) for name in columns} for row in table]
-
-
-def render(table: Table, format: Format, muted: Iterable[bool] | None = None) -> str:
-    """A table as text, without an index; what is missing becomes an empty cell.
+def render(
+    rows: Sequence[Mapping[str, Any]], format: str, muted: Sequence[bool] | None = None
+) -> str:
+    """A table as text; what is missing becomes an empty cell.
 
     Strings stay as they are ("4e-4" is not read as a number). Numbers are written in full as CSV
     and JSON, to six significant digits for readers.
-    Without pandas, unless a data frame or LaTeX is asked for: its import takes a second.
+    Without pandas, unless LaTeX is asked for: its import takes a second.
 
     Args:
-        table: A data frame, or rows as dictionaries; cells are strings, numbers, booleans or
-            missing.
+        rows: Cells by column: strings, numbers, booleans, None or not there.
         format: "table" (plain text), "md" (Markdown with pipes), "csv", "json" (a list of
             objects, null for what is missing) or "latex" (needs the LaTeX packages booktabs and,
             for muted rows, xcolor).
@@ -98,14 +81,15 @@ def render(table: Table, format: Format, muted: Iterable[bool] | None = None) ->
     Raises:
         ValueError: Unknown format; a number that JSON does not have (infinity).
     """
-    if format not in get_args(Format):
-        raise ValueError(unknown("format", format, get_args(Format)))
-    columns, rows = rows_of(table)
+    if format not in FORMATS:
+        raise ValueError(unknown("format", format, FORMATS))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    whole = [{name: row.get(name) for name in columns} for row in rows]
     if format == "json":
-        return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     as_text = _text if format == "csv" else _read
-    cells = [[as_text(value) for value in row.values()] for row in rows]
-    muted = [False] * len(rows) if muted is None else list(muted)
+    cells = [[as_text(value) for value in row.values()] for row in whole]
+    muted = muted or [False] * len(rows)
     if format == "csv":
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows([columns, *cells])
@@ -194,17 +178,3 @@ def deviations_rows() -> list[dict[str, Any]]:
         }
         for deviation in deviations()
     ]
-
-
-def claims_frame() -> pd.DataFrame:
-    """`claims_rows` as a data frame."""
-    import pandas as pd
-
-    return pd.DataFrame(claims_rows())
-
-
-def deviations_frame() -> pd.DataFrame:
-    """`deviations_rows` as a data frame."""
-    import pandas as pd
-
-    return pd.DataFrame(deviations_rows()).astype({"row": "Int64"})
