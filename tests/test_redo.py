@@ -120,6 +120,7 @@ def test_a_checkpoint_that_is_not_here(run, tmp_path, records):
     assert (code, err.count("\n")) == (2, 1)
     assert f"no checkpoint {CD} with sha256 {sha256_of('retrained')}" in err
     assert f"bundled/{CD}.safetensors (another checksum), {CD}.safetensors (no such file)" in err
+    assert f"(it was trained by: cmrepro train {CD} --teacher" in err
 
 
 def test_a_checkpoint_that_lies_elsewhere(run, tmp_path, records):

@@ -115,9 +115,11 @@ def _find_checkpoint(record: RunRecord, given: Path | None) -> tuple[str, Path]:
             looked.append(f"{path} (another name)")
         else:
             return name, path
+    trained = record.checkpoint.get("origin", {}).get("command")
     raise ValueError(
         f"no checkpoint {record.model} with sha256 {record.checkpoint['sha256']}, of which "
         f"{record.id} is; looked at {', '.join(looked)}; give it with --checkpoint"
+        + (f" (it was trained by: {trained})" if trained else "")
     )
 
 
