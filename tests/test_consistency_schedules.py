@@ -7,6 +7,8 @@ from fractions import Fraction
 import golden
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
 
@@ -91,6 +93,27 @@ def test_schedules_start_and_end_as_the_paper_says(
     assert target_ema_at(last, s0, mu0) == exact(mu0 ** (s0 / (s1 + 1)), rel=1e-15)
     assert target_ema_at(first, s0, mu0, "released") == exact(mu0 ** (s0 / (s0 - 1)), rel=1e-15)
     assert target_ema_at(last, s0, mu0, "released") == exact(mu0 ** (s0 / s1), rel=1e-15)
+
+
+@settings(deadline=None)  # other work on the machine
+@given(st.integers(2, 400), st.floats(1e-4, 1), st.floats(1.5, 1e5), st.floats(1, 10))
+def test_any_grid_falls_from_end_to_end(
+    num_scales: int, sigma_min: float, ratio: float, rho: float
+) -> None:
+    times = karras_times(num_scales, sigma_min, sigma_min * ratio, rho)
+    assert (times[0], times[-1]) == (sigma_min * ratio, sigma_min)
+    assert (times[1:] < times[:-1]).all()
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.integers(1, 10**6), st.data())
+def test_any_schedule_equals_integer_arithmetic_between_its_ends(
+    s0: int, more: int, total_steps: int, data: st.DataObject
+) -> None:
+    s1, step = s0 + more, data.draw(st.integers(0, total_steps))
+    found = num_scales_at(step, total_steps, s0, s1)
+    assert max(s0, 2) <= found <= s1 + 1
+    # A root within rounding of an integer may fall on either side of it.
+    assert found - exact_num_scales(step, total_steps, s0, s1) in (0, 1)
 
 
 @pytest.mark.parametrize(("s0", "s1", "mu0", "total_steps"), CT_SCHEDULES)

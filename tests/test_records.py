@@ -5,11 +5,14 @@ import dataclasses
 import json
 import math
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from records_of import demo_record, sha256_of
 
 from cmrepro.records import (
@@ -139,6 +142,39 @@ def test_what_breaks_the_schema_is_refused_here_and_by_jsonschema(message, tmp_p
     with pytest.raises(ValueError, match=r"x\.json is not a record: ") as refused:
         read_record(path)
     assert "\n" not in str(refused.value)
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(  # of JSON, which has no NaN and no infinity
+    st.none() | st.booleans() | st.integers() | FINITE | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(fields: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a record and of what is in it."""
+    for key, value in fields.items() if isinstance(fields, dict) else ():
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@settings(deadline=None)  # other work on the machine
+@given(st.data())
+def test_whatever_stands_in_a_record_is_decided_as_by_jsonschema(data):
+    fields = json.loads(json.dumps(dataclasses.asdict(demo_record("cd", 2, 0, 1.0))))
+    *path, key = data.draw(st.sampled_from(sorted(places(fields))))
+    inner = fields
+    for part in path:
+        inner = inner[part]
+    inner[key] = data.draw(VALUES)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(json.dumps(fields))
+        file.flush()
+        problems = record_problems(pathlib.Path(file.name))
+    assert not any("\n" in problem for problem in problems)
+    validator = jsonschema.Draft202012Validator(record_schema())
+    assert validator.is_valid(fields) == (problems == [])
 
 
 def test_good_records_pass_here_and_with_jsonschema(tmp_path):

@@ -1,5 +1,6 @@
 """Rendering: printed strings survive every format, and other programs read the result."""
 
+import csv
 import io
 import json
 import pathlib
@@ -10,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import cmrepro
 from cmrepro.report.tables import FORMATS, claims_rows, deviations_rows, render
@@ -55,6 +58,24 @@ def test_json_loads_back_exactly(rows: Rows) -> None:
     assert json.loads(text)[1]["fid"] is json.loads(text)[1]["count"] is None
     back = pd.read_json(io.StringIO(text), orient="records", dtype=False)
     assert back["text"].tolist() == [row["text"] for row in rows]
+
+
+# A lone "\r" is not quoted by the csv module of Python 3.11.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"))
+
+
+@settings(deadline=None)  # other work on the machine
+@given(st.lists(st.tuples(TEXTS, TEXTS | st.floats(-1e9, 1e9)), min_size=1))
+def test_any_cell_comes_back_from_csv_and_json_and_adds_no_column(
+    cells: list[tuple[str, str | float]],
+) -> None:
+    rows: Rows = [{"a": a, "b": b} for a, b in cells]
+    assert json.loads(render(rows, "json")) == rows
+    [header, *lines] = csv.reader(io.StringIO(render(rows, "csv"), newline=""))
+    assert header == ["a", "b"]
+    assert lines == [[str(value) for value in row.values()] for row in rows]
+    pipes = {unescaped_pipes(line) for line in render(rows, "md").splitlines()}
+    assert pipes == {3}
 
 
 def test_ids_in_json_can_be_searched_for() -> None:

@@ -19,7 +19,8 @@ FORMATS = ("table", "md", "csv", "json", "latex")
 WRAP_COLUMNS = 60
 LATEX_WIDTH = "5cm"
 
-MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*<`"} | {"\n": " "})
+LINE_ENDS = dict.fromkeys("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " ")
+MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*<`"} | LINE_ENDS)
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {
@@ -29,8 +30,8 @@ LATEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        "\n": " ",
     }
+    | LINE_ENDS
 )
 
 
