@@ -207,10 +207,19 @@ def _runs(records: list[RunRecord]) -> list[tuple[str, str]]:
     packages = {
         f"{name} {version}" for r in records for name, version in r.provenance["packages"].items()
     }
+    commands = defaultdict(set)
+    for record in records:
+        command = record.provenance["command"]
+        commands[" ".join(command.split()[:2])].add(command)
     return [
         (
             "command",
-            "; ".join(f"`{c}`" for c in sorted({r.provenance["command"] for r in records})),
+            "; ".join(
+                f"`{min(own)}`"
+                if len(own) == 1
+                else f"`{name} …`, {len(own)} of them (see records)"
+                for name, own in sorted(commands.items())
+            ),
         ),
         ("cmrepro", f"{distinct('cmrepro')}, commit {', '.join(sorted(commits))}"),
         ("machine", f"{distinct('cpu')}; {distinct('platform')}; GPU: {distinct('gpu')}"),
