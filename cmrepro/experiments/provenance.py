@@ -63,13 +63,16 @@ def git_state() -> tuple[str | None, bool | None]:
 
 
 def cpu_name() -> str:
-    """The processor's model and number of usable cores."""
+    """The processor with what the last bits of results depend on, and the number of usable cores.
+
+    Processors of one name differ in their instructions: family and model, where Linux says them,
+    and the vector instructions that PyTorch uses.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return f"{model}, {cores} cores"
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    said = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    name = said.get("model name") or platform.processor() or platform.machine()
+    kind = [f"{key} {said[key]}" for key in ("cpu family", "model") if key in said]
+    kind.append(torch.backends.cpu.get_cpu_capability())
+    return f"{name} ({', '.join(kind)}), {cores} cores"
