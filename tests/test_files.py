@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from cmrepro import __version__
 from cmrepro.experiments import provenance as module
@@ -107,6 +108,7 @@ def test_provenance_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> 
     assert entry["cmrepro"] == __version__
     assert entry["python"] == sys.version.split()[0]
     assert entry["packages"]["torch"] == importlib.metadata.version("torch")
+    assert torch.backends.cpu.get_cpu_capability() in entry["cpu"]
     assert json.loads(json.dumps(entry)) == entry  # goes into records and headers
 
 
