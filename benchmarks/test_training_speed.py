@@ -10,7 +10,7 @@ from cmrepro.datasets import synthetic
 from cmrepro.networks.presets import build_network
 from cmrepro.training.batches import BatchSource, prefetched
 from cmrepro.training.recipes import load_recipe
-from cmrepro.training.step import Training, ema_update
+from cmrepro.training.step import Training
 
 DATA = synthetic(512)
 BATCH_SIZE = 4  # small, for the time of many pairs; the fixed work of a step weighs more then
@@ -61,12 +61,11 @@ def test_averages_over_step(benchmark, gate):
     batches = batches_of(training)
     assert training.target is not training.online
 
-    def averages():
-        ema_update(training.target, training.online, 0.9)
-        ema_update(training.ema, training.online, 0.999)
-
-    benchmark.pedantic(averages, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(training.update_averages, rounds=5, warmup_rounds=1)
     gate.bound(
-        "averages over a step", averages, lambda: training.train_step(next(batches)), at_most=0.05
+        "averages over a step",
+        training.update_averages,
+        lambda: training.train_step(next(batches)),
+        at_most=0.05,
     )
     batches.close()

@@ -60,10 +60,10 @@ def on_device(distance: Distance, device: torch.device) -> Distance:
     return distance
 
 
-def ema_update(average: nn.Module, online: nn.Module, decay: float) -> None:
+def ema_update(average: list[Tensor], online: list[Tensor], decay: float) -> None:
     """Set average <- decay * average + (1 - decay) * online, parameter by parameter."""
     with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1.0 - decay)
+        torch._foreach_lerp_(average, online, 1.0 - decay)
 
 
 class Training:
@@ -122,8 +122,13 @@ class Training:
             self.distance = distance or build_distance(str(recipe.distance), self.device)
             if recipe.target_ema != 0:
                 self.target = copy.deepcopy(self.online).requires_grad_(False)
+        # Listed once: to walk through the modules takes nearly as long as an average.
+        listed: list[list[Tensor]] = [
+            list(model.parameters()) for model in (self.online, self.ema, self.target)
+        ]
+        self._weights, self._ema_weights, self._target_weights = listed
         self.optimizer = OPTIMIZERS[recipe.optimizer](
-            self.online.parameters(), lr=recipe.learning_rate, foreach=True
+            self._weights, lr=recipe.learning_rate, foreach=True
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if compiled:
@@ -264,7 +269,7 @@ class Training:
 
     def _gradient_is_finite(self) -> bool:
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._weights if p.grad is not None]
         return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
     def update(self) -> None:
@@ -272,8 +277,13 @@ class Training:
         self.between_steps = False
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.target is not self.online:
-            ema_update(self.target, self.online, scales_and_mu(self.recipe, self.step)[1])
-        ema_update(self.ema, self.online, self.recipe.ema_rate)
+        self.update_averages()
         self.step += 1
         self.between_steps = True
+
+    def update_averages(self) -> None:
+        """The target network's mu and the EMA of the weights that are sampled from."""
+        if self.target is not self.online:
+            mu = scales_and_mu(self.recipe, self.step)[1]
+            ema_update(self._target_weights, self._weights, mu)
+        ema_update(self._ema_weights, self._weights, self.recipe.ema_rate)
