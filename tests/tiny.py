@@ -38,5 +38,5 @@ def tiny_recipe(method: str, **changes: Any) -> Recipe:
         "ema_rate": 0.9,
         "schedule_steps": None,
     }
-    consistency = {} if method == "edm" else {"distance": "pseudo-huber"}
+    consistency = {} if method == "edm" else {"distance": "pseudo-huber", "s1": 10}
     return load_recipe(f"demo-cifar10-{method}").replace(**(tiny | consistency | changes))
