@@ -37,7 +37,7 @@ def demo_record(
                 "s1": 10,
                 "schedule_steps": None,
                 "total_steps": 10,
-                "distance": "efficientnet",
+                "distance": {"cd": "l2", "ct": "efficientnet"}.get(method),
                 "solver": {"cd": "heun"}.get(method),
                 "target_ema": {"cd": 0.0}.get(method),
                 "mu0": {"ct": 0.9}.get(method),

@@ -16,6 +16,7 @@ PLACE = "song2023/ordering/{}/cifar10"
 STEPS = claim(PLACE.format("cd-2-steps-better-than-1"))
 CD_CT = claim(PLACE.format("cd-better-than-ct-nfe1"))
 L2 = claim(PLACE.format("cd-lpips-better-than-l2"))
+L1 = claim(PLACE.format("cd-l2-better-than-l1"))
 HEUN = claim(PLACE.format("cd-heun-better-than-euler"))
 SCALES = claim(PLACE.format("cd-num-scales-optimum"))
 FIXED = claim(PLACE.format("ct-adaptive-better-than-fixed"))
@@ -124,22 +125,28 @@ def test_of_many_worse_sides_none_is_denied_by_chance():
 
 
 def test_an_ablation_is_matched_by_the_recipe_in_the_record():
-    base, l2 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l2", distance="l2")
-    verdict = ordering_verdict(L2, base + l2)
+    base, l1 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l1", distance="l1")
+    verdict = ordering_verdict(L1, base + l1)
     assert verdict.answer == "holds at demo scale"
     assert "paired by seed alone" not in verdict.reason  # the noise is recorded and the same
-    # The name says nothing: the same without the changed field is no record of l2.
-    unchanged = demo("cd", [100, 102, 101], suffix="-l2")
-    assert "distance = l2" in ordering_verdict(L2, base + unchanged).reason
+    # The name says nothing: the same without the changed field is no record of l1.
+    unchanged = demo("cd", [100, 102, 101], suffix="-l1")
+    assert "distance = l1" in ordering_verdict(L1, base + unchanged).reason
+
+
+def test_the_demo_has_a_distance_that_stands_in_for_lpips():
+    lpips = demo("cd", [100, 102, 101], suffix="-lpips", distance="efficientnet")
+    verdict = ordering_verdict(L2, lpips + demo("cd", [90, 91, 92]))
+    assert verdict.answer == "does not hold at demo scale"
 
 
 def test_an_unchanged_setting_is_not_measured_by_changed_records():
-    l2, ct = demo("cd", [100, 102, 101], suffix="-l2", distance="l2"), demo("ct", [95, 95, 95])
-    assert ordering_verdict(CD_CT, l2 + ct).answer == "not measured"
+    l1, ct = demo("cd", [100, 102, 101], suffix="-l1", distance="l1"), demo("ct", [95, 95, 95])
+    assert ordering_verdict(CD_CT, l1 + ct).answer == "not measured"
     base = demo("cd", [90, 91, 92])
-    assert ordering_verdict(CD_CT, base + l2 + ct).answer == "holds at demo scale"
-    steps = demo("cd", [99, 98, 97], 2, suffix="-l2", distance="l2")
-    assert ordering_verdict(STEPS, base + l2 + steps).answer == "not measured"
+    assert ordering_verdict(CD_CT, base + l1 + ct).answer == "holds at demo scale"
+    steps = demo("cd", [99, 98, 97], 2, suffix="-l1", distance="l1")
+    assert ordering_verdict(STEPS, base + l1 + steps).answer == "not measured"
 
 
 def test_solvers_are_compared_at_equal_n():
@@ -171,8 +178,8 @@ def test_schedules_against_fixed_values():
 def test_an_ablation_differs_in_nothing_else(changed, text):
     teacher = {"teacher_sha256": "a"}
     base = demo("cd", [90, 91, 92], origin=teacher)
-    settings = {"suffix": "-l2", "distance": "l2", "origin": teacher} | changed
-    verdict = ordering_verdict(L2, base + demo("cd", [100, 102, 101], **settings))
+    settings = {"suffix": "-l1", "distance": "l1", "origin": teacher} | changed
+    verdict = ordering_verdict(L1, base + demo("cd", [100, 102, 101], **settings))
     assert (verdict.answer, verdict.reason) == ("not comparable", text)
 
 
@@ -181,6 +188,7 @@ def test_two_methods_may_be_trained_otherwise_and_the_verdict_says_so():
     verdict = ordering_verdict(CD_CT, demo("cd", [90, 91, 92]) + ct)
     assert verdict.answer == "holds at demo scale"
     assert "images seen 320 for the better, 640 for the worse" in verdict.reason
+    assert "distance l2 for the better, efficientnet for the worse" in verdict.reason
 
 
 def test_steps_of_two_different_checkpoints_are_not_comparable():
@@ -201,17 +209,17 @@ def test_scores_of_other_images_or_protocols_are_not_paired():
 
 
 def test_pairs_need_the_same_noise():
-    base, l2 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l2", distance="l2")
-    l2[1].hashes["noise"] = sha256_of("other noise")
-    verdict = ordering_verdict(L2, base + l2)
+    base, l1 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l1", distance="l1")
+    l1[1].hashes["noise"] = sha256_of("other noise")
+    verdict = ordering_verdict(L1, base + l1)
     assert verdict.difference.n == 2
     assert "without seed 1, whose noise differs" in verdict.reason
-    for record in l2:
+    for record in l1:
         record.hashes["noise"] = sha256_of(f"other noise {record.seed}")
-    assert ordering_verdict(L2, base + l2).answer == "not comparable"
-    for record in l2:
+    assert ordering_verdict(L1, base + l1).answer == "not comparable"
+    for record in l1:
         del record.hashes["noise"]
-    verdict = ordering_verdict(L2, base + l2)
+    verdict = ordering_verdict(L1, base + l1)
     assert verdict.answer == "holds at demo scale"
     assert "a side does not record its noise" in verdict.reason
 

@@ -194,8 +194,9 @@ def _unlike(
                     f"model {differing((records[0].model, records[1].model), NAMES)}"
                 )
         else:
-            scale = {"evaluations", *HOW_TRAINED} - {"images seen", "global batch"}
-            otherwise = list(like_with_like(*records, scale, NAMES).different.values())
+            said = {"images seen", "global batch", "distance"}
+            leave_out = {"evaluations", *HOW_TRAINED} - said
+            otherwise = list(like_with_like(*records, leave_out, NAMES).different.values())
     notes = [f"trained otherwise: {', '.join(otherwise)}"] if otherwise else []
     if unknown:
         notes.append(f"not known: {', '.join(unknown.values())}")
@@ -215,7 +216,8 @@ def _recipe_differences(records: tuple[RunRecord, RunRecord], changed: set[str])
     for record in records:
         recipe, origin = record.checkpoint.get("recipe", {}), record.checkpoint.get("origin", {})
         own = {k: v for k, v in recipe.items() if k not in ELSEWHERE and k not in following}
-        sides_.append(own | {"teacher": origin.get("teacher_sha256")})
+        teacher = origin.get("teacher_sha256")
+        sides_.append(own | {"teacher": teacher and teacher[:10]})
     one, two = sides_
     return {
         field: f"{field} {differing((one[field], two[field]), NAMES)}"

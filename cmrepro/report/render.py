@@ -27,9 +27,10 @@ DIFFERENCES = (
     "Training data: CIFAR-10 stored as JPEG (`cifar10-jpeg`), some 30 dB PSNR from the originals.",
     "Training length, batch and learning rate: see the models' table; the paper has Table 3.",
     "CD raises N by the N(k) that the paper has for CT only; the paper's CD keeps N fixed.",
-    "Distance: LPIPS's form on EfficientNet-Lite1 without learned weights, plus a little "
-    "pseudo-Huber, where the paper has LPIPS on VGG16. That network is a relative of the one that "
-    "scores, as VGG is of Inception: scores flatter these models as they flatter the paper's.",
+    "Distance: the paper has LPIPS on VGG16. The bundled CD has l2; `efficientnet`, of CT, is "
+    "LPIPS's form on EfficientNet-Lite1 without learned weights, plus a little pseudo-Huber. That "
+    "network is a relative of the one that scores, as VGG is of Inception: scores flatter models "
+    "trained with it as they flatter the paper's.",
     "Protocol `embedded`: EfficientNet-Lite0 instead of Inception-v3, fewer images.",
     "The time of the second evaluation was chosen by the reported metric, as in the paper, but on "
     "a seed that is not reported and on fewer images (`cmrepro search-times`).",
@@ -249,6 +250,7 @@ def _model_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
         recipe, origin = record.checkpoint.get("recipe"), record.checkpoint.get("origin")
         if not recipe or not origin:
             continue
+        threads = origin["threads"]
         scales = recipe["num_scales"]
         if recipe["s0"]:
             schedule_steps = recipe["schedule_steps"] or recipe["total_steps"]
@@ -265,7 +267,8 @@ def _model_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
             "steps": origin["steps"],
             "images seen": f"{origin['images_seen']:,}",
             "hours": f"{origin['duration_s'] / 3600:.2f}",
-            "trained on": f"{origin['data']}, {origin['cpu']}, {origin['threads']} threads",
+            "trained on": f"{origin['data']}, {origin['cpu']}, "
+            f"{threads} thread{'s' * (threads > 1)}",
             "weights": origin["weights"],
         }
     return list(rows.values())
