@@ -44,6 +44,7 @@ def test_a_written_report_is_in_step(written: Path) -> None:
     assert check_report(written) == []
     report = (written / "REPORT.md").read_text()
     assert "91.00 ± 12.71" in report  # t(0.975, 1) = 12.706 times the standard error 1
+    assert "Orderings and ablations (22): not measured 21, holds at demo scale 1." in report
     images = re.findall(r"!\[.*?\]\((.*?)\)", report)
     assert images and all((written / image).is_file() for image in images)
 

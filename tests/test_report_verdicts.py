@@ -103,7 +103,7 @@ def test_the_mean_decides_and_never_the_least_of_the_runs():
         ({"changes": {"ema_rate": 0.999}}, "weights EMA 0.9999 there, EMA 0.999 here"),
         ({"changes": {"distance": "l2"}}, "distance lpips there, l2 here"),
         ({"changes": {"solver": "euler"}}, "solver heun there, euler here"),
-        ({"changes": {"num_scales": None}}, "num_scales 18 there, none here"),
+        ({"changes": {"num_scales": None}}, "num_scales 18 there, by a schedule here"),
         ({"num_images": 10_000}, "images scored 50,000 there, 10,000 here"),
         ({"protocol": {"name": "cm-cifar10", "version": 2}}, "protocol version 1 there, 2 here"),
         ({"protocol": {"name": "adm", "version": 1}}, "protocol cm-cifar10 there, adm here"),
@@ -268,6 +268,15 @@ def test_demo_scores_are_not_comparable_with_printed_ones():
     assert verdict.answer == "not comparable"
     assert "images seen 409,600,000 there, 320 here" in verdict.reason
     assert "protocol cm-cifar10 there, embedded here" in verdict.reason
+
+
+def test_the_demo_model_named_is_that_of_the_table_and_no_ablation():
+    ablation = demo_record("cd", 1, 0, 2000.0, model="nearer")
+    recipe = ablation.checkpoint["recipe"] | {"num_scales": 18, "s0": None, "s1": None}
+    ablation.checkpoint.update(recipe=recipe, sha256="of-nearer")
+    ablation.comparable["images_seen"] = 409_600_000
+    verdict = absolute_verdict(claim(CD), [ablation, demo_record("cd", 1, 0, 2000.0)])
+    assert verdict.reason.startswith("demo-cifar10-cd: training data ")
 
 
 def test_there_is_a_verdict_for_every_claim():

@@ -65,9 +65,18 @@ def test_the_reason_says_how_many_and_how_sure():
     assert difference.mean - difference.half_width == pytest.approx(low)
     assert difference.mean + difference.half_width == pytest.approx(high)
     assert "paired over 3 seeds and better in 3 of them" in verdict.reason
-    assert "P(better) 1.000 (95 % interval" in verdict.reason
+    assert "FD 90.33 against 101, better by 10.67" in verdict.reason
+    assert "P(better with a new seed) 1.000 (95 % interval" in verdict.reason
     assert verdict.probability.low < 1 and verdict.probability.n == 3
     assert "paired by seed alone" in verdict.reason  # 2 steps draw more noise than 1
+
+
+def test_the_reason_says_which_metrics_order_the_other_way():
+    one, two = demo("cd", [100, 102, 101]), demo("cd", [90, 90, 91], nfe=2)
+    for record in two:
+        record.scores.update({"kid": 0.6, "is": 3.5, "recall": 0.2 - 0.1 * record.seed})
+    reason = ordering_verdict(STEPS, one + two).reason
+    assert reason.endswith("; the other way with every seed: KID")
 
 
 def test_an_inconclusive_one_says_how_many_seeds_would_decide():

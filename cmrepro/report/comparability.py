@@ -175,5 +175,9 @@ def _weights(record: RunRecord) -> str | None:
 
 
 def _said(fields: Mapping[str, Value] | None) -> Mapping[str, Value]:
-    """Recipe fields as text: one without a value is said to have none, not unknown."""
-    return {name: "none" if value is None else value for name, value in (fields or {}).items()}
+    """Recipe fields as text: one without a value is not unknown."""
+    scheduled = ("num_scales", "target_ema")
+    return {
+        name: value if value is not None else "by a schedule" if name in scheduled else "none"
+        for name, value in (fields or {}).items()
+    }

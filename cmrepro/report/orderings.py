@@ -47,12 +47,14 @@ class _Pair:
 
     Attributes:
         worse: Setting of the worse side.
-        gains: (n,) by how much the better side is better, one a seed that both have.
+        scores: (2, n) of the better and of the worse side, one a seed that both have.
+        gains: (n,) by how much the better side is better with that seed.
         different: What makes the two not comparable, in words.
         notes: What else the reader has to know.
     """
 
     worse: Setting
+    scores: NDArray[np.float64]
     gains: NDArray[np.float64]
     different: list[str]
     notes: list[str]
@@ -156,9 +158,24 @@ def _pair(better: Setting, a: Side, worse: Setting, b: Side, demo: bool) -> _Pai
     ]
     if one and two and not common and not different:
         notes.append("no seed in common")
-    sign = 1 if metrics()[better.metric].higher_is_better else -1
-    gains = np.array([sign * (one[s] - two[s]) for s in common], np.float64)
-    return _Pair(worse, gains, different, notes)
+    gains = _gains(better.metric, a, b, common)
+    others = [
+        label
+        for metric, label in LABELS.items()
+        if metric in a.first.scores.keys() & b.first.scores.keys()
+        and (_gains(metric, a, b, common) * gains.sum() < 0).all()
+    ]
+    if len(common) > 1 and others:
+        notes.append(f"the other way with every seed: {', '.join(others)}")
+    scores = np.array([[of[seed] for seed in common] for of in (one, two)], np.float64)
+    return _Pair(worse, scores, gains, different, notes)
+
+
+def _gains(metric: str, a: Side, b: Side, seeds: list[int]) -> NDArray[np.float64]:
+    """(n,) by how much one side is better than another, one a seed."""
+    sign = 1 if metrics()[metric].higher_is_better else -1
+    one, two = a.scores(metric), b.scores(metric)
+    return np.array([sign * (one[s] - two[s]) for s in seeds], np.float64)
 
 
 def _noise(side: Side, seed: int) -> str | None:
@@ -194,7 +211,7 @@ def _unlike(
                     f"model {differing((records[0].model, records[1].model), NAMES)}"
                 )
         else:
-            said = {"images seen", "global batch", "distance"}
+            said = {"images seen", "global batch", "initialisation", "distance"}
             leave_out = {"evaluations", *HOW_TRAINED} - said
             otherwise = list(like_with_like(*records, leave_out, NAMES).different.values())
     notes = [f"trained otherwise: {', '.join(otherwise)}"] if otherwise else []
@@ -271,10 +288,11 @@ def _probability(pair: _Pair) -> Interval | None:
 def _in_words(
     claim: Ordering, pair: _Pair, difference: Summary, probability: Interval | None
 ) -> str:
-    than = f" than {pair.worse}" if len(claim.worse) > 1 else ""
+    than = f" of {pair.worse}" if len(claim.worse) > 1 else ""
     wins = int((pair.gains > 0).sum())
+    one, two = pair.scores.mean(axis=1)
     text = (
-        f"{LABELS[claim.better.metric]} better{than} by {difference} (95 % interval), paired over "
-        f"{difference.n} seeds and better in {wins} of them"
+        f"{LABELS[claim.better.metric]} {one:.4g} against {two:.4g}{than}, better by {difference} "
+        f"(95 % interval), paired over {difference.n} seeds and better in {wins} of them"
     )
-    return f"{text}; P(better) {probability}" if probability else text
+    return f"{text}; P(better with a new seed) {probability}" if probability else text

@@ -1,11 +1,11 @@
 """REPORT.md, tables, figures and the page from results/records, and the check of them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmrepro.files import atomic_path
-from cmrepro.paper import claim
+from cmrepro.paper import Ordering, claim
 from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report import page
 from cmrepro.report.figures import figures
@@ -28,12 +28,12 @@ DIFFERENCES = (
     "Training length, batch and learning rate: see the models' table; the paper has Table 3.",
     "CD raises N by the N(k) that the paper has for CT only; the paper's CD keeps N fixed.",
     "Distance: the paper has LPIPS on VGG16. The bundled CD has l2; `efficientnet`, of CT, is "
-    "LPIPS's form on EfficientNet-Lite1 without learned weights, plus a little pseudo-Huber. That "
+    "LPIPS's form on EfficientNet-Lite1 without learned weights, plus 0.05 pseudo-Huber. That "
     "network is a relative of the one that scores, as VGG is of Inception: scores flatter models "
     "trained with it as they flatter the paper's.",
     "Protocol `embedded`: EfficientNet-Lite0 instead of Inception-v3, fewer images.",
     "The time of the second evaluation was chosen by the reported metric, as in the paper, but on "
-    "a seed that is not reported and on fewer images (`cmrepro search-times`).",
+    "a seed that is not reported (`cmrepro search-times`).",
 )
 
 
@@ -151,7 +151,9 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
         "paper": paper,
         "tables": tables,
         "ours": [row for row in tables["table1"] if row["ours"] != AS_PUBLISHED],
+        "summary": _summary(tables["verdicts"]),
         "orderings": [row for row in measured if row["kind"] == "ordering"],
+        "orderings_here": _orderings_here(tables["verdicts"]),
         "absolute": absolute,
         "by_reason": _by_reason(absolute),
         "records": records,
@@ -161,7 +163,11 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
         "figures": figures(records, out / TRAINING),
         "samples": _samples(records, out),
         "real": page.REAL if (out / page.REAL).exists() else None,
-        "context": any(r.nfe is None for r in records),
+        "context": ", ".join(
+            f"{r.model} {r.scores['fid']:.1f} ({r.protocol['name']})"
+            for r in records
+            if r.nfe is None and "fid" in r.scores
+        ),
         "demo": any(is_demo(r) for r in records),
         "differences": DIFFERENCES,
         "warnings": sorted({w for r in records for w in r.warnings}),
@@ -180,6 +186,30 @@ def _verdict_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
     ]
 
 
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """How many claims have which verdict, in a sentence a kind."""
+    lines = []
+    for kind, what in {
+        "ordering": "Orderings and ablations",
+        "absolute": "Printed scores",
+    }.items():
+        counts = Counter(row["verdict"] for row in rows if row["kind"] == kind)
+        each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
+        lines.append(f"{what} ({counts.total()}): {each}.")
+    return " ".join(lines)
+
+
+def _orderings_here(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The orderings of each data set of which any is measured, in the paper's words."""
+    found = {claimed: row for row in rows if isinstance(claimed := claim(row["claim"]), Ordering)}
+    here = {c.dataset for c, row in found.items() if row["verdict"] != "not measured"}
+    return [
+        {"statement": c.statement, **{key: row[key] for key in ("verdict", "reason", "claim")}}
+        for c, row in found.items()
+        if c.dataset in here
+    ]
+
+
 def _by_reason(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[str]]]:
     """Claims by verdict and reason."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -194,16 +224,17 @@ def _runs(records: list[RunRecord]) -> list[tuple[str, str]]:
     def distinct(key: str) -> str:
         return "; ".join(sorted({f"{r.provenance[key]}" for r in records}))
 
-    commits = {
+    commits = Counter(
         (r.provenance["commit"] or "of an installed package")[:10]
         + (" (changed)" if r.provenance["dirty"] else "")
         for r in records
-    }
+    )
     sampling = {
         (r.model, r.seed): r.durations_s["sampling_all_steps"]
         for r in records
         if "sampling_all_steps" in r.durations_s
     }
+    gpus = distinct("gpu").replace("None", "no GPU")
     scoring = sum(r.durations_s["scoring"] for r in records)
     packages = {
         f"{name} {version}" for r in records for name, version in r.provenance["packages"].items()
@@ -222,14 +253,19 @@ def _runs(records: list[RunRecord]) -> list[tuple[str, str]]:
                 for name, own in sorted(commands.items())
             ),
         ),
-        ("cmrepro", f"{distinct('cmrepro')}, commit {', '.join(sorted(commits))}"),
-        ("machine", f"{distinct('cpu')}; {distinct('platform')}; GPU: {distinct('gpu')}"),
+        (
+            "cmrepro",
+            f"{distinct('cmrepro')}, commit "
+            + ", ".join(f"{name} ({n} records)" for name, n in sorted(commits.items())),
+        ),
+        ("machine", f"{distinct('cpu')}; {distinct('platform')}; {gpus}"),
         ("Python", f"{distinct('python')}; {', '.join(sorted(packages))}"),
         (
             "sampling",
-            f"{sum(sampling.values()):.0f} s for {len(sampling)} runs, all steps at once",
+            f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job, "
+            "all steps at once",
         ),
-        ("scoring", f"{scoring:.0f} s for {len(records)} sample sets"),
+        ("scoring", f"{scoring:.0f} s for all {len(records)} records"),
     ]
 
 

@@ -20,7 +20,7 @@ from cmrepro.report.equivalence import (
     is_outside,
     seeds_to_decide,
 )
-from cmrepro.report.matching import Side, sides, trained_recipe
+from cmrepro.report.matching import Side, is_ablation, sides, trained_recipe
 from cmrepro.report.orderings import ordering_verdict
 from cmrepro.report.results import summarise
 
@@ -58,8 +58,10 @@ def absolute_verdict(claim: AbsoluteClaim, records: list[RunRecord]) -> Verdict:
     compared = [(side, _against(claim, side.first)) for side in ours]
     alike = [(side, likeness) for side, likeness in compared if not likeness.different]
     if not alike:
-        _, nearest = min(compared, key=lambda pair: len(pair[1].different))
-        return Verdict(claim.id, "not comparable", str(nearest))
+        side, nearest = min(
+            compared, key=lambda pair: (is_ablation(pair[0].first), len(pair[1].different))
+        )
+        return Verdict(claim.id, "not comparable", f"{side.first.model}: {nearest}")
     found = [_decide(claim, side, likeness) for side, likeness in alike]
     if len({verdict.answer for verdict in found}) == 1:
         return found[0]
