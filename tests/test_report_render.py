@@ -175,11 +175,12 @@ def test_table_1_has_every_printed_row_and_ours_beside_it() -> None:
     assert set(ours.values()) == {AS_PUBLISHED}
 
 
-def test_ablations_stand_beside_no_row_of_the_paper() -> None:
+@pytest.mark.parametrize("changed", [{"distance": "l1"}, {"total_steps": 1500}])
+def test_ablations_stand_beside_no_row_of_the_paper(changed: dict[str, str | int]) -> None:
     family = [demo_record("cd", 1, seed, 100 + seed) for seed in (0, 1)]
-    checkpoint = copy.deepcopy(family[0].checkpoint) | {"sha256": sha256_of("l1")}
-    checkpoint["recipe"]["distance"] = "l1"
-    ablation = demo_record("cd", 1, 0, 90, model="demo-cifar10-cd-l1", checkpoint=checkpoint)
+    checkpoint = copy.deepcopy(family[0].checkpoint) | {"sha256": sha256_of("other")}
+    checkpoint["recipe"].update(changed)
+    ablation = demo_record("cd", 1, 0, 90, model="demo-cifar10-cd-other", checkpoint=checkpoint)
     for records in (family, [*family, ablation]):
         cd = [row for row in paper_rows(1, records) if row.cells["method"] == "CD"]
         assert [row.cells["ours"] for row in cd] == ["demo-cifar10-cd", "not measured"]

@@ -111,12 +111,13 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
         reason = "; ".join(texts) or "no two sides were scored against the same reference"
         return Verdict(claim.id, "not comparable", reason)
     condition = max(sorted(conditions), key=lambda found: found[2])  # the most images
-    better, *others = [[s for s in of if s.condition == condition] for of in candidates]
-    best = _fullest(better)
-    pairs = []
-    for setting, of in zip(claim.worse, others, strict=True):
-        same = [side for side in of if _checksum(side) == _checksum(best)]
-        pairs.append(_pair(claim.better, best, setting, _fullest(same or of), demo))
+    better, *others = [
+        sorted((s for s in of if s.condition == condition), key=_fullness, reverse=True)
+        for of in candidates
+    ]
+    tried = [_pairs(claim, best, others, demo) for best in better]
+    alike = [pairs for pairs in tried if not any(pair.different for pair in pairs)]
+    pairs = (alike or tried)[0]
     for pair in pairs:
         if pair.different:
             return Verdict(claim.id, "not comparable", "; ".join(pair.different))
@@ -127,9 +128,19 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
     return _decide(claim, pairs, demo)
 
 
-def _fullest(of: list[Side]) -> Side:
-    """The side with the most seeds, then the one that is called like its recipe."""
-    return max(of, key=lambda s: (len(s.records), s.first.model == recipe_name(s.first)))
+def _fullness(side: Side) -> tuple[int, bool]:
+    """More for a side with more seeds, then for one that is called like its recipe."""
+    return len(side.records), side.first.model == recipe_name(side.first)
+
+
+def _pairs(claim: Ordering, best: Side, others: list[list[Side]], demo: bool) -> list[_Pair]:
+    """A better side with one worse side a setting: the first that is comparable, or the first."""
+    pairs = []
+    for setting, of in zip(claim.worse, others, strict=True):
+        same = [side for side in of if _checksum(side) == _checksum(best)]
+        tried = [_pair(claim.better, best, setting, side, demo) for side in same or of]
+        pairs.append(next((pair for pair in tried if not pair.different), tried[0]))
+    return pairs
 
 
 def _checksum(side: Side) -> str:
