@@ -1,6 +1,7 @@
 """The page: its links lead somewhere, nothing is fetched, its pictures show what they should."""
 
 import base64
+import csv
 import io
 import math
 import xml.etree.ElementTree as ElementTree
@@ -83,6 +84,15 @@ def test_nothing_is_fetched(out: Path, pages: dict[Path, Page]) -> None:
         assert "default-src 'none'" in text  # and the browser holds the page to it
         assert "@import" not in text and "<link" not in text and "<script src" not in text
     assert (out / "results" / "site" / "index.html").stat().st_size < 3_000_000
+
+
+def test_every_table_of_the_report_is_on_the_page(out: Path, pages: dict[Path, Page]) -> None:
+    [index] = [page for path, page in pages.items() if path.name == "index.html"]
+    shown = " ".join(index.text.split())
+    for path in (out / "results" / "tables").glob("*.csv"):
+        for row in csv.DictReader(path.read_text().splitlines()):
+            missing = [text for text in row.values() if " ".join(text.split()) not in shown]
+            assert missing == [] or row.get("verdict") == "not measured", f"{path.name}: {row}"
 
 
 def test_each_of_our_cells_leads_to_its_records(pages: dict[Path, Page]) -> None:
