@@ -84,16 +84,18 @@ def record_table(records: list[RunRecord]) -> list[Row]:
     rows = []
     for members in group(records).values():
         for record in members:
+            scores = {
+                label: Cell(f"{record.scores[metric]:.5g}")
+                for metric, label in LABELS.items()
+                if metric in record.scores
+            }
             cells = {
                 "model": Cell(record.model, record_page(record)),
                 "NFE": Cell(_text(record.nfe)),
                 "seed": Cell(_text(record.seed)),
+                **scores,
                 "images": Cell(f"{record.num_images:,}"),
                 "protocol": Cell(f"{record.protocol['name']} v{record.protocol['version']}"),
-            } | {
-                label: Cell(f"{record.scores[metric]:.5g}")
-                for metric, label in LABELS.items()
-                if metric in record.scores
             }
             rows.append(Row(cells, id=record.id, group=members[0].id))
     return rows
