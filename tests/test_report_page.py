@@ -20,9 +20,10 @@ from records_of import demo_record
 from report_folder import PARTS, made_up_records, make_results
 from scipy import stats
 
-from cmrepro.records import RunRecord, flat
+from cmrepro.records import RunRecord, flat, write_record
 from cmrepro.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Point, svg
 from cmrepro.report.figures import num_images_charts, score_charts
+from cmrepro.report.page import record_page
 from cmrepro.report.render import write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -116,6 +117,44 @@ def test_the_page_of_a_record_shows_every_field(out: Path, pages: dict[Path, Pag
             if isinstance(value, str | int | float) and not isinstance(value, bool):
                 assert str(value) in page.text
         assert f"cmrepro redo results/records/{record.id}.json" in page.text
+
+
+def test_the_page_of_a_record_says_what_a_redo_needs_and_what_its_scores_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmrepro.report.page.BUNDLED", tmp_path)
+    (tmp_path / "demo-cifar10-ct.safetensors").write_bytes(
+        b"ct"
+    )  # of the checksum that the record has
+    made_by = {"command": "cmrepro train demo-cifar10-cd"}
+    provenance = demo_record("cd", 1, 0, 1.0).provenance
+    noise = {"provenance": provenance | {"command": "cmrepro anchors images.zip"}}
+    records = {
+        "bundled": demo_record("ct", 1, 0, 100.123456789),
+        "trained": demo_record("cd", 1, 0, 90.0),
+        "noise": anchor("noise", 0.9, 200.0, **noise),
+        "foreign": anchor("foreign", 0.8, 50.0),
+    }
+    records["trained"].checkpoint["origin"] |= made_by
+    for record in records.values():
+        write_record(record, tmp_path / "results" / "records")
+    write_report(tmp_path)
+    text = {
+        name: (tmp_path / "results" / "site" / record_page(record)).read_text()
+        for name, record in records.items()
+    }
+    redo = {name: f"cmrepro redo results/records/{r.id}.json" for name, r in records.items()}
+    assert f"<code>{redo['bundled']}</code>" in text["bundled"]
+    for name in "bundled", "noise":
+        assert "--checkpoint" not in text[name] and "--samples" not in text[name]
+    assert f"{redo['trained']} --checkpoint demo-cifar10-cd.safetensors" in text["trained"]
+    assert made_by["command"] in text["trained"]
+    assert f"{redo['foreign']} --samples FILE" in text["foreign"]
+    assert '<data value="100.123456789" title="100.123456789">100.12</data>' in text["bundled"]
+    for name in "bundled", "trained":
+        assert f'<a href="{records["noise"].id}.html">noise</a></th></tr>' in text[name]  # last
+        assert "<td>200</td>" in text[name]
+    assert f'<a href="{records["noise"].id}.html">' not in text["noise"]
 
 
 def test_the_page_holds_the_pixels_of_the_first_two_rows(
