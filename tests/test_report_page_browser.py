@@ -125,10 +125,12 @@ def test_it_fits_the_screen_and_can_be_read(page: Browser, width: int, scheme: s
 def test_on_a_phone_rows_of_long_texts_are_cards_and_others_say_that_they_scroll(
     page: Browser,
 ) -> None:
-    page.look(390)
-    for table in ("verdict", "deviations"):
-        scroll = f"document.querySelector('.scroll:has(#{table})')"
-        assert page(f"{scroll}.scrollWidth <= {scroll}.clientWidth"), table
+    page("document.querySelector('details').open = true")
+    for width in (1280, 390):
+        page.look(width)
+        for table in ("verdict", "deviations", "later"):
+            scroll = f"document.querySelector('.scroll:has(#{table})')"
+            assert 0 < page(f"{scroll}.scrollWidth") <= page(f"{scroll}.clientWidth"), table
     labels = "[...document.querySelector('#deviations tbody tr').cells].map((cell) => "
     assert page(f"{labels}cell.dataset.label)") == ["id", "item", "paper", "released", "here"]
     assert page(f"{labels}getComputedStyle(cell, '::before').content)")[1] == '"item"'
