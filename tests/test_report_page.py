@@ -1,11 +1,14 @@
 """The page: its links lead somewhere, nothing is fetched, its pictures show what they should."""
 
 import base64
+import csv
 import io
 import math
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from records_of import demo_record
 from report_folder import PARTS, made_up_records, make_results
 from scipy import stats
 
-from cmrepro.records import flat
+from cmrepro.records import RunRecord, flat, write_record
 from cmrepro.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Point, svg
 from cmrepro.report.figures import num_images_charts, score_charts
+from cmrepro.report.page import record_page
 from cmrepro.report.render import write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -85,6 +90,15 @@ def test_nothing_is_fetched(out: Path, pages: dict[Path, Page]) -> None:
     assert (out / "results" / "site" / "index.html").stat().st_size < 3_000_000
 
 
+def test_every_table_of_the_report_is_on_the_page(out: Path, pages: dict[Path, Page]) -> None:
+    [index] = [page for path, page in pages.items() if path.name == "index.html"]
+    shown = " ".join(index.text.split())
+    for path in (out / "results" / "tables").glob("*.csv"):
+        for row in csv.DictReader(path.read_text().splitlines()):
+            missing = [text for text in row.values() if " ".join(text.split()) not in shown]
+            assert missing == [] or row.get("verdict") == "not measured", f"{path.name}: {row}"
+
+
 def test_each_of_our_cells_leads_to_its_records(pages: dict[Path, Page]) -> None:
     [index] = [page for path, page in pages.items() if path.name == "index.html"]
     for record in made_up_records():
@@ -103,6 +117,44 @@ def test_the_page_of_a_record_shows_every_field(out: Path, pages: dict[Path, Pag
             if isinstance(value, str | int | float) and not isinstance(value, bool):
                 assert str(value) in page.text
         assert f"cmrepro redo results/records/{record.id}.json" in page.text
+
+
+def test_the_page_of_a_record_says_what_a_redo_needs_and_what_its_scores_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmrepro.report.page.BUNDLED", tmp_path)
+    (tmp_path / "demo-cifar10-ct.safetensors").write_bytes(
+        b"ct"
+    )  # of the checksum that the record has
+    made_by = {"command": "cmrepro train demo-cifar10-cd"}
+    provenance = demo_record("cd", 1, 0, 1.0).provenance
+    noise = {"provenance": provenance | {"command": "cmrepro anchors images.zip"}}
+    records = {
+        "bundled": demo_record("ct", 1, 0, 100.123456789),
+        "trained": demo_record("cd", 1, 0, 90.0),
+        "noise": anchor("noise", 0.9, 200.0, **noise),
+        "foreign": anchor("foreign", 0.8, 50.0),
+    }
+    records["trained"].checkpoint["origin"] |= made_by
+    for record in records.values():
+        write_record(record, tmp_path / "results" / "records")
+    write_report(tmp_path)
+    text = {
+        name: (tmp_path / "results" / "site" / record_page(record)).read_text()
+        for name, record in records.items()
+    }
+    redo = {name: f"cmrepro redo results/records/{r.id}.json" for name, r in records.items()}
+    assert f"<code>{redo['bundled']}</code>" in text["bundled"]
+    for name in "bundled", "noise":
+        assert "--checkpoint" not in text[name] and "--samples" not in text[name]
+    assert f"{redo['trained']} --checkpoint demo-cifar10-cd.safetensors" in text["trained"]
+    assert made_by["command"] in text["trained"]
+    assert f"{redo['foreign']} --samples FILE" in text["foreign"]
+    assert '<data value="100.123456789" title="100.123456789">100.12</data>' in text["bundled"]
+    for name in "bundled", "trained":
+        assert f'<a href="{records["noise"].id}.html">noise</a></th></tr>' in text[name]  # last
+        assert "<td>200</td>" in text[name]
+    assert f'<a href="{records["noise"].id}.html">' not in text["noise"]
 
 
 def test_the_page_holds_the_pixels_of_the_first_two_rows(
@@ -158,7 +210,8 @@ def test_an_interval_is_as_long_as_it_says() -> None:
 def numbers(root: ElementTree.Element, anchor: str) -> Iterator[float]:
     for text in root.iter(f"{SVG}text"):
         if text.attrib.get("text-anchor") == anchor and "s" not in (text.text or "s"):
-            yield float((text.text or "").replace(",", ""))
+            number, thousands, _ = (text.text or "").replace(",", "").partition("k")
+            yield float(number) * (1000 if thousands else 1)
 
 
 @settings(deadline=None)  # other work on the machine
@@ -180,6 +233,53 @@ def test_a_score_chart_has_the_mean_and_interval_over_seeds() -> None:
     interval = stats.ttest_1samp([100.0, 102.0], 0).confidence_interval(0.95)
     assert points[0].ends == pytest.approx((interval.low, interval.high))
     assert [point.x for point in points] == [1, 2]
+
+
+def anchor(name: str, precision: float, fid: float, **changes: object) -> RunRecord:
+    scores = {"fid": fid, "precision": precision}
+    return demo_record("cd", None, None, fid, model=name, sampler={}, scores=scores, **changes)
+
+
+def test_a_score_chart_has_the_images_that_say_what_its_scale_means() -> None:
+    real, noise = anchor("real", 0.7, 60.0), anchor("noise", 0.9, 200.0)
+    elsewhere = anchor("elsewhere", 0.5, 80.0, protocol={"name": "embedded", "version": 2})
+    other = anchor("other", 0.5, 80.0, num_images=100)
+    charts = score_charts([*made_up_records(), noise, real, elsewhere, other])
+    assert charts["embedded-v1_fid"].levels == [(60.0, "real"), (200.0, "noise")]
+    assert charts["embedded-v1_fid"].title == "FD (lower is better)"
+    assert charts["embedded-v1_is"].levels == []  # they have no IS
+    # Noise before real images: such a score does not say which images are better.
+    assert charts["embedded-v1_precision"].title == "precision (no order of quality)"
+    assert score_charts(made_up_records())["embedded-v1_precision"].title.endswith("is better)")
+
+
+@pytest.mark.parametrize(("level", "drawn_there"), [(60.0, True), (100_000.0, False)])
+def test_a_level_is_drawn_where_it_leaves_the_lines_room(level: float, drawn_there: bool) -> None:
+    chart = Chart("t", "x", {"line": [Point(1, 90), Point(2, 100)]}, levels=[(level, "real")])
+    root, [[(_, y0), (_, y1)]] = drawn(chart)
+    marks = [p.attrib["d"] for p in root.iter(f"{SVG}path") if p.attrib.get("class") == "mark"]
+    heights = [float(d.split()[1].partition("H")[0]) for d in marks if d.startswith(f"M{LEFT} ")]
+    assert (heights == [pytest.approx(y0 + 3 * (y0 - y1), abs=0.5)]) == drawn_there
+    assert bool(heights) == drawn_there
+    assert (f"real {level:,.0f}" if drawn_there else "not drawn: real 100,000") in svg(chart)
+
+
+def test_texts_of_marks_and_axes_do_not_overlap() -> None:
+    points = [Point(float(k), 1.0) for k in range(0, 280_000, 1000)]
+    marks = [(float(k * k), str(k)) for k in range(3, 500)]
+    root, _ = drawn(Chart("t", "x", {"line": points}, marks=marks, mark_name="N"))
+    middles = defaultdict(list)
+    for text in root.iter(f"{SVG}text"):
+        if text.text != "x" and text.attrib.get("text-anchor") == "middle":
+            middles[text.attrib["y"]].append((float(text.attrib["x"]), text.text or ""))
+    assert len(middles) == 2  # above the frame and below it
+    for row in middles.values():
+        assert len(row) > 3
+        for (x, text), (next_x, next_text) in pairwise(row):
+            assert next_x - x > 6 * (len(text) + len(next_text)) / 2, (text, next_text)
+        assert row[0][0] - 3 * len(row[0][1]) >= LEFT - 14
+        assert row[-1][0] + 3 * len(row[-1][1]) <= WIDTH
+    assert [text for _, text in middles[f"{HEIGHT - BOTTOM + 14:.1f}"]][1] == "50k"
 
 
 def test_fid_against_the_number_of_images_has_the_interval_of_its_parts() -> None:

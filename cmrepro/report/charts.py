@@ -12,11 +12,12 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 300, 200  # of the chart without its legend, in units that are pixels at full size
-LEFT, RIGHT, TOP, BOTTOM = 48, 14, 26, 40  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 48, 18, 38, 40  # margins around the plot
 LEGEND_ROW = 16
 PADDING = 0.06  # of the range of the values, on either side
 MAX_TICKS = 6
-MARK_ROOM = 16  # between the labels of two marks
+DIGIT = 6.5  # width of one, at most
+LEAST_SHARE = 0.1  # of the vertical axis, which levels leave to the lines
 MARKED_POINTS = 12  # a line of more points is drawn without markers
 
 # Colours that colour-blind readers tell apart (Okabe, Ito 2008), lighter ones on dark ground; the
@@ -63,6 +64,9 @@ class Chart:
         log_y: Likewise the vertical one.
         x_ticks: Where the horizontal axis has numbers; round numbers by default.
         marks: x and text of vertical lines.
+        mark_name: What the texts of the marks are, beside them.
+        levels: y and name of horizontal lines. Where they would leave the others less than
+            `LEAST_SHARE` of the axis, they are only named below the plot.
     """
 
     title: str
@@ -72,6 +76,8 @@ class Chart:
     log_y: bool = False
     x_ticks: Sequence[float] = ()
     marks: Sequence[tuple[float, str]] = ()
+    mark_name: str = ""
+    levels: Sequence[tuple[float, str]] = ()
 
 
 class Axis(NamedTuple):
@@ -84,26 +90,50 @@ class Axis(NamedTuple):
 def svg(chart: Chart) -> str:
     """The chart as an SVG element with its own style; the same text everywhere."""
     points = [point for line in chart.lines.values() for point in line]
+    ends = [end for p in points for end in p.ends]
+    widened = [*ends, *(value for value, _ in chart.levels)]
+    fits = max(ends) - min(ends) >= LEAST_SHARE * (max(widened) - min(widened))
     x = _axis([p.x for p in points], LEFT, WIDTH - RIGHT, chart.log_x, chart.x_ticks)
-    y = _axis([end for p in points for end in p.ends], HEIGHT - BOTTOM, TOP, chart.log_y)
-    height = HEIGHT + LEGEND_ROW * len(chart.lines)
+    y = _axis(widened if fits else ends, HEIGHT - BOTTOM, TOP, chart.log_y)
+    height = HEIGHT + LEGEND_ROW * (len(chart.lines) + len(chart.levels))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {height}" '
         f'role="img" aria-label="{escape(chart.title)}"><style>{STYLE}</style>',
         f'<text class="name" x="{LEFT}" y="15">{escape(chart.title)}</text>',
         *_grid(x, y),
         _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, chart.x_label),
+        *_marks(chart, x.place),
     ]
-    free = 0.0  # where the next label of a mark has room
-    for value, label in chart.marks:
-        at = x.place(value)
-        parts.append(f'<path class="mark" d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
-        if at >= free:
-            parts.append(_text(at + 2, TOP + 8, label, "start"))
-            free = at + MARK_ROOM
     for i, (label, line) in enumerate(chart.lines.items()):
         parts += _line(i, label, line, x.place, y.place)
+    for i, (value, name) in enumerate(sorted(chart.levels, reverse=True), len(chart.lines)):
+        parts += _level(i, f"{name} {number(value)}", y.place(value) if fits else None)
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _marks(chart: Chart, place: Callable[[float], float]) -> list[str]:
+    """Vertical lines with their texts above the frame, as far as these have room."""
+    parts = [_text(LEFT - 5, TOP - 4, chart.mark_name, "end")] if chart.mark_name else []
+    free = float(LEFT)
+    for value, label in chart.marks:
+        at, half = place(value), DIGIT * len(label) / 2
+        parts.append(f'<path class="mark" d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
+        if at - half >= free:
+            parts.append(_text(at, TOP - 4, label))
+            free = at + half + DIGIT / 2
+    return parts
+
+
+def _level(i: int, text: str, at: float | None) -> list[str]:
+    """A horizontal line and its row in the legend; without a height only that."""
+    row = HEIGHT + LEGEND_ROW * i + 6
+    if at is None:
+        return [_text(4, row + 4, f"not drawn: {text}", "start")]
+    return [
+        f'<path class="mark" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>',
+        f'<path class="mark" d="M{LEFT - 8} {row}h16"/>',
+        _text(LEFT + 14, row + 4, text, "start"),
+    ]
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
@@ -115,11 +145,11 @@ def _grid(x: Axis, y: Axis) -> list[str]:
     bottom = HEIGHT - BOTTOM
     parts = [f'<path class="grid" d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}" fill="none"/>']
     for value in x.ticks:
-        parts.append(_text(x.place(value), bottom + 14, number(value)))
+        parts.append(_text(x.place(value), bottom + 14, tick(value)))
     for value in y.ticks:
         at = y.place(value)
         parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(_text(LEFT - 5, at + 4, number(value), "end"))
+        parts.append(_text(LEFT - 5, at + 4, tick(value), "end"))
     return parts
 
 
@@ -150,8 +180,13 @@ def _line(
 
 
 def number(value: float) -> str:
-    """A number for an axis: four significant digits, commas between thousands."""
+    """A number: four significant digits, commas between thousands."""
     return f"{float(f'{value:.4g}'):,.10g}"
+
+
+def tick(value: float) -> str:
+    """A number for an axis, in thousands (k) where it has five digits."""
+    return number(value) if abs(value) < 10_000 else f"{number(value / 1000)}k"
 
 
 def _axis(

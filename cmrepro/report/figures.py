@@ -12,7 +12,7 @@ from cmrepro.files import atomic_path
 from cmrepro.records import RunRecord
 from cmrepro.report.charts import LIGHT, Chart, Point, svg
 from cmrepro.report.matching import is_ablation
-from cmrepro.report.results import LABELS, group, summarise
+from cmrepro.report.results import LABELS, anchors, group, summarise
 
 PANELS = ("fid", "is", "precision", "recall")
 CURVE_POINTS = 300  # of a training curve; a longer log is thinned
@@ -50,6 +50,7 @@ def _protocol(record: RunRecord) -> str:
 def score_charts(records: list[RunRecord]) -> dict[str, Chart]:
     """Score against network evaluations, without ablations; a chart a protocol and metric."""
     lines: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    context: dict[tuple[str, str], dict[str, RunRecord]] = defaultdict(dict)
     for members in group([r for r in records if not is_ablation(r)]).values():
         first = members[0]
         if first.nfe is None or first.sampler["algorithm"] != "multistep":
@@ -59,16 +60,32 @@ def score_charts(records: list[RunRecord]) -> dict[str, Chart]:
                 summary = summarise([r.scores[metric] for r in members])
                 point = Point(float(first.nfe), summary.mean, summary.half_width)
                 label = f"{first.model}, {first.num_images:,} images"
-                lines[_protocol(first), metric][label].append(point)
+                key = _protocol(first), metric
+                lines[key][label].append(point)
+                context[key] |= {r.id: r for r in anchors(first, records) if metric in r.scores}
     return {
         f"{protocol}_{metric}": Chart(
-            f"{LABELS[metric]} ({'lower' if metric == 'fid' else 'higher'} is better)",
+            f"{LABELS[metric]} ({_direction(metric, list(context[protocol, metric].values()))})",
             f"network evaluations (protocol {protocol})",
             own,
             x_ticks=sorted({p.x for line in own.values() for p in line}),
+            levels=[(r.scores[metric], r.model) for r in context[protocol, metric].values()],
         )
         for (protocol, metric), own in lines.items()
     }
+
+
+def _direction(metric: str, anchors: list[RunRecord]) -> str:
+    """Which scores are better; none where the images of best FD are not the best.
+
+    Args:
+        metric: One of `PANELS`.
+        anchors: Images that no network made, under one protocol, those of best FD first.
+    """
+    best = min if metric == "fid" else max
+    if anchors and best(anchors, key=lambda r: r.scores[metric]) is not anchors[0]:
+        return "no order of quality"
+    return "lower is better" if metric == "fid" else "higher is better"
 
 
 def num_images_charts(records: list[RunRecord]) -> dict[str, Chart]:
@@ -130,6 +147,7 @@ def training_chart(path: Path) -> Chart:
         {path.stem: points[::every]},
         log_y=min(p.y for p in points) > 0,
         marks=[(points[i].x, str(scales[i])) for i in changes],
+        mark_name="N" if changes else "",
     )
 
 

@@ -16,13 +16,16 @@ from markupsafe import Markup, escape
 from cmrepro.files import sha256
 from cmrepro.records import RunRecord, flat
 from cmrepro.report.published import AS_PUBLISHED, PaperRow, table3_cells
-from cmrepro.report.results import LABELS, group
+from cmrepro.report.results import LABELS, anchors, group
 
 SITE = Path("results/site")
 REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
 TILE_ROWS = 2  # of a sample grid that the page shows
 GRID_WIDTH = 384  # pixels: twelve images of 32
+# Of the package; their reader needs torch, which the report does without.
+BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
 GROUPS_OF_FIELDS = (
+    "scores",
     "hashes",
     "comparable",
     "sampler",
@@ -84,16 +87,18 @@ def record_table(records: list[RunRecord]) -> list[Row]:
     rows = []
     for members in group(records).values():
         for record in members:
+            scores = {
+                label: Cell(f"{record.scores[metric]:.5g}")
+                for metric, label in LABELS.items()
+                if metric in record.scores
+            }
             cells = {
                 "model": Cell(record.model, record_page(record)),
                 "NFE": Cell(_text(record.nfe)),
                 "seed": Cell(_text(record.seed)),
+                **scores,
                 "images": Cell(f"{record.num_images:,}"),
                 "protocol": Cell(f"{record.protocol['name']} v{record.protocol['version']}"),
-            } | {
-                label: Cell(f"{record.scores[metric]:.5g}")
-                for metric, label in LABELS.items()
-                if metric in record.scores
             }
             rows.append(Row(cells, id=record.id, group=members[0].id))
     return rows
@@ -180,19 +185,27 @@ def grid(path: Path) -> Grid:
     return Grid(uri, *image.size)
 
 
-def record_fields(record: RunRecord, folder: Path) -> dict[str, Any]:
+def record_fields(record: RunRecord, records: list[RunRecord], folder: Path) -> dict[str, Any]:
     """What the page of a record in folder/ID.json shows.
 
     Returns:
         `record`; `file_sha256` of its file: whatever is edited there, the page no longer fits;
-        `scores`: label, value, and ends of the interval where there is one; `groups`: flat fields
-        by their first key.
+        `anchors`: those of `records` that say what its scores mean; `scores`: label, value, ends
+        of the interval where there is one, and the anchors' values; `groups`: flat fields by
+        their first key; `bundled`: whether its checkpoint comes with the package.
     """
+    context = anchors(record, records)
     intervals = record.uncertainty.get("intervals", {})
-    scores = []
-    for metric in filter(record.scores.__contains__, LABELS):
-        ends = " to ".join(f"{end:.5g}" for end in intervals.get(metric, ()))
-        scores.append((LABELS[metric], repr(record.scores[metric]), ends))
+    scores = [
+        (
+            label,
+            record.scores[metric],
+            " to ".join(f"{end:.5g}" for end in intervals.get(metric, ())),
+            [anchor.scores.get(metric) for anchor in context],
+        )
+        for metric, label in LABELS.items()
+        if metric in record.scores
+    ]
     fields = asdict(record)
     groups = {
         key: {
@@ -202,5 +215,12 @@ def record_fields(record: RunRecord, folder: Path) -> dict[str, Any]:
         for key in GROUPS_OF_FIELDS
         if fields[key]
     }
-    file_sha256 = sha256(folder / f"{record.id}.json")
-    return {"record": record, "file_sha256": file_sha256, "scores": scores, "groups": groups}
+    own = BUNDLED / f"{record.model}.safetensors"
+    return {
+        "record": record,
+        "file_sha256": sha256(folder / f"{record.id}.json"),
+        "anchors": context,
+        "scores": scores,
+        "groups": groups,
+        "bundled": own.is_file() and sha256(own) == record.checkpoint.get("sha256"),
+    }

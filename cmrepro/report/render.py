@@ -101,7 +101,7 @@ def _texts(out: Path) -> dict[str, str]:
         f"{page.SITE}/index.html": fill("page.html.j2").render(content),
         **{
             f"{page.SITE}/{page.record_page(record)}": page_of_record.render(
-                page.record_fields(record, out / FOLDER)
+                page.record_fields(record, records, out / FOLDER)
             )
             for record in records
         },

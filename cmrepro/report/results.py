@@ -109,6 +109,25 @@ def results_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
     ]
 
 
+def anchors(record: RunRecord, records: list[RunRecord]) -> list[RunRecord]:
+    """Records of images that no network here made, scored as a record was; not itself.
+
+    The best come first, by FD where they have it.
+    """
+    found = [
+        other
+        for other in records
+        if other.nfe is None and other.id != record.id and _scored(other) == _scored(record)
+    ]
+    return sorted(found, key=lambda other: (other.scores.get("fid", math.inf), other.id))
+
+
+def _scored(record: RunRecord) -> tuple[object, ...]:
+    """How a record was scored: all that scores of one scale share."""
+    protocol = record.protocol
+    return protocol["name"], protocol["version"], record.num_images, record.reference["sha256"]
+
+
 def recipe_name(record: RunRecord) -> str:
     """Name of the recipe that a model was trained by; converted checkpoints have it as origin."""
     trained_here = record.checkpoint.get("recipe", {}).get("name")
