@@ -75,6 +75,32 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, ar
     assert files_below(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", CD, "--out", "x.npz"],
+        ["evaluate", "x.npz"],
+        ["train", "demo-cifar10-edm"],
+        ["search-times", CD],
+        ["reproduce", "cifar10"],
+        ["references", "build", "x", "--dataset", "x", "--split", "x", "--out", "x.npz"],
+        ["doctor", "x.npz"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "got gpu; allowed are cpu, cuda, cuda:N, mps and xpu"),
+        ("cuda:", "got cuda:; allowed are cpu"),
+        ("cuda:99", "cuda devices here; choose another, or --device cpu"),
+    ],
+)
+def test_devices_that_are_not_here(run, arguments, device, message):
+    code, out, err = run(*arguments, "--device", device)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
 def bad_sample_set(folder, kind):
     images = np.zeros((4, 8, 8, 3))
     arrays = {

@@ -2,7 +2,7 @@
 
 import click
 
-from cmrepro.commands.options import FORMAT, print_rows
+from cmrepro.commands.options import DEVICE, FORMAT, print_rows
 
 
 @click.command()
@@ -15,7 +15,7 @@ from cmrepro.commands.options import FORMAT, print_rows
     is_flag=True,
     help="Score your own CIFAR-10 files TRAIN TEST beside published scores of them.",
 )
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @FORMAT
 def doctor(
     what: tuple[str, ...],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cmrepro.commands.options import FORMAT, OUT, parse_steps, print_rows
+from cmrepro.commands.options import DEVICE, FORMAT, OUT, parse_steps, print_rows
 
 
 @click.command()
@@ -18,7 +18,7 @@ from cmrepro.commands.options import FORMAT, OUT, parse_steps, print_rows
 )
 @click.option("--num-samples", type=int, help="Images a model and seed (default: the suite's).")
 @click.option("--seeds", type=int, help="Number of seeds (default: the suite's).")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @OUT
 def reproduce(
     dataset: str,
@@ -57,7 +57,7 @@ def reproduce(
     show_default=True,
     help="The official code truncates.",
 )
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Sample set, .npz.")
 def sample(
     checkpoint: str, steps: str, num: int, seed: int, to_uint8: str, device: str, out: Path
@@ -97,7 +97,7 @@ def sample(
 @click.option("--protocol", default="embedded", show_default=True)
 @click.option("--num", type=int, help="Images at each time (default: the protocol's).")
 @click.option("--seed", default=1000, show_default=True, help="One that is not reported.")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @FORMAT
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Checkpoint to write with the time found."

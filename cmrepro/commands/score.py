@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cmrepro.commands.options import FORMAT, OUT, print_rows
+from cmrepro.commands.options import DEVICE, FORMAT, OUT, print_rows
 
 
 @click.command()
@@ -39,7 +39,7 @@ from cmrepro.commands.options import FORMAT, OUT, print_rows
     help="Attribute the difference between protocols A and B step by step; a table and a figure.",
 )
 @click.option("--real", help="Real images, for --explain between different extractors.")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @FORMAT
 @OUT
 def evaluate(
@@ -155,7 +155,7 @@ def fetch_reference(name: str) -> None:
 @click.option("--protocol", default="embedded", show_default=True)
 @click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
 @click.option("--split", required=True, help="Its part, e.g. train.")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, .npz.")
 def build(data_path: str, protocol: str, dataset: str, split: str, device: str, out: Path) -> None:
     """Reference statistics of the images at DATA_PATH, which are read batch by batch."""

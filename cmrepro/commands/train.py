@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cmrepro.commands.options import FORMAT, OUT, parse_settings, print_rows
+from cmrepro.commands.options import DEVICE, FORMAT, OUT, parse_settings, print_rows
 
 
 @click.command()
@@ -22,7 +22,7 @@ from cmrepro.commands.options import FORMAT, OUT, parse_settings, print_rows
 @click.option("--set", "settings", help="Changes to the recipe, KEY=VALUE[,KEY=VALUE…].")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the newest state in the output folder.")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @click.option(
     "--precision",
