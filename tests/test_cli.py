@@ -60,6 +60,7 @@ def files_below(folder):
         (["table3", "--variant", "papers"], "did you mean 'paper'"),
         (["table3", "--format", "html"], "unknown format 'html'"),
         (["report", "--check"], "no records in results"),
+        (["claims", "--out", "nope"], "no folder at 'nope'; give with --out the one that holds"),
         (["checkpoints", "inspect", "nothing"], "unknown checkpoint"),
         (["evaluate"], "Missing argument"),
         (["repro"], "No such command 'repro'"),

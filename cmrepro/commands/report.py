@@ -62,6 +62,8 @@ def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
     from cmrepro.report.verdicts import verdicts
 
     wanted = {claim(id).id for id in ids}
+    if not out.is_dir():
+        raise ValueError(f"no folder at '{out}'; give with --out the one that holds {FOLDER}")
     folder = out / FOLDER
     records = read_records(folder) if folder.is_dir() else []
     print_rows(
