@@ -29,9 +29,26 @@ def make_folder(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ValueError(
-            f"cannot write {path}: {error.strerror}; choose a writable folder with --out"
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file or folder that could not be written, before the work for it; makes nothing.
+
+    Raises:
+        ValueError: It cannot be made or written.
+    """
+    absolute = path.absolute()
+    places = [absolute, *absolute.parents] if path.is_dir() else absolute.parents
+    try:
+        with tempfile.TemporaryFile(dir=next(place for place in places if place.exists())):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"cannot write {path}: {error.strerror}; choose a writable one with --out")
 
 
 @contextlib.contextmanager

@@ -206,19 +206,29 @@ def test_reference_statistics_of_another_extractor(run, tmp_path):
     assert files_below(tmp_path) == ["other.npz", "set.npz"]
 
 
-@pytest.mark.parametrize("command", ["reproduce", "sample", "train"])
-def test_an_output_folder_that_cannot_be_written(run, tmp_path, command):
+REFERENCE = ["references", "build", "synthetic", "--dataset", "x", "--split", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (["reproduce", "cifar10"], ""),
+        (["train", "demo-cifar10-edm", "--data", "synthetic"], ""),
+        (["sample", CD, "--num", 4], "x.npz"),
+        (["search-times", CD], "x.safetensors"),
+        (["evaluate", "synthetic"], ""),
+        (["anchors", "synthetic"], ""),
+        (REFERENCE, "x.npz"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    run, tmp_path, arguments, file
+):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "out"  # tests may run as root, whom no permission stops
-    arguments = {
-        "reproduce": ["reproduce", "cifar10", "--out", below],
-        "sample": ["sample", CD, "--num", 4, "--out", below / "x.npz"],
-        "train": ["train", "demo-cifar10-edm", "--data", "synthetic", "--out", below],
-    }
-    code, _, err = run(*arguments[command])
-    assert code == 2
-    last = err.splitlines()[-1]
-    assert last.startswith("cmrepro: cannot write")
+    code, _, err = run(*arguments, "--out", below / file)
+    assert (code, err.count("\n")) == (2, 1)  # no progress bar has begun
+    assert err.startswith(f"cmrepro: cannot write {below / file}")
     assert files_below(tmp_path) == ["file"]
 
 

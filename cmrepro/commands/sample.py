@@ -70,10 +70,12 @@ def sample(
     from cmrepro.experiments.run import sampled_origin, write_sample_set
     from cmrepro.experiments.sampling import sample as run
     from cmrepro.experiments.sampling import sampler_settings
+    from cmrepro.files import require_writable
     from cmrepro.processes import joined_processes
 
-    if out.suffix != ".npz":
+    if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
+    require_writable(out)
     model = load_model(checkpoint, device)
     settings = sampler_settings(model.info, parse_steps(steps), to_uint8)
     with joined_processes() as rank:
@@ -117,8 +119,11 @@ def search_times(
     from cmrepro.checkpoints.convert import convert as write
     from cmrepro.checkpoints.io import load_model
     from cmrepro.experiments.search import search_time
+    from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
 
+    if out:
+        require_writable(out)
     found = search_time(
         load_model(checkpoint, device),
         load_protocol(protocol),
