@@ -1,5 +1,6 @@
 """A record made again: the commands that do it, and what they give beside what was recorded."""
 
+import argparse
 import json
 import math
 import shlex
@@ -44,7 +45,10 @@ def redo_commands(record: RunRecord, out: Path, given: Given) -> list[list[str]]
         _require_images(record, samples)
         return [_evaluate_command(record, samples, out, given)]
     if not record.sampler and made_by[:1] == ["anchors"]:
-        return [[*made_by, "--out", str(out)]]  # the last --out counts
+        recorded = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        recorded.add_argument("--out")
+        _, others = recorded.parse_known_args(made_by)
+        return [[*others, "--out", str(out)]]
     samples = out / f"{record.id}.npz"
     return [
         [*_sample_command(record, given["checkpoint"]), "--out", str(samples)],
