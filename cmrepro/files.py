@@ -18,6 +18,10 @@ CHUNK_BYTES = 1 << 20
 RECORDED = "recorded at first download"  # stands for a checksum that nobody publishes
 
 
+class DownloadError(ValueError):
+    """A download that failed: nothing is wrong with what was asked for."""
+
+
 def make_folder(path: Path) -> None:
     """Make a folder where it is missing.
 
@@ -118,8 +122,8 @@ def download(url: str, path: Path, checksum: str) -> Path:
         `path`.
 
     Raises:
-        ValueError: Address unreachable (says where to put the file by hand), no space, or wrong
-            checksum.
+        DownloadError: Address unreachable (says where to put the file by hand), or no space.
+        ValueError: Wrong checksum.
     """
     if path.exists():
         _check(path, path, checksum)
@@ -187,11 +191,11 @@ def _fetching(url: str, path: Path) -> Iterator[None]:
             yield
     except OSError as error:  # the network's errors are among them
         if error.errno == errno.ENOSPC:
-            raise ValueError(
+            raise DownloadError(
                 f"no space left for {part}; free some, or set CMREPRO_CACHE to a folder on "
                 "another disk, and run it again to go on"
             ) from error
-        raise ValueError(
+        raise DownloadError(
             f"cannot download {url} to {part} ({type(error).__name__}); run it again to go on, or "
             f"put the file at {path} by hand"
         ) from error

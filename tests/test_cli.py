@@ -102,6 +102,30 @@ def test_devices_that_are_not_here(run, arguments, device, message):
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["evaluate", "six.npz", "--protocol", "cm-cifar10"], 2, "got 6 images, protocol 'cm-c"),
+        (["doctor", "--calibrate", "six.npz", "six.npz"], 2, "got 6 images, protocol 'torch-fid"),
+        (["report", "--real", "cifar10-train"], 2, "no records in results"),
+        (["evaluate", "cifar10-train"], 1, "cannot download"),
+    ],
+)
+def test_a_download_fails_with_exit_code_1_after_all_checks(
+    run, tmp_path, monkeypatch, arguments, code, message
+):
+    def no_network(url, path):
+        raise OSError("no network")
+
+    monkeypatch.setattr("cmrepro.files._fetch", no_network)
+    monkeypatch.setenv("CMREPRO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    np.savez("six.npz", np.zeros((6, 8, 8, 3), np.uint8))
+    found, out, err = run(*arguments)
+    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert message in err
+
+
 def bad_sample_set(folder, kind):
     images = np.zeros((4, 8, 8, 3))
     arrays = {

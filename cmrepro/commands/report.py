@@ -16,6 +16,7 @@ from cmrepro.commands.options import FORMAT, OUT, print_rows
 @OUT
 def report(check: bool, real: str | None, out: Path) -> None:
     """REPORT.md, tables, figures and the page results/site/index.html from results/records."""
+    from cmrepro.records import FOLDER, read_records
     from cmrepro.report.render import check_report, write_report
 
     if check and real:
@@ -25,6 +26,7 @@ def report(check: bool, real: str | None, out: Path) -> None:
         from cmrepro.grids import GRID_COLUMNS, GRID_ROWS, write_grid
         from cmrepro.report.page import REAL
 
+        read_records(out / FOLDER)  # refuse what there is no report of before a download
         source = open_images(real)
         every = max(
             1, source.num_images // (GRID_ROWS * GRID_COLUMNS)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from importlib import resources
 
 from cmrepro.metrics.features import ImageBatches
-from cmrepro.metrics.protocols import load_protocol
+from cmrepro.metrics.protocols import Protocol, load_protocol
 from cmrepro.metrics.references import build_reference
-from cmrepro.metrics.score import Task, score
+from cmrepro.metrics.score import Task, num_scored, score
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,26 @@ def calibration_rows(
     Raises:
         ValueError: Weights of an extractor cannot be had, or images cannot be scored.
     """
+    for entry in published:  # before weights are downloaded
+        num_scored(images[entry.images].num_images, _protocol(entry, images))
     return [_row(entry, images, device) for entry in published]
 
 
-def _row(entry: Published, images: Mapping[str, ImageBatches], device: str) -> dict[str, object]:
-    scored, real = images[entry.images], images[entry.reference or entry.images]
-    protocol = replace(
+def _protocol(entry: Published, images: Mapping[str, ImageBatches]) -> Protocol:
+    """Ours for a published score: its metric alone, of all images."""
+    return replace(
         load_protocol(entry.protocol),
         metrics=(entry.metric,),
-        num_images=scored.num_images,
+        num_images=images[entry.images].num_images,
         reference_features=None,
         reference_seed=None,
         neighborhood=None,
     )
+
+
+def _row(entry: Published, images: Mapping[str, ImageBatches], device: str) -> dict[str, object]:
+    scored, real = images[entry.images], images[entry.reference or entry.images]
+    protocol = _protocol(entry, images)
     reference = build_reference(
         real, protocol, dataset="calibration", split="as given", device=device, progress=True
     )
