@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 
 from cmrepro.metrics.features import ImageBatches
-from cmrepro.metrics.protocols import Protocol, load_protocol
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.references import build_reference
 from cmrepro.metrics.score import Task, num_scored, score
 
@@ -58,25 +58,21 @@ def calibration_rows(
         ValueError: Weights of an extractor cannot be had, or images cannot be scored.
     """
     for entry in published:  # before weights are downloaded
-        num_scored(images[entry.images].num_images, _protocol(entry, images))
+        count = images[entry.images].num_images
+        num_scored(count, load_protocol(entry.protocol), count)
     return [_row(entry, images, device) for entry in published]
-
-
-def _protocol(entry: Published, images: Mapping[str, ImageBatches]) -> Protocol:
-    """Ours for a published score: its metric alone, of all images."""
-    return replace(
-        load_protocol(entry.protocol),
-        metrics=(entry.metric,),
-        num_images=images[entry.images].num_images,
-        reference_features=None,
-        reference_seed=None,
-        neighborhood=None,
-    )
 
 
 def _row(entry: Published, images: Mapping[str, ImageBatches], device: str) -> dict[str, object]:
     scored, real = images[entry.images], images[entry.reference or entry.images]
-    protocol = _protocol(entry, images)
+    protocol = replace(
+        load_protocol(entry.protocol),
+        metrics=(entry.metric,),
+        num_images=scored.num_images,
+        reference_features=None,
+        reference_seed=None,
+        neighborhood=None,
+    )
     reference = build_reference(
         real, protocol, dataset="calibration", split="as given", device=device, progress=True
     )
