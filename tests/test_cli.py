@@ -51,6 +51,7 @@ def files_below(folder):
         (["sample", CD, "--steps", "80,x", "--out", "x.npz"], "got --steps 80,x"),
         (["sample", CD, "--num", "0", "--out", "x.npz"], "at least 1 image"),
         (["sample", CD, "--out", "x.png"], "ending in .npz"),
+        (["evaluate", __file__], "test_cli.py' is no data set; allowed are cifar10-train, "),
         (["evaluate", "nothing.npz"], "no data set at 'nothing.npz'"),
         (["evaluate", "nothing.npz", "--protocol", "embeded"], "did you mean 'embedded'"),
         (["reproduce", "cifar-10"], "did you mean 'cifar10'"),
@@ -126,26 +127,40 @@ def test_a_download_fails_with_exit_code_1_after_all_checks(
     assert message in err
 
 
+PIXELS = np.zeros((4, 8, 8, 3), np.uint8)
+BAD_SETS = {
+    "float": PIXELS / 1.0,
+    "integers": PIXELS.astype(np.int64),
+    "channels first": PIXELS.transpose(0, 3, 1, 2).copy(),
+    "both": PIXELS.transpose(0, 3, 1, 2) / 1.0,
+    "grey": PIXELS[..., 0],
+    "alpha": np.zeros((4, 8, 8, 4), np.uint8),
+    "order": np.asfortranarray(PIXELS),
+    "none": PIXELS[:0],
+    "objects": np.array([None, 1], dtype=object),
+    "few": PIXELS,
+}
+
+
 def bad_sample_set(folder, kind):
-    images = np.zeros((4, 8, 8, 3))
-    arrays = {
-        "float": {"arr_0": images},
-        "shape": {"arr_0": np.zeros((4, 8, 8), np.uint8)},
-        "keys": {"images": images.astype(np.uint8)},
-        "few": {"arr_0": images.astype(np.uint8)},
-        "objects": {"arr_0": np.array([None, 1], dtype=object)},
-    }
-    np.savez(folder / "set.npz", **arrays[kind])
+    arrays = {"images": PIXELS, "y": PIXELS} if kind == "keys" else {"arr_0": BAD_SETS[kind]}
+    np.savez(folder / "set.npz", **arrays)
     return folder / "set.npz"
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("float", "allowed is uint8 (N, H, W, 3)"),
-        ("shape", "allowed is uint8 (N, H, W, 3)"),
-        ("keys", "is not a sample set"),
-        ("few", "4 images"),
+        ("float", "allowed is uint8 (N, H, W, 3): round images in [-1, 1] by"),
+        ("integers", "allowed is uint8 (N, H, W, 3): convert levels of 0-255 by x.astype"),
+        ("channels first", "allowed is uint8 (N, H, W, 3): transpose to (N, H, W, 3) by"),
+        ("both", ".astype(numpy.uint8), and transpose to (N, H, W, 3) by"),
+        ("grey", "allowed is uint8 (N, H, W, 3): three channels are needed"),
+        ("alpha", "allowed is uint8 (N, H, W, 3): three channels are needed"),
+        ("order", "allowed is uint8 (N, H, W, 3): write it in row-major order by"),
+        ("none", "allowed is uint8 (N, H, W, 3): it has no images"),
+        ("keys", "is not a sample set (it holds images, y, but no arr_0)"),
+        ("few", "got 4 images"),
         ("objects", "arr_0 object (2,); allowed is uint8"),
     ],
 )
