@@ -48,7 +48,13 @@ def doctor(
 
     images = open_images(real) if real else None
     settings = Settings(load_protocol(protocol), reference, images, device)
-    print_rows(finding_rows(examine(what, settings)), format_)
+    examinations = examine(what, settings)
+    if rows := finding_rows(examinations):
+        print_rows(rows, format_)
+    if errors := dict.fromkeys(x.error for x in examinations if x.error):
+        for error in errors:
+            click.echo(f"cmrepro: {error}", err=True)
+        raise click.exceptions.Exit(2)
 
 
 def _calibrated(what: tuple[str, ...], device: str) -> list[dict[str, object]]:
