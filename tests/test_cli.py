@@ -22,7 +22,7 @@ from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.reference_registry import bundled_references
 from cmrepro.metrics.references import ReferenceStatistics
 
-CD = "demo-cifar10-cd"
+CD, EDM = "demo-cifar10-cd", "demo-cifar10-edm"
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,9 @@ def files_below(folder):
         (["recipe", "show", "cifar10-ct", "--variant", "release"], "did you mean 'released'"),
         (["train", "demo-cifar10-cd", "--data", "synthetic"], "needs a teacher"),
         (["sample", "demo-cifar10-cdd", "--out", "x.npz"], f"did you mean '{CD}'"),
-        (["sample", CD, "--steps", "0", "--out", "x.npz"], "got 0 steps"),
+        (["sample", CD, "--steps", "0", "--out", "x.npz"], "from 80: --steps t1,t2,…"),
+        (["sample", CD, "--steps", "3", "--out", "x.npz"], "from 80: --steps t1,…,t3"),
+        (["sample", EDM, "--steps", "1", "--out", "x.npz"], "got --steps 1 for an EDM denoiser"),
         (["sample", CD, "--steps", "80,80", "--out", "x.npz"], "they must decrease"),
         (["sample", CD, "--steps", "0.8,80", "--out", "x.npz"], "they must decrease"),
         (["sample", CD, "--steps", "80,x", "--out", "x.npz"], "got --steps 80,x"),
@@ -345,6 +347,21 @@ def test_an_unexpected_error_is_exit_code_1_and_a_traceback_with_debug(run, monk
     assert run("claims") == (1, "", "cmrepro: RuntimeError: boom\n")
     with pytest.raises(RuntimeError):
         run("--debug", "claims")
+
+
+@pytest.mark.parametrize("arguments", [[], ["records"]])
+def test_without_a_command_there_is_its_help(run, arguments):
+    _, wanted, _ = run(*arguments, "--help")
+    assert run(*arguments) == (2, "", wanted)
+
+
+def test_the_torchrun_command_of_the_help_can_be_pasted(run):
+    _, out, _ = run("train", "--help")
+    assert "\\b" not in out
+    _, _, command = out.partition("\n\n    TORCH")
+    lines = command.partition("\n\n")[0].splitlines()
+    assert len(lines) == 3
+    assert all(line.endswith(" \\") for line in lines[:-1])
 
 
 def test_help_needs_neither_torch_nor_pandas():

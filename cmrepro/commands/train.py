@@ -63,17 +63,17 @@ def train(
     device: str,
     **choices: Any,
 ) -> None:
-    r"""Train RECIPE: an EDM teacher, CD or CT.
+    """Train RECIPE: an EDM teacher, CD or CT.
 
     Ctrl-C (exit code 130) and SIGTERM (143) save and end the run; --resume goes on. Processes of
     torchrun share every batch, which is the recipe's however many they are, and go on by
     themselves when one has died and all are started again; --out is the same folder for all:
 
     \b
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 8
-        --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3
+      TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 8 \\
+        --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3 \\
         -m cmrepro train RECIPE --device cuda --resume --out FOLDER
-    """
+    """  # noqa: D301
     import torch
 
     from cmrepro.experiments.provenance import provenance
