@@ -54,7 +54,7 @@ def doctor(
     if errors := dict.fromkeys(x.error for x in examinations if x.error):
         for error in errors:
             click.echo(f"cmrepro: {error}", err=True)
-        raise click.exceptions.Exit(2)
+        raise SystemExit(2)
 
 
 def _calibrated(what: tuple[str, ...], device: str) -> list[dict[str, object]]:
