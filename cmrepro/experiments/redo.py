@@ -17,10 +17,7 @@ from cmrepro.experiments.sampling import sampler_settings
 from cmrepro.files import sha256
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_registry import bundled_references, registered_references
-from cmrepro.records import HASHES, RunRecord
-
-# Other arithmetic moves the last bits of features; a score may move by no more.
-RELATIVE_TOLERANCE = 1e-4
+from cmrepro.records import HASHES, RELATIVE_TOLERANCE, RunRecord
 
 Given = Mapping[str, Path | None]
 
