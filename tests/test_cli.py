@@ -39,6 +39,7 @@ def files_below(folder):
     [
         (["train", "cifar10-cc"], "unknown recipe 'cifar10-cc': did you mean 'cifar10-c"),
         (["train", "demo-cifar10-edm", "--data", "nowhere"], "no data set at 'nowhere'"),
+        (["train", "demo-cifar10-edm"], "give the recipe's data, or others, with --data"),
         (["train", "demo-cifar10-edm", "--set", "batchsize=3"], "did you mean 'batch_size'"),
         (["train", "demo-cifar10-edm", "--set", "batch_size"], "allowed is KEY=VALUE"),
         (["recipe", "show", "demo-cifar10-cc"], "did you mean 'demo-cifar10-c"),
@@ -54,6 +55,7 @@ def files_below(folder):
         (["sample", CD, "--num", "0", "--out", "x.npz"], "at least 1 image"),
         (["sample", CD, "--out", "x.png"], "ending in .npz"),
         (["evaluate", __file__], "test_cli.py' is no data set; allowed are cifar10-train, "),
+        (["doctor", "nothing.npz"], "nothing at 'nothing.npz'"),
         (["evaluate", "nothing.npz"], "no data set at 'nothing.npz'"),
         (["evaluate", "nothing.npz", "--protocol", "embeded"], "did you mean 'embedded'"),
         (["reproduce", "cifar-10"], "did you mean 'cifar10'"),

@@ -37,6 +37,9 @@ def report(check: bool, real: str | None, out: Path) -> None:
             click.echo(f"wrote {path}")
     elif problems := check_report(out):
         raise SystemExit("\n".join([*problems, "run 'cmrepro report' to write them again"]))
+    else:
+        count = len(read_records(out / FOLDER))
+        click.echo(f"REPORT.md and the page are in step with the {count} records")
 
 
 @click.command()
