@@ -5,6 +5,7 @@ import sys
 import click
 
 from cmrepro.commands import checkpoints, doctor, records, report, sample, score, train
+from cmrepro.files import DownloadError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,6 +46,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
@@ -52,4 +56,4 @@ def main() -> None:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         text = text if bad_input else f"{type(error).__name__}: {text}"
         print(f"cmrepro: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(2 if bad_input else 1)
+        sys.exit(2 if bad_input and not isinstance(error, DownloadError) else 1)

@@ -18,6 +18,10 @@ CHUNK_BYTES = 1 << 20
 RECORDED = "recorded at first download"  # stands for a checksum that nobody publishes
 
 
+class DownloadError(ValueError):
+    """A download that failed: nothing is wrong with what was asked for."""
+
+
 def make_folder(path: Path) -> None:
     """Make a folder where it is missing.
 
@@ -29,9 +33,26 @@ def make_folder(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ValueError(
-            f"cannot write {path}: {error.strerror}; choose a writable folder with --out"
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file or folder that could not be written, before the work for it; makes nothing.
+
+    Raises:
+        ValueError: It cannot be made or written.
+    """
+    absolute = path.absolute()
+    places = [absolute, *absolute.parents] if path.is_dir() else absolute.parents
+    try:
+        with tempfile.TemporaryFile(dir=next(place for place in places if place.exists())):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"cannot write {path}: {error.strerror}; choose a writable one with --out")
 
 
 @contextlib.contextmanager
@@ -101,8 +122,8 @@ def download(url: str, path: Path, checksum: str) -> Path:
         `path`.
 
     Raises:
-        ValueError: Address unreachable (says where to put the file by hand), no space, or wrong
-            checksum.
+        DownloadError: Address unreachable (says where to put the file by hand), or no space.
+        ValueError: Wrong checksum.
     """
     if path.exists():
         _check(path, path, checksum)
@@ -170,11 +191,11 @@ def _fetching(url: str, path: Path) -> Iterator[None]:
             yield
     except OSError as error:  # the network's errors are among them
         if error.errno == errno.ENOSPC:
-            raise ValueError(
+            raise DownloadError(
                 f"no space left for {part}; free some, or set CMREPRO_CACHE to a folder on "
                 "another disk, and run it again to go on"
             ) from error
-        raise ValueError(
+        raise DownloadError(
             f"cannot download {url} to {part} ({type(error).__name__}); run it again to go on, or "
             f"put the file at {path} by hand"
         ) from error

@@ -21,6 +21,10 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
 @contextlib.contextmanager
 def open_array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
     """The array's file at its first value; its shape, whether column-major, and its type."""
+    with zipfile.ZipFile(path) as archive:
+        if "arr_0.npy" not in (names := archive.namelist()):
+            keys = ", ".join(name.removesuffix(".npy") for name in names)
+            raise ValueError(f"it holds {keys or 'nothing'}, but no arr_0")
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
         version = np.lib.format.read_magic(file)
         read = {

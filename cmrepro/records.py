@@ -22,6 +22,8 @@ SCHEMA = "cmrepro-record-3"
 FOLDER = Path("results/records")
 # In the order in which two runs may part.
 HASHES = ("noise", "labels", "images", "features")
+# Other arithmetic moves the last bits of features; a score may move by no more, relatively.
+RELATIVE_TOLERANCE = 1e-4
 # What two runs of the same settings may differ in.
 OF_THE_RUN = ("provenance", "durations_s")
 
@@ -172,10 +174,16 @@ def _fields_problems(fields: object) -> list[str]:
 
 def record_problems(path: Path) -> list[str]:
     """Why a file holds no record of `SCHEMA`, one line each."""
+    if path.is_dir():
+        return ["no records in this folder; make some with 'cmrepro reproduce cifar10'"]
     try:
         return _fields_problems(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        return [f"{error}; run the evaluation again"]
+    except FileNotFoundError:
+        return ["no such file"]
+    except OSError as error:
+        return [f"it cannot be read ({error.strerror})"]
+    except ValueError as error:
+        return [f"it is no JSON ({error}); records are the .json files of {FOLDER}"]
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:
@@ -209,15 +217,11 @@ def read_record(path: Path) -> RunRecord:
 def record_files(paths: Iterable[Path]) -> list[Path]:
     """Files and the .json files of folders, each once, in order.
 
-    Raises:
-        ValueError: Nothing is there, or a folder holds no records.
+    A folder without any stands for itself, and what is not there too: neither is a record.
     """
     files: list[Path] = []
     for path in paths:
-        found = sorted(path.glob("*.json")) if path.is_dir() else [path] * path.is_file()
-        if not found:
-            raise ValueError(f"no records in {path}; make some with 'cmrepro reproduce cifar10'")
-        files += found
+        files += sorted(path.glob("*.json")) or [path]
     return list(dict.fromkeys(files))
 
 
@@ -227,7 +231,9 @@ def read_records(folder: Path) -> list[RunRecord]:
     Raises:
         ValueError: None there, or one is refused, or a file's name is not its record's.
     """
-    paths = record_files([folder])
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise ValueError(f"no records in {folder}; make some with 'cmrepro reproduce cifar10'")
     records = [read_record(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
         if path.stem != record.id:
@@ -246,7 +252,8 @@ def find_record(name: str | Path) -> RunRecord:
         return read_record(path)
     known = {file.stem: file for file in FOLDER.glob("*.json")}
     if str(name) not in known:
-        raise ValueError(unknown(f"record (no such file, nor in {FOLDER})", str(name), known))
+        kind = f"record (no such file, nor in {FOLDER})"
+        raise ValueError(unknown(kind, str(name), known, f"ls {FOLDER}"))
     return read_record(known[str(name)])
 
 

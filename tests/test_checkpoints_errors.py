@@ -37,14 +37,14 @@ def refused(
 ) -> Run:
     """Run `cmrepro checkpoints …`; its one line on stderr."""
 
-    def run(*arguments: Any) -> str:
+    def run(*arguments: Any, code: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", ["cmrepro", "checkpoints", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
         output = capsys.readouterr()
         line, *others = reversed(output.err.splitlines())
         assert all("B/s]" in other for other in others if other)  # a progress bar
-        assert (caught.value.code, output.out) == (2, "")
+        assert (caught.value.code, output.out) == (code, "")
         assert line.startswith("cmrepro: ")
         assert not (tmp_path / "out").exists()
         return line.removeprefix("cmrepro: ")
@@ -187,7 +187,7 @@ def test_an_interrupted_download_goes_on(
     server: Server, refused: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.cut = 300_000
-    assert "run it again to go on" in refused("fetch", NAME)
+    assert "run it again to go on" in refused("fetch", NAME, code=1)
     monkeypatch.setattr(sys, "argv", ["cmrepro", "checkpoints", "fetch", NAME])
     cli.main()
     assert released_checkpoints()[NAME].downloaded.read_bytes() == server.payload
@@ -203,7 +203,7 @@ def test_an_address_that_cannot_be_reached(
         port = unused.getsockname()[1]
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     entry = replace(monkeypatch, url=f"http://127.0.0.1:{port}/a")
-    line = refused(command, NAME)
+    line = refused(command, NAME, code=1)
     assert line.startswith(f"cannot download http://127.0.0.1:{port}/a to ")
     assert line.endswith(f"put the file at {entry.downloaded} by hand")
     # And that is enough: a file put there is converted without any address.

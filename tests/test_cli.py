@@ -22,7 +22,7 @@ from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.reference_registry import bundled_references
 from cmrepro.metrics.references import ReferenceStatistics
 
-CD = "demo-cifar10-cd"
+CD, EDM = "demo-cifar10-cd", "demo-cifar10-edm"
 
 
 @pytest.fixture(autouse=True)
@@ -39,18 +39,23 @@ def files_below(folder):
     [
         (["train", "cifar10-cc"], "unknown recipe 'cifar10-cc': did you mean 'cifar10-c"),
         (["train", "demo-cifar10-edm", "--data", "nowhere"], "no data set at 'nowhere'"),
+        (["train", "demo-cifar10-edm"], "give the recipe's data, or others, with --data"),
         (["train", "demo-cifar10-edm", "--set", "batchsize=3"], "did you mean 'batch_size'"),
         (["train", "demo-cifar10-edm", "--set", "batch_size"], "allowed is KEY=VALUE"),
         (["recipe", "show", "demo-cifar10-cc"], "did you mean 'demo-cifar10-c"),
         (["recipe", "show", "cifar10-ct", "--variant", "release"], "did you mean 'released'"),
         (["train", "demo-cifar10-cd", "--data", "synthetic"], "needs a teacher"),
         (["sample", "demo-cifar10-cdd", "--out", "x.npz"], f"did you mean '{CD}'"),
-        (["sample", CD, "--steps", "0", "--out", "x.npz"], "got 0 steps"),
+        (["sample", CD, "--steps", "0", "--out", "x.npz"], "from 80: --steps t1,t2,…"),
+        (["sample", CD, "--steps", "3", "--out", "x.npz"], "from 80: --steps t1,…,t3"),
+        (["sample", EDM, "--steps", "1", "--out", "x.npz"], "got --steps 1 for an EDM denoiser"),
         (["sample", CD, "--steps", "80,80", "--out", "x.npz"], "they must decrease"),
         (["sample", CD, "--steps", "0.8,80", "--out", "x.npz"], "they must decrease"),
         (["sample", CD, "--steps", "80,x", "--out", "x.npz"], "got --steps 80,x"),
         (["sample", CD, "--num", "0", "--out", "x.npz"], "at least 1 image"),
         (["sample", CD, "--out", "x.png"], "ending in .npz"),
+        (["evaluate", __file__], "test_cli.py' is no data set; allowed are cifar10-train, "),
+        (["doctor", "nothing.npz"], "nothing at 'nothing.npz'"),
         (["evaluate", "nothing.npz"], "no data set at 'nothing.npz'"),
         (["evaluate", "nothing.npz", "--protocol", "embeded"], "did you mean 'embedded'"),
         (["reproduce", "cifar-10"], "did you mean 'cifar10'"),
@@ -60,6 +65,7 @@ def files_below(folder):
         (["table3", "--variant", "papers"], "did you mean 'paper'"),
         (["table3", "--format", "html"], "unknown format 'html'"),
         (["report", "--check"], "no records in results"),
+        (["claims", "--out", "nope"], "no folder at 'nope'; give with --out the one that holds"),
         (["checkpoints", "inspect", "nothing"], "unknown checkpoint"),
         (["evaluate"], "Missing argument"),
         (["repro"], "No such command 'repro'"),
@@ -75,26 +81,90 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, ar
     assert files_below(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", CD, "--out", "x.npz"],
+        ["evaluate", "x.npz"],
+        ["train", "demo-cifar10-edm"],
+        ["search-times", CD],
+        ["reproduce", "cifar10"],
+        ["references", "build", "x", "--dataset", "x", "--split", "x", "--out", "x.npz"],
+        ["doctor", "x.npz"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "got gpu; allowed are cpu, cuda, cuda:N, mps and xpu"),
+        ("cuda:", "got cuda:; allowed are cpu"),
+        ("cuda:99", "cuda devices here; choose another, or --device cpu"),
+    ],
+)
+def test_devices_that_are_not_here(run, arguments, device, message):
+    code, out, err = run(*arguments, "--device", device)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["evaluate", "six.npz", "--protocol", "cm-cifar10"], 2, "got 6 images, protocol 'cm-c"),
+        (["doctor", "--calibrate", "six.npz", "six.npz"], 2, "got 6 images, protocol 'torch-fid"),
+        (["report", "--real", "cifar10-train"], 2, "no records in results"),
+        (["evaluate", "cifar10-train"], 1, "cannot download"),
+    ],
+)
+def test_a_download_fails_with_exit_code_1_after_all_checks(
+    run, tmp_path, monkeypatch, arguments, code, message
+):
+    def no_network(url, path):
+        raise OSError("no network")
+
+    monkeypatch.setattr("cmrepro.files._fetch", no_network)
+    monkeypatch.setenv("CMREPRO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    np.savez("six.npz", np.zeros((6, 8, 8, 3), np.uint8))
+    found, out, err = run(*arguments)
+    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert message in err
+
+
+PIXELS = np.zeros((4, 8, 8, 3), np.uint8)
+BAD_SETS = {
+    "float": PIXELS / 1.0,
+    "integers": PIXELS.astype(np.int64),
+    "channels first": PIXELS.transpose(0, 3, 1, 2).copy(),
+    "both": PIXELS.transpose(0, 3, 1, 2) / 1.0,
+    "grey": PIXELS[..., 0],
+    "alpha": np.zeros((4, 8, 8, 4), np.uint8),
+    "order": np.asfortranarray(PIXELS),
+    "none": PIXELS[:0],
+    "objects": np.array([None, 1], dtype=object),
+    "few": PIXELS,
+}
+
+
 def bad_sample_set(folder, kind):
-    images = np.zeros((4, 8, 8, 3))
-    arrays = {
-        "float": {"arr_0": images},
-        "shape": {"arr_0": np.zeros((4, 8, 8), np.uint8)},
-        "keys": {"images": images.astype(np.uint8)},
-        "few": {"arr_0": images.astype(np.uint8)},
-        "objects": {"arr_0": np.array([None, 1], dtype=object)},
-    }
-    np.savez(folder / "set.npz", **arrays[kind])
+    arrays = {"images": PIXELS, "y": PIXELS} if kind == "keys" else {"arr_0": BAD_SETS[kind]}
+    np.savez(folder / "set.npz", **arrays)
     return folder / "set.npz"
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("float", "allowed is uint8 (N, H, W, 3)"),
-        ("shape", "allowed is uint8 (N, H, W, 3)"),
-        ("keys", "is not a sample set"),
-        ("few", "4 images"),
+        ("float", "allowed is uint8 (N, H, W, 3): round images in [-1, 1] by"),
+        ("integers", "allowed is uint8 (N, H, W, 3): convert levels of 0-255 by x.astype"),
+        ("channels first", "allowed is uint8 (N, H, W, 3): transpose to (N, H, W, 3) by"),
+        ("both", ".astype(numpy.uint8), and transpose to (N, H, W, 3) by"),
+        ("grey", "allowed is uint8 (N, H, W, 3): three channels are needed"),
+        ("alpha", "allowed is uint8 (N, H, W, 3): three channels are needed"),
+        ("order", "allowed is uint8 (N, H, W, 3): write it in row-major order by"),
+        ("none", "allowed is uint8 (N, H, W, 3): it has no images"),
+        ("keys", "is not a sample set (it holds images, y, but no arr_0)"),
+        ("few", "got 4 images"),
         ("objects", "arr_0 object (2,); allowed is uint8"),
     ],
 )
@@ -179,19 +249,29 @@ def test_reference_statistics_of_another_extractor(run, tmp_path):
     assert files_below(tmp_path) == ["other.npz", "set.npz"]
 
 
-@pytest.mark.parametrize("command", ["reproduce", "sample", "train"])
-def test_an_output_folder_that_cannot_be_written(run, tmp_path, command):
+REFERENCE = ["references", "build", "synthetic", "--dataset", "x", "--split", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (["reproduce", "cifar10"], ""),
+        (["train", "demo-cifar10-edm", "--data", "synthetic"], ""),
+        (["sample", CD, "--num", 4], "x.npz"),
+        (["search-times", CD], "x.safetensors"),
+        (["evaluate", "synthetic"], ""),
+        (["anchors", "synthetic"], ""),
+        (REFERENCE, "x.npz"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    run, tmp_path, arguments, file
+):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "out"  # tests may run as root, whom no permission stops
-    arguments = {
-        "reproduce": ["reproduce", "cifar10", "--out", below],
-        "sample": ["sample", CD, "--num", 4, "--out", below / "x.npz"],
-        "train": ["train", "demo-cifar10-edm", "--data", "synthetic", "--out", below],
-    }
-    code, _, err = run(*arguments[command])
-    assert code == 2
-    last = err.splitlines()[-1]
-    assert last.startswith("cmrepro: cannot write")
+    code, _, err = run(*arguments, "--out", below / file)
+    assert (code, err.count("\n")) == (2, 1)  # no progress bar has begun
+    assert err.startswith(f"cmrepro: cannot write {below / file}")
     assert files_below(tmp_path) == ["file"]
 
 
@@ -269,6 +349,21 @@ def test_an_unexpected_error_is_exit_code_1_and_a_traceback_with_debug(run, monk
     assert run("claims") == (1, "", "cmrepro: RuntimeError: boom\n")
     with pytest.raises(RuntimeError):
         run("--debug", "claims")
+
+
+@pytest.mark.parametrize("arguments", [[], ["records"]])
+def test_without_a_command_there_is_its_help(run, arguments):
+    _, wanted, _ = run(*arguments, "--help")
+    assert run(*arguments) == (2, "", wanted)
+
+
+def test_the_torchrun_command_of_the_help_can_be_pasted(run):
+    _, out, _ = run("train", "--help")
+    assert "\\b" not in out
+    _, _, command = out.partition("\n\n    TORCH")
+    lines = command.partition("\n\n")[0].splitlines()
+    assert len(lines) == 3
+    assert all(line.endswith(" \\") for line in lines[:-1])
 
 
 def test_help_needs_neither_torch_nor_pandas():

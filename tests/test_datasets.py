@@ -170,7 +170,7 @@ def test_a_sample_set_is_read(tmp_path: pathlib.Path) -> None:
         ([PIXELS, np.zeros(4)], r"arr_1 float64 \(4,\); allowed are integer"),
         ([PIXELS, np.zeros(3, np.int64)], r"arr_1 int64 \(3,\); allowed are integer"),
         ([np.array([{}])], r"arr_0 object \(1,\); allowed is uint8"),
-        ([np.asfortranarray(PIXELS)], "in column-major order; allowed is uint8"),
+        ([np.asfortranarray(PIXELS)], "write it in row-major order"),
         ([], "is not a sample set"),
     ],
 )

@@ -14,8 +14,8 @@ from cmrepro.datasets import synthetic
 from cmrepro.doctor import pixels, sets, statements
 from cmrepro.doctor.calibrate import Published, calibration_rows, published_scores
 from cmrepro.doctor.checkpoints import mirrored_time, online_weights, relative_distance
-from cmrepro.doctor.examine import recognise
-from cmrepro.doctor.findings import likelihood
+from cmrepro.doctor.examine import finding_rows, recognise
+from cmrepro.doctor.findings import Examination, likelihood
 from cmrepro.doctor.installed import file_state
 from cmrepro.doctor.records import swapped_metrics
 from cmrepro.doctor.statistics import mean_distance, rank, statistics_finding
@@ -180,9 +180,27 @@ def test_what_is_nothing_known_is_one_line(content: bytes, tmp_path: pathlib.Pat
     path = tmp_path / "something"
     path.write_bytes(content)
     result = CliRunner().invoke(doctor, [str(path)])
-    assert isinstance(result.exception, ValueError)
-    assert "\n" not in str(result.exception)
-    assert str(path) in str(result.exception)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert str(path) in result.stderr
+
+
+def test_the_others_are_examined_beside_what_cannot_be(tmp_path: pathlib.Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    good, grey, gone = (tmp_path / f"{name}.npz" for name in ("good", "grey", "gone"))
+    np.savez(good, images)
+    np.savez(grey, images[..., 0])
+    result = CliRunner().invoke(doctor, [str(x) for x in (grey, gone, good)] + ["--format", "csv"])
+    assert result.exit_code == 2
+    assert {line.split(",")[0] for line in result.stdout.splitlines()} == {"what", str(good)}
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"cmrepro: {grey} holds arr_0 uint8 (20, 8, 8)")
+    assert second.startswith(f"cmrepro: nothing at '{gone}'")
+
+
+def test_what_was_looked_for_is_named() -> None:
+    [row] = finding_rows([Examination("x", {"rounding", "jpeg"})])
+    words = "pixels truncated where the protocol rounds, or the reverse; JPEG compression behind"
+    assert str(row["measured"]).startswith(f"looked for {words}")
 
 
 def test_a_missing_file_is_one_line() -> None:

@@ -21,7 +21,7 @@ from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import Features, extract
 from cmrepro.metrics.protocols import Protocol, load_protocol
 from cmrepro.metrics.references import ReferenceMetadata, ReferenceStatistics, load_reference
-from cmrepro.metrics.score import Scores, Task, score
+from cmrepro.metrics.score import Scores, Task, num_scored, score
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared"
 DIM, LOGITS, SPATIAL = 12, 7, 5
@@ -247,10 +247,14 @@ def test_other_numbers_of_images_must_be_asked_for_and_are_warned_about(
 
     with pytest.raises(ValueError, match="59 images, protocol 'tiny' asks for 60"):
         scores_of(None)
-    with pytest.raises(ValueError, match="59 images, num_images is 70"):
+    with pytest.raises(ValueError, match="59 images, --num-images is 70"):
         scores_of(70)
-    with pytest.raises(ValueError, match=r"num_images is 9, .* needs at least 10"):
+    with pytest.raises(ValueError, match="--num-images is 9; allowed are 10 to 59"):
         scores_of(9)
+    with pytest.raises(
+        ValueError, match="got 6 images, protocol 'tiny' needs at least 10 and ask"
+    ):
+        num_scored(6, PROTOCOL)
     assert scores_of(40).warnings == [
         "40 images where protocol tiny has 60: "
         "FID, IS, precision and recall depend on the number of images"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from records_of import demo_record, sha256_of
 
 from cmrepro.records import (
+    FOLDER,
     SCHEMA,
     RunRecord,
     find_record,
@@ -287,12 +288,27 @@ def test_validate_names_every_problem(run, tmp_path):
     bad.write_text(json.dumps(fields | {"num_images": 0}))
     worse = tmp_path / "worse.json"
     worse.write_text("{")
-    code, _, _ = run("records", "validate", tmp_path / "good", bad, worse)
-    # Python writes the text to stderr and exits with 1.
-    assert code.splitlines()[0].startswith(f"{bad}: got num_images = 0, allowed")
-    assert code.splitlines()[1].startswith(f'{bad}: got hashes.images = "ab", allowed')
-    assert code.splitlines()[2].startswith(f"{worse}: Expecting property name")
-    assert len(code.splitlines()) == 3
+    code, out, err = run("records", "validate", tmp_path / "good", bad, worse)
+    assert (code, out) == (1, "")
+    first, second, third = err.splitlines()
+    assert first.startswith(f"{bad}: got num_images = 0, allowed")
+    assert second.startswith(f'{bad}: got hashes.images = "ab", allowed')
+    assert third.startswith(f"{worse}: it is no JSON (Expecting property name")
+    code, _, err = run("records", "validate", tmp_path / "nope.json", tmp_path / "empty", worse)
+    assert (code, err.count("\n")) == (2, 3)
+    assert f"{tmp_path / 'nope.json'}: no such file\n" in err
+
+
+def test_an_unknown_record_names_the_nearest_three_and_how_to_list_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(5):
+        write_record(demo_record("cd", 1, seed, 1.0), FOLDER)
+    with pytest.raises(ValueError, match=f"5 are known; 'ls {FOLDER}' lists them") as caught:
+        find_record(demo_record("cd", 2, 0, 1.0).id)
+    assert str(caught.value).count("seed") == 4
+    with pytest.raises(ValueError, match="is not a record: it is no JSON"):
+        (tmp_path / "x.npz").write_bytes(b"PK\xc4")
+        find_record("x.npz")
 
 
 def test_merge_writes_below_results(run, tmp_path, elsewhere):
@@ -308,7 +324,8 @@ def test_merge_writes_below_results(run, tmp_path, elsewhere):
 
 @pytest.mark.parametrize("command", ["validate", "merge"])
 def test_an_empty_folder_is_bad_input(run, tmp_path, command):
-    for place in (tmp_path, tmp_path / "nowhere"):
+    for place, message in ((tmp_path, "no records in this folder"), (tmp_path / "x", "no such f")):
         code, _, err = run("records", command, place)
         assert (code, err.count("\n")) == (2, 1)
-        assert f"no records in {place}; make some with" in err
+        assert str(place) in err
+        assert message in err

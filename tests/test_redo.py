@@ -192,10 +192,12 @@ def test_given_samples_must_say_how_they_were_sampled(run, tmp_path, records):
     assert f"no .json beside own.npz says that it was sampled as {records[0].id} was" in err
 
 
-def test_anchors_are_made_again_by_their_own_command(run, tmp_path):
+@pytest.mark.parametrize("recorded", ["", " --out here", " --out=here"])
+def test_anchors_are_made_again_by_their_own_command(run, tmp_path, recorded):
     record = demo_record("cd", None, None, 1.0, checkpoint={}, sampler={}, model="real")
-    command = "cmrepro anchors 'my data.zip' --seed 3 --out here"
-    record = dataclasses.replace(record, provenance=record.provenance | {"command": command})
+    command = "cmrepro anchors 'my data.zip' --seed 3"
+    provenance = record.provenance | {"command": command + recorded}
+    record = dataclasses.replace(record, provenance=provenance)
     code, out, _ = run("redo", stored(record, tmp_path), "--out", "again")
     assert (code, out) == (0, f"OMP_NUM_THREADS=1 {command} --out again\n")
     code, _, err = run("redo", stored(record, tmp_path), "--run")

@@ -38,6 +38,15 @@ def test_nested_settings_are_named_with_both_values():
 
 
 @pytest.mark.parametrize(
+    ("factor", "words"),
+    [(1, "same within rounding (0.0001 of"), (1 + 1e-6, "same within"), (1.01, "what differs in")],
+)
+def test_scores_within_rounding_are_the_same(factor, words):
+    scores = {metric: factor * value for metric, value in BASE.scores.items()}
+    assert words in compare(BASE, changed(scores=scores)).parted
+
+
+@pytest.mark.parametrize(
     ("others", "where"),
     [
         (["noise", "images", "features"], "noise: they start from other noise"),

@@ -93,9 +93,17 @@ def test_durations_follow_from_the_speed() -> None:
     )
     rows = {r["quantity"]: r["value"] for r in plan_rows(Training(recipe, 0), measured)}
     days = 800_000 * (512 / 100 + 0.5) / 86_400
-    assert rows["duration, 1 of these"] == f"{days:.3g} days, {days * 24:,.0f} device hours"
+    assert (
+        rows["duration on 1 device like this"] == f"{days:.3g} days, {days * 24:,.0f} device hours"
+    )
     days = 800_000 * (512 / 8 / 100 + 0.5) / 86_400
-    assert rows["duration, 8 of these"].startswith(f"{days:.3g} days, {days * 8 * 24:,.0f} dev")
+    assert rows["duration on 8 devices like this"].startswith(
+        f"{days:.3g} days, {days * 8 * 24:,.0f} dev"
+    )
+    short = Training(recipe.replace(total_steps=100), 0)
+    rows |= {f"short: {r['quantity']}": r["value"] for r in plan_rows(short, measured)}
+    hours = 100 * (512 / 100 + 0.5) / 3600
+    assert rows["short: duration on 1 device like this"] == f"{hours:.3g} hours"
     assert rows["memory of the passes"].startswith("0.64 GB: 64 images at once")
     assert rows["memory a device"].startswith("3.64 GB")
     assert rows["network"] == "tiny, 2.5 million parameters"
@@ -119,7 +127,7 @@ def test_the_plan_of_a_recipe(precision: str) -> None:
     values = {row["quantity"]: row["value"] for row in rows}
     assert values["speed"].endswith(f" images/s in {precision}, 1 at once")
     assert values["measured on"].startswith("CPU, ")
-    assert set(values) > {"duration, 1 of these", "duration, 3 of these"}
+    assert set(values) > {"duration on 1 device like this", "duration on 3 devices like this"}
 
 
 def test_the_command_plans_and_writes_nothing(

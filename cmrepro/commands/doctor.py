@@ -2,7 +2,7 @@
 
 import click
 
-from cmrepro.commands.options import FORMAT, print_rows
+from cmrepro.commands.options import DEVICE, FORMAT, print_rows
 
 
 @click.command()
@@ -15,7 +15,7 @@ from cmrepro.commands.options import FORMAT, print_rows
     is_flag=True,
     help="Score your own CIFAR-10 files TRAIN TEST beside published scores of them.",
 )
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @FORMAT
 def doctor(
     what: tuple[str, ...],
@@ -48,7 +48,13 @@ def doctor(
 
     images = open_images(real) if real else None
     settings = Settings(load_protocol(protocol), reference, images, device)
-    print_rows(finding_rows(examine(what, settings)), format_)
+    examinations = examine(what, settings)
+    if rows := finding_rows(examinations):
+        print_rows(rows, format_)
+    if errors := dict.fromkeys(x.error for x in examinations if x.error):
+        for error in errors:
+            click.echo(f"cmrepro: {error}", err=True)
+        raise SystemExit(2)
 
 
 def _calibrated(what: tuple[str, ...], device: str) -> list[dict[str, object]]:

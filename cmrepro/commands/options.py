@@ -1,5 +1,6 @@
 """What several commands share: options, and how text becomes settings and rows text."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,34 @@ FORMAT = click.option(
     show_default=True,
     help="table, md, csv, json or latex.",
 )
+
+
+class Device(click.ParamType):
+    """A device of PyTorch that is here: cpu, cuda, cuda:N, mps or xpu."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as it is; refuses one that PyTorch does not know or find."""
+        if value == "cpu":
+            return value
+        if not re.fullmatch(r"(cuda|mps|xpu)(:\d+)?", value):
+            self.fail(f"got {value}; allowed are cpu, cuda, cuda:N, mps and xpu", param, ctx)
+        import torch
+
+        kind, _, number = value.partition(":")
+        count = torch.get_device_module(kind).device_count()
+        if int(number or 0) >= count:
+            self.fail(
+                f"got {value}; PyTorch finds {count} {kind} devices here; choose another, or "
+                "--device cpu",
+                param,
+                ctx,
+            )
+        return value
+
+
+DEVICE = click.option("--device", type=Device(), default="cpu", show_default=True)
 
 
 def parse_settings(text: str | None) -> dict[str, Any]:

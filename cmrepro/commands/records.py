@@ -107,7 +107,8 @@ def validate(files: tuple[Path, ...]) -> None:
 
     paths = record_files(files)
     if problems := [f"{path}: {line}" for path in paths for line in record_problems(path)]:
-        raise SystemExit("\n".join(problems))
+        click.echo("\n".join(problems), err=True)
+        raise SystemExit(1 if all(path.is_file() for path in paths) else 2)
     click.echo(f"valid records: {len(paths)}")
 
 

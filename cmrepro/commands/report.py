@@ -16,6 +16,7 @@ from cmrepro.commands.options import FORMAT, OUT, print_rows
 @OUT
 def report(check: bool, real: str | None, out: Path) -> None:
     """REPORT.md, tables, figures and the page results/site/index.html from results/records."""
+    from cmrepro.records import FOLDER, read_records
     from cmrepro.report.render import check_report, write_report
 
     if check and real:
@@ -25,6 +26,7 @@ def report(check: bool, real: str | None, out: Path) -> None:
         from cmrepro.grids import GRID_COLUMNS, GRID_ROWS, write_grid
         from cmrepro.report.page import REAL
 
+        read_records(out / FOLDER)  # refuse what there is no report of before a download
         source = open_images(real)
         every = max(
             1, source.num_images // (GRID_ROWS * GRID_COLUMNS)
@@ -35,6 +37,9 @@ def report(check: bool, real: str | None, out: Path) -> None:
             click.echo(f"wrote {path}")
     elif problems := check_report(out):
         raise SystemExit("\n".join([*problems, "run 'cmrepro report' to write them again"]))
+    else:
+        count = len(read_records(out / FOLDER))
+        click.echo(f"REPORT.md and the page are in step with the {count} records")
 
 
 @click.command()
@@ -62,6 +67,8 @@ def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
     from cmrepro.report.verdicts import verdicts
 
     wanted = {claim(id).id for id in ids}
+    if not out.is_dir():
+        raise ValueError(f"no folder at '{out}'; give with --out the one that holds {FOLDER}")
     folder = out / FOLDER
     records = read_records(folder) if folder.is_dir() else []
     print_rows(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cmrepro.commands.options import FORMAT, OUT, print_rows
+from cmrepro.commands.options import DEVICE, FORMAT, OUT, print_rows
 
 
 @click.command()
@@ -39,7 +39,7 @@ from cmrepro.commands.options import FORMAT, OUT, print_rows
     help="Attribute the difference between protocols A and B step by step; a table and a figure.",
 )
 @click.option("--real", help="Real images, for --explain between different extractors.")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @FORMAT
 @OUT
 def evaluate(
@@ -63,6 +63,7 @@ def evaluate(
     from cmrepro.experiments.explain import explain, explanation_rows
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.experiments.run import read_origin
+    from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
     from cmrepro.processes import joined_processes
     from cmrepro.records import FOLDER, write_record
@@ -74,6 +75,7 @@ def evaluate(
         )
     if real and not explained:
         raise click.UsageError("--real is for --explain; leave it away, or give --explain A B")
+    require_writable(out / FOLDER)
     chosen = [load_protocol(protocol) for protocol in explained or protocols]
     source = open_images(samples, name)
     if explained:
@@ -119,9 +121,11 @@ def anchors(data_path: str, protocol: str, seed: int, out: Path) -> None:
     """Score real images at DATA_PATH, the same ones blurred, and noise: what the scale means."""
     from cmrepro.datasets import load_dataset
     from cmrepro.experiments.anchors import anchor_records
+    from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
     from cmrepro.records import FOLDER, write_record
 
+    require_writable(out / FOLDER)
     chosen = load_protocol(protocol)
     for record in anchor_records(load_dataset(data_path), chosen, seed):
         click.echo(f"wrote {write_record(record, out / FOLDER)}")
@@ -155,15 +159,17 @@ def fetch_reference(name: str) -> None:
 @click.option("--protocol", default="embedded", show_default=True)
 @click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
 @click.option("--split", required=True, help="Its part, e.g. train.")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, .npz.")
 def build(data_path: str, protocol: str, dataset: str, split: str, device: str, out: Path) -> None:
     """Reference statistics of the images at DATA_PATH, which are read batch by batch."""
     from cmrepro.datasets import open_images
+    from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
     from cmrepro.metrics.reference_files import write_statistics
     from cmrepro.metrics.references import build_reference
 
+    require_writable(out)
     chosen, images = load_protocol(protocol), open_images(data_path)
     built = build_reference(
         images, chosen, dataset=dataset, split=split, device=device, progress=True

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cmrepro.commands.options import FORMAT, OUT, parse_settings, print_rows
+from cmrepro.commands.options import DEVICE, FORMAT, OUT, parse_settings, print_rows
 
 
 @click.command()
@@ -22,7 +22,7 @@ from cmrepro.commands.options import FORMAT, OUT, parse_settings, print_rows
 @click.option("--set", "settings", help="Changes to the recipe, KEY=VALUE[,KEY=VALUE…].")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the newest state in the output folder.")
-@click.option("--device", default="cpu", show_default=True)
+@DEVICE
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
 @click.option(
     "--precision",
@@ -63,17 +63,17 @@ def train(
     device: str,
     **choices: Any,
 ) -> None:
-    r"""Train RECIPE: an EDM teacher, CD or CT.
+    """Train RECIPE: an EDM teacher, CD or CT.
 
     Ctrl-C (exit code 130) and SIGTERM (143) save and end the run; --resume goes on. Processes of
     torchrun share every batch, which is the recipe's however many they are, and go on by
     themselves when one has died and all are started again; --out is the same folder for all:
 
     \b
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 8
-        --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3
+      TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 2 --nproc-per-node 8 \\
+        --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3 \\
         -m cmrepro train RECIPE --device cuda --resume --out FOLDER
-    """
+    """  # noqa: D301
     import torch
 
     from cmrepro.experiments.provenance import provenance

@@ -94,8 +94,9 @@ def open_images(
         return _image_files(name, image_names, files, labels, image_size)
     if path.suffix == ".npz" and path.is_file():
         return open_sample_set(path, name or path.stem)
+    found = f"'{source}' is no data set" if path.exists() else f"no data set at '{source}'"
     raise ValueError(
-        f"no data set at '{source}'; allowed are cifar10-train, cifar10-test, synthetic, a folder "
+        f"{found}; allowed are cifar10-train, cifar10-test, synthetic, a folder "
         "or .zip of images, an LMDB folder, tar shards, or an .npz sample set"
     )
 

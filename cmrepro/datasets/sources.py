@@ -262,11 +262,10 @@ def open_sample_set(path: Path, name: str) -> SampleSet:
         raise ValueError(
             f"{path} is not a sample set ({error}); allowed is .npz with arr_0 uint8 (N, H, W, 3)"
         ) from error
-    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape or column_major:
-        order = " in column-major order" if column_major else ""
+    if advice := list(_repairs(shape, column_major, dtype)):
         raise ValueError(
-            f"{path} holds arr_0 {dtype} {shape}{order}; allowed is uint8 (N, H, W, 3): "
-            "round images in [-1, 1] by (127.5 * x + 127.5).round().clip(0, 255)"
+            f"{path} holds arr_0 {dtype} {shape}; allowed is uint8 (N, H, W, 3): "
+            f"{', and '.join(advice)}"
         )
     if labels is None:
         return SampleSet(name, path, shape)
@@ -276,3 +275,22 @@ def open_sample_set(path: Path, name: str) -> SampleSet:
             f"{shape[:1]}"
         )
     return SampleSet(name, path, shape, labels.astype(np.int64))
+
+
+def _repairs(
+    shape: tuple[int, ...], column_major: bool, dtype: np.dtype[np.generic]
+) -> Iterator[str]:
+    """What makes a sample set of an array that is none."""
+    if 0 in shape:
+        yield "it has no images; sample some"
+        return
+    if dtype.kind == "f":
+        yield "round images in [-1, 1] by (127.5 * x + 127.5).round().clip(0, 255)"
+    if dtype != np.uint8:
+        yield "convert levels of 0-255 by x.astype(numpy.uint8)"
+    if len(shape) == 4 and shape[1] == 3 != shape[3]:
+        yield "transpose to (N, H, W, 3) by x.transpose(0, 2, 3, 1)"
+    elif len(shape) != 4 or shape[3] != 3:
+        yield "three channels are needed, red, green and blue"
+    if column_major:
+        yield "write it in row-major order by numpy.ascontiguousarray(x)"

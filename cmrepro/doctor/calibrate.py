@@ -11,7 +11,7 @@ from importlib import resources
 from cmrepro.metrics.features import ImageBatches
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.references import build_reference
-from cmrepro.metrics.score import Task, score
+from cmrepro.metrics.score import Task, num_scored, score
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ def calibration_rows(
     Raises:
         ValueError: Weights of an extractor cannot be had, or images cannot be scored.
     """
+    for entry in published:  # before weights are downloaded
+        count = images[entry.images].num_images
+        num_scored(count, load_protocol(entry.protocol), count)
     return [_row(entry, images, device) for entry in published]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cmrepro.checkpoints.contents import file_format
@@ -16,6 +17,7 @@ from cmrepro.doctor.images import examine_images
 from cmrepro.doctor.records import examine_record
 from cmrepro.doctor.statistics import examine_statistics
 from cmrepro.experiments.run import read_origin
+from cmrepro.files import DownloadError
 from cmrepro.records import RunRecord, read_record
 
 ALLOWED = (
@@ -60,32 +62,54 @@ def recognise(what: str) -> str:
 def examine(whats: Sequence[str], settings: Settings) -> list[Examination]:
     """Examine each path; images serve for a record of theirs, too.
 
+    Where nothing is at a path, or nothing known, or it is broken, its examination has that as
+    `error`, and the others go on.
+
     Raises:
-        FileNotFoundError: Nothing is at a path.
-        ValueError: What is there is none of what is known, or broken.
+        DownloadError: What they are held against cannot be had.
     """
-    kinds = [recognise(what) for what in whats]
-    sets = {
-        what: open_images(what)
-        for what, kind in zip(whats, kinds, strict=True)
-        if kind == "sample set"
-    }
-    examinations = []
-    for what, kind in zip(whats, kinds, strict=True):
-        if kind == "sample set":
-            origin = read_origin(Path(what), sets[what])
-            found = examine_images(sets[what], origin, settings)
-        elif kind == "record":
-            record = read_record(Path(what))
-            found = examine_record(record, _images_of(record, sets.values()), settings)
-        elif kind == "statistics":
-            found = examine_statistics(what, settings)
-        else:
-            found = examine_checkpoint(what, settings)
-        found.what = what
-        found.findings.sort(key=lambda finding: -finding.likelihood)
-        examinations.append(found)
+    examinations = [Examination(what) for what in whats]
+    kinds: dict[str, str] = {}
+    sets: dict[str, ImageSource] = {}
+    for examination in examinations:
+        with _noted(examination):
+            what = examination.what
+            kinds[what] = recognise(what)
+            if kinds[what] == "sample set":
+                sets[what] = open_images(what)
+    for index, examination in enumerate(examinations):
+        if examination.error:
+            continue
+        with _noted(examination):
+            what = examination.what
+            found = _examined(what, kinds[what], sets, settings)
+            found.what = what
+            found.findings.sort(key=lambda finding: -finding.likelihood)
+            examinations[index] = found
     return examinations
+
+
+@contextlib.contextmanager
+def _noted(examination: Examination) -> Iterator[None]:
+    try:
+        yield
+    except DownloadError:  # which is no fault of what is examined
+        raise
+    except (ValueError, OSError) as error:
+        examination.error = " ".join(str(error).split())
+
+
+def _examined(
+    what: str, kind: str, sets: Mapping[str, ImageSource], settings: Settings
+) -> Examination:
+    if kind == "sample set":
+        return examine_images(sets[what], read_origin(Path(what), sets[what]), settings)
+    if kind == "record":
+        record = read_record(Path(what))
+        return examine_record(record, _images_of(record, sets.values()), settings)
+    if kind == "statistics":
+        return examine_statistics(what, settings)
+    return examine_checkpoint(what, settings)
 
 
 def _images_of(record: RunRecord, sets: Iterable[ImageSource]) -> ImageSource | None:
@@ -98,10 +122,12 @@ def _images_of(record: RunRecord, sets: Iterable[ImageSource]) -> ImageSource | 
 
 
 def finding_rows(examinations: Sequence[Examination]) -> list[dict[str, object]]:
-    """One row a finding, and one for each path without any."""
+    """One row a finding, and one for each path without any; none for what was not examined."""
     rows: list[dict[str, object]] = []
     for examination in examinations:
-        numbers = sorted(causes()[key].number for key in examination.checked)
+        if examination.error:
+            continue
+        looked_for = [cause for key, cause in causes().items() if key in examination.checked]
         rows += [
             {
                 "what": examination.what,
@@ -117,7 +143,7 @@ def finding_rows(examinations: Sequence[Examination]) -> list[dict[str, object]]
             {
                 "what": examination.what,
                 "finding": "nothing was found",
-                "measured": f"looked for causes {', '.join(map(str, numbers))}",
+                "measured": f"looked for {'; '.join(cause.words for cause in looked_for)}",
             }
         ]
     return rows

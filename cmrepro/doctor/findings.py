@@ -73,11 +73,13 @@ class Examination:
         what: The path.
         checked: Keys of the causes that were looked for; others need more than was given.
         findings: What was found, the most likely first.
+        error: Why it could not be examined; then the others are empty.
     """
 
     what: str = ""
     checked: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
+    error: str = ""
 
     def add(self, cause: str, finding: Finding | None) -> None:
         """Note that a cause was looked for, and what was found."""

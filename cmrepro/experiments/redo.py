@@ -1,5 +1,6 @@
 """A record made again: the commands that do it, and what they give beside what was recorded."""
 
+import argparse
 import json
 import math
 import shlex
@@ -16,10 +17,7 @@ from cmrepro.experiments.sampling import sampler_settings
 from cmrepro.files import sha256
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_registry import bundled_references, registered_references
-from cmrepro.records import HASHES, RunRecord
-
-# Other arithmetic moves the last bits of features; a score may move by no more.
-RELATIVE_TOLERANCE = 1e-4
+from cmrepro.records import HASHES, RELATIVE_TOLERANCE, RunRecord
 
 Given = Mapping[str, Path | None]
 
@@ -44,7 +42,10 @@ def redo_commands(record: RunRecord, out: Path, given: Given) -> list[list[str]]
         _require_images(record, samples)
         return [_evaluate_command(record, samples, out, given)]
     if not record.sampler and made_by[:1] == ["anchors"]:
-        return [[*made_by, "--out", str(out)]]  # the last --out counts
+        recorded = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        recorded.add_argument("--out")
+        _, others = recorded.parse_known_args(made_by)
+        return [[*others, "--out", str(out)]]
     samples = out / f"{record.id}.npz"
     return [
         [*_sample_command(record, given["checkpoint"]), "--out", str(samples)],

@@ -18,7 +18,7 @@ from cmrepro.experiments.sampling import SamplerSettings, Samples
 from cmrepro.files import array_sha256, atomic_path, sha256
 from cmrepro.metrics.protocols import Protocol
 from cmrepro.metrics.references import load_reference
-from cmrepro.metrics.score import Scores, Task, score
+from cmrepro.metrics.score import Scores, Task, num_scored, score
 from cmrepro.records import RunRecord
 
 
@@ -153,6 +153,8 @@ def evaluate(
             f"got {len(references)} references for {len(protocols)} protocols; give one for each, "
             "in their order, or none"
         )
+    for protocol in protocols:  # before references are downloaded
+        num_scored(images.num_images, protocol, num_images)
     chosen = references or [None] * len(protocols)
     tasks = [
         Task(protocol, load_reference(protocol, reference), num_images)

@@ -78,6 +78,11 @@ def sampler_settings(
     if info.parameterization == "edm":
         if not isinstance(steps, int):
             raise ValueError(f"got times {steps} for an EDM denoiser; give its number of steps")
+        if steps < 2:
+            raise ValueError(
+                f"got --steps {steps} for an EDM denoiser; allowed are 2 or more points of Heun's "
+                "sampler, of 2N - 1 evaluations, e.g. --steps 18"
+            )
         return SamplerSettings(
             "heun", tuple(karras_times(steps, info.sigma_min, info.sigma_max).tolist()), to_uint8
         )
@@ -88,9 +93,10 @@ def sampler_settings(
             else [info.sigma_max, info.two_step_time]
         )
         if not 1 <= steps <= len(known):
+            own = f"--steps t1,…,t{steps}" if steps > len(known) else "--steps t1,t2,…"
             raise ValueError(
                 f"got {steps} steps; this checkpoint names times for 1 to {len(known)}; give all "
-                "times instead, e.g. --steps 80,0.8"
+                f"times yourself for others, decreasing from {info.sigma_max:g}: {own}"
             )
         steps = known[:steps]
     check_times(steps, info.sigma_min, info.sigma_max)

@@ -171,7 +171,7 @@ def score(
         ValueError: If there are fewer images than asked for, the images are not uint8
             (B, H, W, 3), or a reference is for another protocol or lacks what a metric needs.
     """
-    counts = [_num_images(images.num_images, task) for task in tasks]
+    counts = [num_scored(images.num_images, task.protocol, task.num_images) for task in tasks]
     for task in tasks:
         task.reference.require_protocol(task.protocol)
     rank, world = process()
@@ -325,20 +325,29 @@ def _given(value: T | None) -> T:
     return value
 
 
-def _num_images(available: int, task: Task) -> int:
-    """How many images are scored."""
-    protocol, asked = task.protocol, task.num_images
+def num_scored(available: int, protocol: Protocol, asked: int | None = None) -> int:
+    """How many images are scored.
+
+    Args:
+        available: Images of the set.
+        protocol: Asks for some by default.
+        asked: The first so many instead.
+
+    Raises:
+        ValueError: The set has fewer, or the metrics need more.
+    """
     count = protocol.num_images if asked is None else asked
     least = max(protocol.is_splits or 0, (protocol.neighborhood or 0) + 1, 2)
-    if count < least:
+    if available < least:
         raise ValueError(
-            f"num_images is {count}, protocol {protocol.name!r} needs at least {least}; "
-            f"leave it out for {protocol.num_images}"
+            f"got {available} images, protocol '{protocol.name}' needs at least {least} and asks "
+            f"for {protocol.num_images}; sample more"
         )
-    if available < count:
-        asking = f"protocol {protocol.name!r} asks for" if asked is None else "num_images is"
+    if not least <= count <= available:
+        asking = f"protocol '{protocol.name}' asks for" if asked is None else "--num-images is"
         raise ValueError(
-            f"{available} images, {asking} {count}; sample more, or set num_images to score fewer"
+            f"got {available} images, {asking} {count}; allowed are {least} to "
+            f"{available} (--num-images), or sample more"
         )
     return count
 

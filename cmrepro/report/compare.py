@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from cmrepro.records import HASHES, RunRecord, differences
+from cmrepro.records import HASHES, RELATIVE_TOLERANCE, RunRecord, differences
 
 QUANTILE = NormalDist().inv_cdf(0.975)  # of intervals of 95 %
 
@@ -67,6 +67,15 @@ def _parted(first: RunRecord, second: RunRecord) -> str:
     for stage in shared:
         if first.hashes[stage] != second.hashes[stage]:
             return f"The runs part at the {stage}: {PARTED[stage]}."
+    same = all(
+        math.isclose(value, second.scores.get(metric, value), rel_tol=RELATIVE_TOLERANCE)
+        for metric, value in first.scores.items()
+    )
+    if same:
+        return (
+            f"The runs have the same {', '.join(shared)}; their scores are the same within "
+            f"rounding ({RELATIVE_TOLERANCE:g} of each)."
+        )
     return (
         f"The runs have the same {', '.join(shared)}; what differs in their scores comes from "
         "metrics and reference."

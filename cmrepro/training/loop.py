@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cmrepro.checkpoints.io import CheckpointModel, find_checkpoint, load_model
 from cmrepro.datasets import TrainingImages, training_images
-from cmrepro.files import make_folder, sha256
+from cmrepro.files import DownloadError, make_folder, sha256
 from cmrepro.names import unknown
 from cmrepro.networks.presets import IMAGE_SIZES
 from cmrepro.processes import largest_of_processes, share
@@ -151,7 +151,16 @@ def recipe_images(
     """
     if recipe.network not in IMAGE_SIZES:
         raise ValueError(unknown("network", recipe.network, IMAGE_SIZES))
-    return training_images(source or recipe.dataset, IMAGE_SIZES[recipe.network], max_unreadable)
+    try:
+        return training_images(
+            source or recipe.dataset, IMAGE_SIZES[recipe.network], max_unreadable
+        )
+    except DownloadError:
+        raise
+    except ValueError as error:
+        if source or Path(recipe.dataset).exists():
+            raise
+        raise ValueError(f"{error}; give the recipe's data, or others, with --data") from error
 
 
 def _load_teacher(teacher: str | Path, recipe: Recipe, device: str) -> CheckpointModel:

@@ -124,14 +124,13 @@ def plan_rows(training: Training, measured: Measured) -> list[dict[str, str]]:
     ]
     for devices in sorted({1, recipe.num_gpus}):
         step_s = recipe.batch_size / devices / m.images_per_s + m.update_s
-        days = recipe.total_steps * step_s / 86_400
+        hours = recipe.total_steps * step_s / 3600
+        duration = f"{_number(hours / 24)} days" if hours >= 24 else f"{_number(hours)} hours"
+        if devices > 1 or hours >= 24:
+            duration += f", {_number(hours * devices)} device hours"
         loss = "" if devices == 1 else ", if communication costs nothing"
-        rows.append(
-            _row(
-                f"duration, {devices} of these",
-                f"{_number(days)} days, {_number(days * 24 * devices)} device hours{loss}",
-            )
-        )
+        these = "device like this" if devices == 1 else "devices like this"
+        rows.append(_row(f"duration on {devices} {these}", duration + loss))
     text = resources.files(__package__).joinpath("hardware.toml").read_text(encoding="utf-8")
     theirs = tomllib.loads(text)["a100"]
     hours = total_flop / theirs[training.precision] / 3600
