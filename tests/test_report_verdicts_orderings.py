@@ -147,6 +147,7 @@ def test_the_demo_has_a_distance_that_stands_in_for_lpips():
     lpips = demo("cd", [100, 102, 101], suffix="-lpips", distance="efficientnet")
     verdict = ordering_verdict(L2, lpips + demo("cd", [90, 91, 92]))
     assert verdict.answer == "does not hold at demo scale"
+    assert verdict.reason.startswith("FD 101 against 91, worse by 10.00 ± ")
 
 
 def test_an_unchanged_setting_is_not_measured_by_changed_records():

@@ -302,8 +302,11 @@ def _in_words(
     than = f" of {pair.worse}" if len(claim.worse) > 1 else ""
     wins = int((pair.gains > 0).sum())
     one, two = pair.scores.mean(axis=1)
+    by = f"better by {difference}"
+    if difference.mean < 0:
+        by = f"worse by {replace(difference, mean=-difference.mean)}"
     text = (
-        f"{LABELS[claim.better.metric]} {one:.4g} against {two:.4g}{than}, better by {difference} "
+        f"{LABELS[claim.better.metric]} {one:.4g} against {two:.4g}{than}, {by} "
         f"(95 % interval), paired over {difference.n} seeds and better in {wins} of them"
     )
     return f"{text}; P(better with a new seed) {probability}" if probability else text
