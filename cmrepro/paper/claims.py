@@ -260,7 +260,6 @@ def metrics(folder: Path = FOLDER) -> Mapping[str, Metric]:
     return _metrics(_data(folder))
 
 
-@functools.cache
 def demo_fields(recipe: str) -> Mapping[str, str | int | float | None] | None:
     """What the demo's recipe has in the fields of `ABLATED` and in total_steps.
 
@@ -275,6 +274,7 @@ def demo_fields(recipe: str) -> Mapping[str, str | int | float | None] | None:
     return None if fields is None else dict.fromkeys((*ABLATED, "total_steps")) | fields
 
 
+@functools.cache
 def ablated_fields(
     recipe: str, changes: tuple[tuple[str, str | int | float], ...] = (), demo: bool = False
 ) -> Mapping[str, str | int | float | None] | None:
