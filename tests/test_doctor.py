@@ -347,7 +347,7 @@ def test_another_order_of_heads_is_found_first(name: str, tmp_path: pathlib.Path
 
 @pytest.mark.slow
 def test_a_second_time_from_the_other_end_is_found_first(tmp_path: pathlib.Path) -> None:
-    model = load_model("demo-cifar10-ct")
+    model = load_model(CD)
     info = model.info
     assert info.two_step_time is not None
     mirror = checkpoints.mirrored_time(info.two_step_time, info.sigma_min, info.sigma_max)
