@@ -35,7 +35,10 @@ def figures(records: list[RunRecord], training: Path) -> dict[str, dict[str, str
     charts = {
         "score": score_charts(records),
         "fid_by_num_images": num_images_charts(records),
-        "training": {path.stem: training_chart(path) for path in sorted(training.glob("*.jsonl"))},
+        "training": {
+            path.stem: training_chart(path)
+            for path in sorted(training.glob("*.jsonl"), key=lambda path: path.stem)
+        },
     }
     return {
         kind: {re.sub(r"[^\w.-]+", "-", f"{kind}_{name}"): svg(c) for name, c in own.items()}

@@ -282,7 +282,7 @@ def _samples(records: list[RunRecord], out: Path) -> list[tuple[str, list[tuple[
 def _model_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
     """One row a checkpoint: how it was trained and what that cost."""
     rows: dict[str, dict[str, Any]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda r: r.model):
         recipe, origin = record.checkpoint.get("recipe"), record.checkpoint.get("origin")
         if not recipe or not origin:
             continue
