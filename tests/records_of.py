@@ -36,7 +36,7 @@ def demo_record(
                 "s0": 2,
                 "s1": 10,
                 "schedule_steps": None,
-                "total_steps": {"cd": 1500, "ct": 8400}.get(method),
+                "total_steps": 10,
                 "distance": {"cd": "l2", "ct": "efficientnet"}.get(method),
                 "solver": {"cd": "heun"}.get(method),
                 "target_ema": {"cd": 0.0}.get(method),

@@ -176,11 +176,10 @@ def test_table_1_has_every_printed_row_and_ours_beside_it() -> None:
     assert set(ours.values()) == {AS_PUBLISHED}
 
 
-@pytest.mark.parametrize("changed", [{"distance": "l1"}, {"total_steps": 1000}])
-def test_ablations_stand_beside_no_row_of_the_paper(changed: dict[str, str | int]) -> None:
+def test_ablations_stand_beside_no_row_of_the_paper() -> None:
     family = [demo_record("cd", 1, seed, 100 + seed) for seed in (0, 1)]
     checkpoint = copy.deepcopy(family[0].checkpoint) | {"sha256": sha256_of("other")}
-    checkpoint["recipe"].update(changed)
+    checkpoint["recipe"]["distance"] = "l1"
     ablation = demo_record("cd", 1, 0, 90, model="demo-cifar10-cd-other", checkpoint=checkpoint)
     for records in (family, [*family, ablation]):
         cd = [row for row in paper_rows(1, records) if row.cells["method"] == "CD"]

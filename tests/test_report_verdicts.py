@@ -6,7 +6,7 @@ from paper_records import SELECTION, paper_record
 from records_of import demo_record, sha256_of
 from scipy import stats
 
-from cmrepro.paper import AbsoluteClaim, ablated_fields, claim, claims, demo_fields, later_work
+from cmrepro.paper import AbsoluteClaim, ablated_fields, claim, claims, later_work
 from cmrepro.report.comparability import HOW_SCORED, HOW_TRAINED, fields_of, like_with_like
 from cmrepro.report.verdicts import absolute_verdict, verdicts
 from cmrepro.training.recipes import load_recipe
@@ -186,7 +186,7 @@ def test_what_a_claim_compares_is_what_its_recipe_trains():
             fields = ablated_fields(paper.setting.recipe)
             assert fields == {name: getattr(recipe, name) for name in fields}
     for name in ("cifar10-cd", "cifar10-ct"):
-        recipe, fields = load_recipe(f"demo-{name}"), demo_fields(name)
+        recipe, fields = load_recipe(f"demo-{name}"), ablated_fields(name, demo=True)
         assert fields == {field: getattr(recipe, field) for field in fields}
 
 

@@ -195,7 +195,7 @@ def test_an_ablation_differs_in_nothing_else(changed, text):
 
 def test_a_model_trained_alike_is_taken_where_the_recipes_own_is_not():
     own = demo("cd", [80, 81, 82], given={"images_seen": 640, "training_steps": 20})
-    short = demo("cd", [90, 91, 92], suffix="-l2", total_steps=1000)
+    short = demo("cd", [90, 91, 92], suffix="-l2", total_steps=5)
     verdict = ordering_verdict(L1, own + short + demo("cd", [100, 102, 101], distance="l1"))
     assert verdict.answer == "holds at demo scale"
     assert verdict.reason.startswith("FD 91 against 101, better by 10.00")
@@ -206,6 +206,7 @@ def test_two_methods_may_be_trained_otherwise_and_the_verdict_says_so():
     verdict = ordering_verdict(CD_CT, demo("cd", [90, 91, 92]) + ct)
     assert verdict.answer == "holds at demo scale"
     assert "images seen 320 for the better, 640 for the worse" in verdict.reason
+    assert "initialisation teacher for the better, random for the worse" in verdict.reason
     assert "distance l2 for the better, efficientnet for the worse" in verdict.reason
 
 

@@ -4,7 +4,7 @@ The numbers live in CSV and TOML files beside this module, each once and with it
 readers refuse what they do not understand and name file, row and column. No torch, no pandas.
 """
 
-from cmrepro.paper.claims import ABLATED, ablated_fields, claim, claims, demo_fields, metrics
+from cmrepro.paper.claims import ABLATED, ablated_fields, claim, claims, metrics
 from cmrepro.paper.deviations import Deviation, deviations
 from cmrepro.paper.reading import sources
 from cmrepro.paper.statements import (
@@ -43,7 +43,6 @@ __all__ = [
     "ablated_fields",
     "claim",
     "claims",
-    "demo_fields",
     "deviations",
     "hyperparameters",
     "later_work",

@@ -121,7 +121,7 @@ def _models(data: dict[str, Any], folder: Path) -> dict[str, _Model]:
     for name, fields in data["demo"]["recipes"].items():
         known(FILE, "[demo.recipes]", "recipe", name, models)
         for field in fields:
-            known(FILE, "[demo.recipes]", name, field, (*ABLATED, "total_steps"))
+            known(FILE, "[demo.recipes]", name, field, ABLATED)
     return models
 
 
@@ -260,20 +260,6 @@ def metrics(folder: Path = FOLDER) -> Mapping[str, Metric]:
     return _metrics(_data(folder))
 
 
-def demo_fields(recipe: str) -> Mapping[str, str | int | float | None] | None:
-    """What the demo's recipe has in the fields of `ABLATED` and in total_steps.
-
-    Args:
-        recipe: Name of the model of the tables that it imitates, e.g. "cifar10-cd".
-
-    Returns:
-        Value by field, None where the field follows a schedule or does not apply; None in the
-        place of all where there is no such recipe.
-    """
-    fields = _data(FOLDER)["demo"]["recipes"].get(recipe)
-    return None if fields is None else dict.fromkeys((*ABLATED, "total_steps")) | fields
-
-
 @functools.cache
 def ablated_fields(
     recipe: str, changes: tuple[tuple[str, str | int | float], ...] = (), demo: bool = False
@@ -291,10 +277,10 @@ def ablated_fields(
     """
     data = _data(FOLDER)
     if demo:
-        fields = demo_fields(recipe)
+        fields = data["demo"]["recipes"].get(recipe)
         stand_ins = data["demo"]["stand_ins"]
-        changed = {field: stand_ins.get(value, value) for field, value in changes}
-        return fields and {name: fields[name] for name in ABLATED} | changed
+        changes = tuple((field, stand_ins.get(value, value)) for field, value in changes)
+        return None if fields is None else dict.fromkeys(ABLATED) | fields | dict(changes)
     model = _models(data, FOLDER).get(recipe)
     if model is None:
         return None

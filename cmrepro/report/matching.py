@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cmrepro.paper import ABLATED, Setting, ablated_fields, demo_fields
+from cmrepro.paper import ABLATED, Setting, ablated_fields
 from cmrepro.records import RunRecord
 from cmrepro.report.results import is_demo, recipe_of
 
@@ -89,10 +89,9 @@ def stands_for(record: RunRecord, setting: Setting, demo: bool) -> bool:
 
 
 def is_ablation(record: RunRecord) -> bool:
-    """Whether a demo model was trained otherwise than the demo's: fields of `ABLATED`, steps."""
-    fields = demo_fields(recipe_of(record)) if is_demo(record) else None
-    recipe = record.checkpoint.get("recipe", {})
-    return fields is not None and {name: recipe.get(name) for name in fields} != fields
+    """Whether a demo model was trained with a field of `ABLATED` set otherwise than the demo's."""
+    fields = ablated_fields(recipe_of(record), demo=True) if is_demo(record) else None
+    return fields is not None and recipe_fields(record) != fields
 
 
 def sides(records: list[RunRecord], steps: int, metric: str) -> list[Side]:
