@@ -217,7 +217,7 @@ def test_heads_must_divide_the_channels() -> None:
 
 def test_heads_are_separate() -> None:
     """Attention of each head is that of a layer with this head's channels alone."""
-    layer = SelfAttention(64, 32)
+    layer = SelfAttention(64, 32, GroupNorm32(32, 64))
     x = torch.randn(1, 64, 2, 3)
     with torch.no_grad():
         layer.proj_out.weight.copy_(torch.eye(64)[:, :, None, None])

@@ -23,6 +23,7 @@ from cmrepro.datasets import synthetic
 from cmrepro.training import step
 from cmrepro.training.batches import BatchSource
 from cmrepro.training.loop import Rhythm, train
+from cmrepro.training.schedules import learning_rate_at
 from cmrepro.training.state import state_files
 from cmrepro.training.step import Training
 
@@ -289,3 +290,25 @@ def test_a_run_cannot_go_on_with_another_schedule(tmp_path: pathlib.Path) -> Non
     train(tiny_recipe("ct", total_steps=12), DATA, tmp_path)
     with pytest.raises(ValueError, match="schedule_steps is 12, not 20"):
         train(tiny_recipe("ct", total_steps=20), DATA, tmp_path, resume=True)
+
+
+def test_learning_rate_falls_with_the_images_and_then_to_zero() -> None:
+    recipe = tiny_recipe(
+        "edm",
+        total_steps=100,
+        batch_size=16,
+        learning_rate=1e-3,
+        inverse_sqrt_after=160,
+        linear_decay_share=0.2,
+    )
+    rates = [learning_rate_at(recipe, step) for step in (0, 10, 40, 80, 90, 100)]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 1e-3 / 8**0.5, 0.5e-3 / 3, 0])
+
+
+def test_the_optimizer_takes_the_rate_of_its_step() -> None:
+    recipe = tiny_recipe("edm", total_steps=2, linear_decay_share=1.0, learning_rate=1e-3)
+    training = Training(recipe, 0)
+    source = BatchSource(DATA, recipe, 0)
+    for rate in (1e-3, 0.5e-3):
+        training.train_step(source.batch(training.step))
+        assert training.optimizer.param_groups[0]["lr"] == rate

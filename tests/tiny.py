@@ -37,6 +37,8 @@ def tiny_recipe(method: str, **changes: Any) -> Recipe:
         "dropout": 0.1,
         "ema_rate": 0.9,
         "schedule_steps": None,
+        "inverse_sqrt_after": None,
+        "linear_decay_share": None,
     }
     consistency = {} if method == "edm" else {"distance": "pseudo-huber", "s1": 10}
     return load_recipe(f"demo-cifar10-{method}").replace(**(tiny | consistency | changes))

@@ -41,6 +41,8 @@ class ADMConfig:
         num_classes: Number of class labels; 0 for an unconditional network.
         dropout: Probability in [0, 1).
         in_channels: Image channels, in and out.
+        min_group_channels: Fewest channels of a normalisation group (EDM's rule); groups are 32
+            where channels allow it. 1 gives the official 32 groups.
     """
 
     num_channels: int
@@ -52,6 +54,11 @@ class ADMConfig:
     num_classes: int = 0
     dropout: float = 0.0
     in_channels: int = 3
+    min_group_channels: int = 1
+
+    def norm(self, channels: int) -> GroupNorm32:
+        """Group normalisation of `channels` channels."""
+        return GroupNorm32(min(32, channels // self.min_group_channels), channels)
 
 
 class ResBlock(nn.Module):
@@ -70,11 +77,11 @@ class ResBlock(nn.Module):
         emb_channels = 4 * config.num_channels
         emb_out = 2 * out_channels if self.use_scale_shift_norm else out_channels
         self.in_layers = nn.Sequential(
-            GroupNorm32(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, 1, 1)
+            config.norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, 1, 1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
         self.out_layers = nn.Sequential(
-            GroupNorm32(32, out_channels),
+            config.norm(out_channels),
             nn.SiLU(),
             nn.Dropout(config.dropout),
             zero_init(nn.Conv2d(out_channels, out_channels, 3, 1, 1)),
@@ -126,10 +133,13 @@ class UNet(nn.Module):
         if config.num_classes:
             self.label_emb = nn.Embedding(config.num_classes, 4 * width)
 
+        def attention(channels: int) -> SelfAttention:
+            return SelfAttention(channels, config.num_head_channels, config.norm(channels))
+
         def blocks(in_channels: int, out_channels: int, factor: int) -> list[nn.Module]:
             layers: list[nn.Module] = [ResBlock(in_channels, out_channels, config)]
             if factor in config.attention_factors:
-                layers.append(SelfAttention(out_channels, config.num_head_channels))
+                layers.append(attention(out_channels))
             return layers
 
         channels = config.channel_mult[0] * width
@@ -150,7 +160,7 @@ class UNet(nn.Module):
 
         self.middle_block = Stage(
             ResBlock(channels, channels, config),
-            SelfAttention(channels, config.num_head_channels),
+            attention(channels),
             ResBlock(channels, channels, config),
         )
 
@@ -164,7 +174,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(Stage(*layers))
 
         self.out = nn.Sequential(
-            GroupNorm32(32, channels),
+            config.norm(channels),
             nn.SiLU(),
             zero_init(nn.Conv2d(channels, config.in_channels, 3, 1, 1)),
         )

@@ -102,7 +102,7 @@ class SelfAttention(nn.Module):
     channel) of earlier guided-diffusion code turns the released weights into noise.
     """
 
-    def __init__(self, channels: int, num_head_channels: int) -> None:
+    def __init__(self, channels: int, num_head_channels: int, norm: nn.Module) -> None:
         super().__init__()
         if channels % num_head_channels:
             raise ValueError(
@@ -110,7 +110,7 @@ class SelfAttention(nn.Module):
                 "choose num_head_channels among the divisors"
             )
         self.num_heads = channels // num_head_channels
-        self.norm = GroupNorm32(32, channels)
+        self.norm = norm
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
 

@@ -36,14 +36,24 @@ DEMO = ADMConfig(
     num_head_channels=32,
     in_channels=12,
 )
+# Normalisation groups of at least 4 channels, as in EDM: 32 groups would normalise each of the 32
+# channels of the first level by itself.
+PATCH_UNET = dataclasses.replace(DEMO, min_group_channels=4)
 
 PRESETS: dict[str, tuple[type[nn.Module], ADMConfig | NCSNppConfig]] = {
     "adm-imagenet64": (UNet, ADM_IMAGENET64),
     "adm-lsun256": (UNet, ADM_LSUN256),
     "demo": (PatchUNet, DEMO),
     "ncsnpp-cifar10": (NCSNpp, NCSNPP_CIFAR10),
+    "patch-unet": (PatchUNet, PATCH_UNET),
 }
-IMAGE_SIZES = {"adm-imagenet64": 64, "adm-lsun256": 256, "demo": 32, "ncsnpp-cifar10": 32}
+IMAGE_SIZES = {
+    "adm-imagenet64": 64,
+    "adm-lsun256": 256,
+    "demo": 32,
+    "ncsnpp-cifar10": 32,
+    "patch-unet": 32,
+}
 
 
 def build_network(name: str, dropout: float = 0.0) -> nn.Module:

@@ -43,7 +43,9 @@ class Recipe:
         network: Name of a network preset.
         initialisation: "random", or "teacher" for the teacher's weights.
         optimizer: "radam".
-        learning_rate: Constant.
+        learning_rate: Of the first step; constant unless one of the next two is given.
+        inverse_sqrt_after: Images after which the rate falls as 1 / sqrt(images / this) (EDM2).
+        linear_decay_share: Share of the steps, the last ones, over which the rate falls to 0.
         batch_size: Global batch, images.
         ema_rate: Decay a step of the weights that are sampled from.
         total_steps: Optimizer steps.
@@ -100,6 +102,8 @@ class Recipe:
     s1: int | None = None
     schedule_steps: int | None = None
     two_step_index: int | None = None
+    inverse_sqrt_after: int | None = None
+    linear_decay_share: float | None = None
 
     def __post_init__(self) -> None:
         for key, annotation in get_type_hints(Recipe).items():
@@ -109,12 +113,16 @@ class Recipe:
             if value not in kinds and type(value) not in kinds:  # not isinstance: True is no int
                 allowed = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in kinds)
                 raise ValueError(f"got {key} = {value!r}; allowed is {allowed}")
-        for key in ("batch_size", "total_steps"):
-            if getattr(self, key) < 1:
+        for key in ("batch_size", "total_steps", "inverse_sqrt_after"):
+            if (value := getattr(self, key)) is not None and value < 1:
                 raise ValueError(f"got {key} = {getattr(self, key)}; it must be at least 1")
         for key in ("ema_rate", "target_ema", "mu0", "dropout"):
             if not 0 <= (getattr(self, key) or 0) < 1:
                 raise ValueError(f"got {key} = {getattr(self, key)}; it must be in [0, 1)")
+        if not 0 < (self.linear_decay_share or 1) <= 1:
+            raise ValueError(
+                f"got linear_decay_share = {self.linear_decay_share}; it must be in (0, 1]"
+            )
         for key in NOT_USED[self.method]:
             if getattr(self, key) is not None:
                 raise ValueError(

@@ -1,5 +1,7 @@
 """What the schedules of a recipe say at a step."""
 
+import math
+
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
 from cmrepro.training.recipes import Recipe
 
@@ -16,6 +18,20 @@ def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:
         return num_scales, recipe.target_ema
     assert recipe.mu0 is not None and recipe.s0 is not None
     return num_scales, target_ema_at(num_scales, recipe.s0, recipe.mu0, recipe.mu_form)
+
+
+def learning_rate_at(recipe: Recipe, step: int) -> float:
+    """Learning rate of the step that follows `step` steps.
+
+    The inverse square root is that of Karras et al. (2024, EDM2), Equation 67 without its warm-up.
+    """
+    rate = recipe.learning_rate
+    if recipe.inverse_sqrt_after:
+        rate /= math.sqrt(max(step * recipe.batch_size / recipe.inverse_sqrt_after, 1))
+    if recipe.linear_decay_share:
+        left = recipe.total_steps - step
+        rate *= min(left / (recipe.linear_decay_share * recipe.total_steps), 1)
+    return rate
 
 
 def two_step_time(recipe: Recipe) -> float | None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cmrepro.files import atomic_path
+from cmrepro.training.recipes import Recipe
+from cmrepro.training.schedules import learning_rate_at
 
 if TYPE_CHECKING:
     from cmrepro.training.step import Training
@@ -105,7 +107,8 @@ def load_state(training: Training, origin: dict[str, Any], path: Path) -> None:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = _course(state["recipe"]) | {"seed": state["seed"]}
+        step = state["step"]
+        theirs = _course(Recipe(**state["recipe"]), step) | {"seed": state["seed"]}
     except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.PickleError) as error:
         raise ValueError(
             f"{path} is cut off or no training state ({type(error).__name__}); start again in "
@@ -113,7 +116,7 @@ def load_state(training: Training, origin: dict[str, Any], path: Path) -> None:
         ) from error
     # States of earlier versions know neither, and were of float32 throughout.
     theirs |= {"precision": state.get("precision", "fp32")} | state.get("origin", origin)
-    mine = _course(dataclasses.asdict(training.recipe)) | {"seed": training.seed}
+    mine = _course(training.recipe, step) | {"seed": training.seed}
     mine |= {"precision": training.precision} | origin
     for key in mine:
         if mine[key] != theirs.get(key):
@@ -130,8 +133,15 @@ def load_state(training: Training, origin: dict[str, Any], path: Path) -> None:
     training.step, training.duration_s = state["step"], state["duration_s"]
 
 
-def _course(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What fixes each step of a recipe: all but where it ends, which only N(k) may depend on."""
-    schedule_steps = recipe["schedule_steps"] or recipe["total_steps"]
-    changed = {"total_steps": None, "schedule_steps": schedule_steps if recipe["s0"] else None}
-    return recipe | changed
+def _course(recipe: Recipe, step: int) -> dict[str, Any]:
+    """What fixes the first `step` steps of a recipe.
+
+    Where it ends does not, unless N(k) depends on it or the final decay of the rate has begun.
+    """
+    schedule_steps = recipe.schedule_steps or recipe.total_steps
+    changed = {
+        "total_steps": None,
+        "schedule_steps": schedule_steps if recipe.s0 else None,
+        "learning_rate at that step": learning_rate_at(recipe, step),
+    }
+    return dataclasses.asdict(recipe) | changed

@@ -31,7 +31,7 @@ from cmrepro.networks.presets import build_network
 from cmrepro.processes import mean_over_processes, process
 from cmrepro.training.batches import MAX_SEED, Batch, dropout_seed
 from cmrepro.training.recipes import Recipe
-from cmrepro.training.schedules import scales_and_mu
+from cmrepro.training.schedules import learning_rate_at, scales_and_mu
 
 DISTANCES: dict[str, Callable[[], Distance]] = {
     "l1": lambda: l1,
@@ -275,6 +275,8 @@ class Training:
     def update(self) -> None:
         """The optimizer's step from the present gradients, then those of both averages."""
         self.between_steps = False
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.recipe, self.step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.update_averages()

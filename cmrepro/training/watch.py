@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cmrepro.datasets import TrainingImages
 from cmrepro.files import atomic_path
 from cmrepro.grids import write_grid
-from cmrepro.training.schedules import scales_and_mu
+from cmrepro.training.schedules import learning_rate_at, scales_and_mu
 from cmrepro.training.step import Training
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class Watch:
             "duration_s": round(training.duration_s, 1),
             "images_per_s": round((training.step - step) * recipe.batch_size / (now - then), 2),
         }
+        if recipe.inverse_sqrt_after or recipe.linear_decay_share:
+            entry["learning_rate"] = learning_rate_at(recipe, training.step - 1)
         if recipe.method != "edm":
             entry["num_scales"], entry["mu"] = scales_and_mu(recipe, training.step - 1)
         if training.scaler.is_enabled():
