@@ -30,10 +30,11 @@ bench: $(STAMP)  ## the regression gate: speed and scores (ARGS=--full for full 
 report: $(STAMP)  ## tables, figures and REPORT.md again from results/
 	$(BIN)/cmrepro report $(ARGS)
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy and the import order
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 fresh: $(STAMP)  ## prove that a wheel works in an empty environment and an empty folder
 	bash .ci/fresh

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cmrepro.datasets import opening as module
-from cmrepro.datasets import synthetic, training_images
+from cmrepro.data import opening as module
+from cmrepro.data import synthetic, training_images
 from cmrepro.training.batches import BatchSource
 from cmrepro.training.recipes import load_recipe
 from cmrepro.training.step import Training

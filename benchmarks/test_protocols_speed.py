@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from torch import nn
 
-from cmrepro.datasets import ImageDataset
+from cmrepro.data import ImageDataset
 from cmrepro.metrics import score as module
 from cmrepro.metrics.extractors import Extractor, load_extractor
 from cmrepro.metrics.protocols import load_protocol

@@ -2,8 +2,8 @@
 
 import torch
 
+from cmrepro import sampling
 from cmrepro.consistency.parameterization import PreconditionedModel
-from cmrepro.experiments import sampling
 from cmrepro.networks.presets import build_network
 
 NUM_IMAGES = 4  # of one batch; a larger one would only take longer

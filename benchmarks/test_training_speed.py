@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cmrepro.consistency.parameterization import PreconditionedModel
-from cmrepro.datasets import synthetic
+from cmrepro.data import synthetic
 from cmrepro.networks.presets import build_network
 from cmrepro.training.batches import BatchSource, prefetched
 from cmrepro.training.recipes import load_recipe

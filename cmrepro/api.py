@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cmrepro.checkpoints.io import CheckpointModel
-    from cmrepro.records import RunRecord
+    from cmrepro.records3 import RunRecord
 
 
 def load(checkpoint: str | Path, device: str = "cpu") -> CheckpointModel:
@@ -41,8 +41,8 @@ def sample(
         num_images: N.
         seed: Of the noise.
     """
-    from cmrepro.experiments.sampling import sample as run
-    from cmrepro.experiments.sampling import sampler_settings
+    from cmrepro.sampling import sample as run
+    from cmrepro.sampling import sampler_settings
 
     settings = sampler_settings(model.info, steps)
     return run(model, settings, num_images, seed, model.image_size).stages[-1]
@@ -62,7 +62,7 @@ def evaluate(
         num_images: Score the first so many; what the protocol asks by default.
         name: What the record calls images that are given as an array.
     """
-    from cmrepro.datasets import ImageDataset, open_images
+    from cmrepro.data import ImageDataset, open_images
     from cmrepro.experiments.run import Origin, read_origin
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.metrics.features import check_images
@@ -109,7 +109,7 @@ def results(folder: str | Path = ".") -> pd.DataFrame:
     """Mean and interval over seeds of the records in folder/results/records."""
     import pandas as pd
 
-    from cmrepro.records import FOLDER, read_records
+    from cmrepro.records3 import FOLDER, read_records
     from cmrepro.report.results import results_rows
 
     rows = results_rows(read_records(Path(folder) / FOLDER))

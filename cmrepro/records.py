@@ -1,235 +1,348 @@
-"""The record of one run: what was sampled, how it was scored, what came out (standard library).
+"""What was run: trainings, checkpoints, sample sets, and the record of one run.
 
-One run is one JSON file. What it must hold is in record.schema.json (JSON Schema, draft 2020-12):
-a record of another schema, with a missing key, an impossible score or a malformed checksum is
-refused.
+One run is one JSON file, a `RunRecord`: generator, sampler, protocol and seed give scores.
+Checkpoint headers and the files beside sample sets hold the same types.
 """
 
-import functools
+import hashlib
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from importlib import resources
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import field
 
 from cmrepro.files import atomic_path
-from cmrepro.names import unknown
+from cmrepro.schema import (
+    Checksum,
+    NotNegative,
+    Positive,
+    Share,
+    Struct,
+    flat,
+    read_json,
+    to_builtins,
+    to_json,
+    unknown,
+)
+from cmrepro.settings import (
+    Initialisation,
+    Method,
+    Metric,
+    Protocol,
+    Recipe,
+    Reference,
+    SamplerSettings,
+    Scale,
+    Selection,
+)
 
-SCHEMA = "cmrepro-record-3"
+SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
-# In the order in which two runs may part.
-HASHES = ("noise", "labels", "images", "features")
-# Other arithmetic moves the last bits of features; a score may move by no more, relatively.
+# A score of the same features may move by no more, relatively, between machines.
 RELATIVE_TOLERANCE = 1e-4
-# What two runs of the same settings may differ in.
-OF_THE_RUN = ("provenance", "durations_s")
+# Fields in which two runs of the same settings may differ.
+NOT_COMPARED = ("provenance", "durations_s")
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """One sample set under one protocol.
+class Provenance(Struct, frozen=True, kw_only=True):
+    """Code, machine and command behind a result.
 
     Attributes:
-        model: Name of the checkpoint, or of the sample set where that is all that is known.
-        nfe: Network evaluations an image; None for images that no network here made.
-        seed: Of the noise; None likewise.
-        num_images: Images scored.
-        protocol: Every field of the protocol, its name and version among them.
-        reference: Name, checksum and data set of the reference statistics.
-        scores: Value by metric.
-        uncertainty: How far the scores of this one set can be trusted, where it was asked for:
-            `intervals` (95 %, bootstrap over images) by metric, `fid_by_num_images` and
-            `fid_infinity`, its extrapolation.
-        warnings: What limits the scores' meaning, one sentence each.
-        checkpoint: File name, checksum, network, recipe and origin; empty without one.
-        sampler: Algorithm, times, how images became uint8, how many were sampled and on which
-            device; empty for foreign images.
-        comparable: What must agree for two records to be compared, None where it is not known:
-            `scale` ("demo" or "paper": whose recipes the model was trained by), network, data set,
-            images seen, global batch, initialisation, which average of the weights, training
-            steps, protocol version, and `selection`: its text, and of that the rule by which
-            checkpoint and times were chosen, the metric, the seeds and the images of each.
-        hashes: SHA-256 of the noise and class labels used (of all images sampled), and of the
-            images and features scored (`HASHES`).
-        provenance: Command, commit, versions, machine, device of the scoring.
-        durations_s: Seconds by stage.
-        schema: `SCHEMA`.
+        command: Command line.
+        cmrepro: Version of this package.
+        commit: Commit of the checkout; None for an installed package.
+        dirty: True if the checkout's code differs from that commit.
+        python: Version.
+        packages: Version by package.
+        platform: Operating system and architecture.
+        cpu: Processor, its instruction set and the number of usable cores.
+        threads: Threads of one process.
+        gpu: Accelerator; None without one.
+    """
 
-    Raises:
-        ValueError: Another schema, no images, or an impossible score.
+    command: str
+    cmrepro: str
+    commit: str | None
+    dirty: bool | None
+    python: str
+    packages: dict[str, str]
+    platform: str
+    cpu: str
+    threads: int
+    gpu: str | None
+
+
+class TrainingRun(Struct, frozen=True, kw_only=True):
+    """How a model was trained: measured for our own, published for official checkpoints.
+
+    Attributes:
+        method: As in `Recipe`, like the next two.
+        scale: "demo" or "paper".
+        stands_for: The paper's model, e.g. "cifar10-cd".
+        dataset: Name of the images trained on.
+        initialisation: "random" or "teacher".
+        weights: The weights that were kept: "ema", "online" or "not stated".
+        ema_rate: Decay a step of the average.
+        distance: d of the consistency losses.
+        batch_size: Global batch, images.
+        total_steps: Optimizer steps taken.
+        images_seen: Images, with repetition.
+        seed: Seed of weights, order, noise and times. This and the rest: our own trainings only.
+        dataset_sha256: Checksum of all training images.
+        teacher: Name or file of the teacher.
+        teacher_sha256: Checksum of the teacher's file.
+        precision: "fp32", "bf16" or "fp16".
+        num_processes: Processes that shared a batch.
+        duration_s: Seconds in training steps.
+        provenance: Code and machine.
+    """
+
+    method: Method
+    scale: Scale
+    stands_for: str
+    dataset: str
+    initialisation: Initialisation | None = None
+    weights: str = "not stated"
+    ema_rate: Share | None = None
+    distance: str | None = None
+    batch_size: Positive | None = None
+    total_steps: Positive | None = None
+    images_seen: Positive | None = None
+    seed: NotNegative | None = None
+    dataset_sha256: Checksum | None = None
+    teacher: str | None = None
+    teacher_sha256: Checksum | None = None
+    precision: str | None = None
+    num_processes: Positive | None = None
+    duration_s: float | None = None
+    provenance: Provenance | None = None
+
+
+class ConvertedFile(Struct, frozen=True, kw_only=True):
+    """The file that a converted checkpoint was made from.
+
+    Attributes:
+        file: Name.
+        sha256: Checksum of the file, or of the weights of a folder.
+        format: "torch", "flax" or "diffusers".
+        conversion: Version of the conversion.
+        name: Registry name of an official checkpoint.
+        url: Address of an official checkpoint.
+        licence: Licence of the weights, where stated.
+        step: Step counter inside the file, where it has one.
+    """
+
+    file: str
+    sha256: Checksum
+    format: Literal["torch", "flax", "diffusers"]
+    conversion: int
+    name: str | None = None
+    url: str | None = None
+    licence: str | None = None
+    step: int | None = None
+
+
+class CheckpointInfo(Struct, frozen=True, kw_only=True):
+    """Header of a checkpoint.
+
+    Attributes:
+        network: Name of the network preset.
+        parameterization: "boundary" (f) or "edm" (D).
+        sigma_data: Standard deviation of the data.
+        sigma_min: The paper's epsilon.
+        sigma_max: The paper's T.
+        rho: Exponent of the time grid.
+        recipe: The recipe of our own trainings.
+        training: How the weights were trained; None where unknown.
+        converted: The file of another format that the weights come from.
+        selection: How the checkpoint was chosen among those of its training.
+        two_step_time: Second sampling time of a consistency function.
+        two_step_selection: How that time was chosen; None where published or given by hand.
+    """
+
+    network: str
+    parameterization: Literal["boundary", "edm"]
+    sigma_data: float
+    sigma_min: float
+    sigma_max: float
+    rho: float = 7.0
+    recipe: Recipe | None = None
+    training: TrainingRun | None = None
+    converted: ConvertedFile | None = None
+    selection: Selection = Selection(rule="last checkpoint")
+    two_step_time: float | None = None
+    two_step_selection: Selection | None = None
+
+
+class Checkpoint(CheckpointInfo, frozen=True, kw_only=True):
+    """The checkpoint that generated a sample set: its header, file name and checksum."""
+
+    file: str
+    sha256: Checksum
+
+
+class SampleProvenance(Struct, frozen=True, kw_only=True):
+    """Provenance of a sample set.
+
+    Attributes:
+        model: Name of the checkpoint, or of the sample set where nothing more is known.
+        nfe: Network evaluations an image; None where unknown.
+        seed: Seed of the noise; None where unknown.
+        sampler: How the images were made; None for images from elsewhere.
+        checkpoint: What made them; None for images from elsewhere.
+        num_sampled: Images of the whole sample set.
+        sampling_device: Device that made them.
     """
 
     model: str
-    nfe: int | None
-    seed: int | None
-    num_images: int
-    protocol: dict[str, Any]
-    reference: dict[str, Any]
-    scores: dict[str, float]
-    uncertainty: dict[str, Any]
-    warnings: list[str]
-    checkpoint: dict[str, Any]
-    sampler: dict[str, Any]
-    comparable: dict[str, Any]
-    hashes: dict[str, str]
-    provenance: dict[str, Any]
-    durations_s: dict[str, float]
-    schema: str = SCHEMA
+    nfe: Positive | None = None
+    seed: NotNegative | None = None
+    sampler: SamplerSettings | None = None
+    checkpoint: Checkpoint | None = None
+    num_sampled: Positive | None = None
+    sampling_device: str | None = None
+
+
+class Hashes(Struct, frozen=True, kw_only=True):
+    """SHA-256 of each stage of a run, in the order in which two runs may part.
+
+    Attributes:
+        noise: Noise of all sampled images, float32.
+        labels: Classes of all sampled images, int64.
+        images: Images scored (beside a sample set: all), uint8 (N, H, W, 3).
+        features: Features scored, float32 (N, D).
+    """
+
+    noise: Checksum | None = None
+    labels: Checksum | None = None
+    images: Checksum
+    features: Checksum | None = None
+
+
+class SampleSetFile(SampleProvenance, frozen=True, kw_only=True):
+    """The JSON beside a sample set (`samples.npz.provenance.json`)."""
+
+    hashes: Hashes
+
+
+class Extrapolation(Struct, frozen=True, kw_only=True):
+    """FID at infinitely many images, with its standard error."""
+
+    value: float
+    standard_error: float
+
+
+class Uncertainty(Struct, frozen=True, kw_only=True):
+    """How far the scores of one sample set can be trusted.
+
+    Attributes:
+        intervals: 95 % interval by metric.
+        fid_by_num_images: FID of the first n images by n.
+        fid_infinity: Extrapolation of that curve.
+    """
+
+    intervals: dict[Metric, tuple[float, float]] = field(default_factory=dict)
+    fid_by_num_images: dict[int, float] = field(default_factory=dict)
+    fid_infinity: Extrapolation | None = None
+
+
+class RunRecord(SampleProvenance, frozen=True, kw_only=True):
+    """One sample set scored under one protocol.
+
+    Attributes:
+        num_images: Images scored.
+        protocol: Every setting of the protocol.
+        reference: Reference statistics.
+        scores: Value by metric.
+        uncertainty: Intervals, where they were requested.
+        warnings: Limits of the scores' meaning, one sentence each.
+        hashes: Checksums of noise, images and features.
+        provenance: Code and machine of the scoring.
+        device: Device of the extractor.
+        durations_s: Seconds by stage.
+        schema: `SCHEMA`.
+    """
+
+    num_images: Positive
+    protocol: Protocol
+    reference: Reference
+    scores: dict[Metric, float]
+    uncertainty: Uncertainty | None = None
+    warnings: tuple[str, ...] = ()
+    hashes: Hashes
+    provenance: Provenance
+    device: str
+    durations_s: dict[str, float] = field(default_factory=dict)
+    schema: Literal["cmrepro-record-4"] = SCHEMA
 
     def __post_init__(self) -> None:
-        for key in ("schema", "num_images", "scores"):
-            for problem in _problems(getattr(self, key), record_schema()["properties"][key], key):
-                raise ValueError(problem)
+        for metric, value in self.scores.items():
+            low, high = _RANGES.get(metric, (float("-inf"), float("inf")))
+            if not low <= value <= high:
+                raise ValueError(f"got {metric} = {value}; allowed is {low:g} to {high:g}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that makes the scores, as flat keys: equal for two runs of one experiment."""
+        sampler = self.sampler and to_builtins(self.sampler)
+        return {
+            "model": self.model,
+            "checkpoint": self.checkpoint and self.checkpoint.sha256,
+            "nfe": self.nfe,
+            "seed": self.seed,
+            "num_images": self.num_images,
+            **flat({"sampler": sampler or {}}),
+            # Nothing else tells one sample set from elsewhere from another.
+            "images": None if self.checkpoint else self.hashes.images,
+            "protocol": self.protocol.name,
+            "protocol version": self.protocol.version,
+            "reference": self.reference.sha256,
+        }
 
     @property
     def id(self) -> str:
-        """File name without ending: model, evaluations, protocol, count, seed."""
-        parts = [self.model, f"{self.protocol['name']}-v{self.protocol['version']}"]
+        """File name without ending: readable parts, then 8 digits of the identity's checksum."""
+        parts = [self.model, f"{self.protocol.name}-v{self.protocol.version}"]
         if self.nfe is not None:
             parts.insert(1, f"nfe{self.nfe}")
         parts.append(f"n{self.num_images}")
         if self.seed is not None:
             parts.append(f"seed{self.seed}")
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join([*parts, digest[:8]]))
 
 
-@functools.cache
-def record_schema() -> dict[str, Any]:
-    """The JSON Schema of a record."""
-    text = resources.files(__package__).joinpath("record.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
-
-
-_TYPES: dict[str, Any] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "null": type(None),
+_RANGES = {
+    "is": (1.0, float("inf")),
+    "precision": (0.0, 1.0),
+    "recall": (0.0, 1.0),
+    "density": (0.0, float("inf")),
+    "coverage": (0.0, 1.0),
 }
-
-
-def _is(value: object, kind: str) -> bool:
-    """Whether a value is of a type of JSON; Python's booleans are integers, JSON's are not."""
-    return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
-
-
-def _problems(value: Any, schema: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Where a value breaks a schema, one line each; the keywords that record.schema.json uses.
-
-    Stricter than JSON Schema: 2.0 is no integer, and NaN or infinity is no number anywhere.
-    """
-    if "$ref" in schema:
-        schema = record_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
-    kinds = schema.get("type", [*_TYPES])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    allowed = [schema["const"]] if "const" in schema else schema.get("enum", [value])
-    got = f"got {where} = {json.dumps(value, default=repr)[:80]}, allowed"
-    if not any(_is(value, kind) for kind in kinds):
-        yield f"{got} is {' or '.join(kinds)}"
-    elif value not in allowed:
-        yield f"{got} is {' or '.join(map(json.dumps, allowed))}"
-    elif isinstance(value, str) and not re.fullmatch(schema.get("pattern", "(?s).*"), value):
-        yield f"{got} is {schema.get('description', schema['pattern'])}"
-    elif _is(value, "number"):
-        low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
-        if not (low <= value <= high and abs(value) != math.inf):  # which NaN is not either
-            yield f"{got} is a number from {low:g} to {high:g}"
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _problems(item, schema.get("items", {}), f"{where}[{index}]")
-    elif isinstance(value, dict):
-        known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-        # `anyOf` says: empty, or with these keys.
-        forms = schema.get("anyOf", []) if value else []
-        required = {key for form in (schema, *forms) for key in form.get("required", ())}
-        inside = f" in {where}" if where else ""
-        if missing := sorted(required - value.keys()):
-            yield f"missing keys{inside}: {', '.join(missing)}"
-        if others is False and (surplus := sorted(value.keys() - known.keys())):
-            yield f"unknown keys{inside}: {', '.join(surplus)}; known: {', '.join(known)}"
-        for key, item in value.items():
-            if key in known or others is not False:
-                path = f"{where}.{key}" if where else key
-                yield from _problems(item, known.get(key, others), path)
-
-
-def _fields_problems(fields: object) -> list[str]:
-    """Why a JSON value is no record of `SCHEMA`, one line each; of another schema only that."""
-    if not isinstance(fields, dict):
-        return ["it is no JSON object"]
-    if fields.get("schema") != SCHEMA:
-        return [
-            f'got schema = {json.dumps(fields.get("schema"))}, allowed is "{SCHEMA}"; run the '
-            "evaluation again, or read it with the cmrepro that wrote it"
-        ]
-    return list(_problems(fields, record_schema(), ""))
-
-
-def record_problems(path: Path) -> list[str]:
-    """Why a file holds no record of `SCHEMA`, one line each."""
-    if path.is_dir():
-        return ["no records in this folder; make some with 'cmrepro reproduce cifar10'"]
-    try:
-        return _fields_problems(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return ["no such file"]
-    except OSError as error:
-        return [f"it cannot be read ({error.strerror})"]
-    except ValueError as error:
-        return [f"it is no JSON ({error}); records are the .json files of {FOLDER}"]
-
-
-def write_record(record: RunRecord, folder: Path) -> Path:
-    """Write `record` to folder/ID.json and return that path.
-
-    Raises:
-        ValueError: It breaks the schema, or the folder cannot be written.
-    """
-    path = folder / f"{record.id}.json"
-    text = json.dumps(asdict(record), indent=1, sort_keys=True)
-    if problems := _fields_problems(json.loads(text)):
-        raise ValueError(f"{record.id} is not a record: {'; '.join(problems)}")
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return path
 
 
 def read_record(path: Path) -> RunRecord:
     """The record in a file.
 
     Raises:
-        ValueError: Not JSON, or it breaks the schema: keys missing or unknown, another version,
-            an impossible score, a malformed checksum.
+        ValueError: Not a record of `SCHEMA`; names the key and what is allowed.
     """
-    if problems := record_problems(path):
-        more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
-        raise ValueError(f"{path} is not a record: {problems[0]}{more}")
-    return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def record_files(paths: Iterable[Path]) -> list[Path]:
-    """Files and the .json files of folders, each once, in order.
-
-    A folder without any stands for itself, and what is not there too: neither is a record.
-    """
-    files: list[Path] = []
-    for path in paths:
-        files += sorted(path.glob("*.json")) or [path]
-    return list(dict.fromkeys(files))
+    fields = read_json(dict[str, Any], path)
+    if (schema := fields.get("schema")) != SCHEMA:
+        raise ValueError(
+            f'{path} has schema {json.dumps(schema)}, allowed is "{SCHEMA}"; score the images '
+            "again, or read it with the cmrepro that wrote it"
+        )
+    return read_json(RunRecord, path)
 
 
 def read_records(folder: Path) -> list[RunRecord]:
     """All records of a folder, in the order of their file names.
 
     Raises:
-        ValueError: None there, or one is refused, or a file's name is not its record's.
+        ValueError: There is none, one is refused, or a file does not have its record's name.
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
@@ -242,10 +355,10 @@ def read_records(folder: Path) -> list[RunRecord]:
 
 
 def find_record(name: str | Path) -> RunRecord:
-    """The record in a file, or of an id in ./results/records.
+    """The record in a file, or the one with this id in ./results/records.
 
     Raises:
-        ValueError: Neither, or it is refused.
+        ValueError: Neither exists, or the file is refused.
     """
     path = Path(name)
     if path.is_file():
@@ -257,47 +370,45 @@ def find_record(name: str | Path) -> RunRecord:
     return read_record(known[str(name)])
 
 
-def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as one: {"protocol": {"name": x}} becomes {"protocol.name": x}."""
-    leaves: dict[str, Any] = {}
-    for key, value in fields.items():
-        nested = isinstance(value, Mapping)
-        leaves |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return leaves
-
-
-def differences(one: RunRecord, other: RunRecord) -> dict[str, tuple[Any, Any]]:
+def differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
     """Both values of every flat key in which two records differ; None where a key is missing."""
-    first, second = flat(asdict(one)), flat(asdict(other))
+    first, second = flat(to_builtins(a)), flat(to_builtins(b))
     pairs = {key: (first.get(key), second.get(key)) for key in first | second}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+    return {key: (x, y) for key, (x, y) in pairs.items() if x != y}
+
+
+def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Path:
+    """Write `record` to folder/ID.json and return that path.
+
+    A record of the same run that is there already stays as it is; runs may differ in provenance
+    and durations.
+
+    Raises:
+        ValueError: Another record of that id is there, or the folder cannot be written.
+    """
+    path = folder / f"{record.id}.json"
+    if path.is_file() and not overwrite:
+        found = [
+            key
+            for key in differences(read_record(path), record)
+            if key.partition(".")[0] not in NOT_COMPARED
+        ]
+        if found:
+            raise ValueError(
+                f"{path} is there and differs in {', '.join(found)}; keep one: --overwrite "
+                "replaces it, another --out keeps both ('cmrepro compare' explains)"
+            )
+        return path
+    with atomic_path(path) as temporary:
+        temporary.write_text(to_json(record), encoding="utf-8")
+    return path
 
 
 def merge_records(paths: Iterable[Path], folder: Path) -> list[Path]:
-    """Write records from elsewhere into a folder, each once and under its id.
-
-    Of runs that agree in all but provenance and durations the first one counts; what already lies
-    in the folder comes before all.
-
-    Returns:
-        What was written.
+    """Write records from elsewhere (files or folders) into a folder, each under its id.
 
     Raises:
-        ValueError: Two records of one id contradict each other, one is refused, or there is none.
+        ValueError: A file is refused, or contradicts a record of the same id.
     """
-    kept: dict[str, tuple[Path, RunRecord]] = {}
-    new = record_files(paths)
-    for path in [*sorted(folder.glob("*.json")), *new]:
-        record = read_record(path)
-        first_path, first = kept.setdefault(record.id, (path, record))
-        found = [k for k in differences(first, record) if k.partition(".")[0] not in OF_THE_RUN]
-        if found:
-            raise ValueError(
-                f"{first_path} and {path} are both '{record.id}' and differ in "
-                f"{', '.join(found)}; 'cmrepro compare' explains it: keep one"
-            )
-    return [
-        write_record(record, folder)
-        for path, record in kept.values()
-        if not (folder / f"{record.id}.json").is_file()
-    ]
+    files = [f for path in paths for f in (sorted(path.glob("*.json")) or [path])]
+    return [write_record(read_record(file), folder) for file in files]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report_folder import make_results
 
-from cmrepro import cli
+from cmrepro.cli import main as cli
 from cmrepro.report.render import write_report
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from records_of import demo_record, sha256_of
 
 from cmrepro.paper import AbsoluteClaim, claim
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 
 SELECTION = {
     "text": "last checkpoint",

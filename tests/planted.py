@@ -6,7 +6,7 @@ import time
 
 # Name -> module and function, and by how much its CPU time or its value grows.
 SLOWER = {
-    "sampler": ("cmrepro.experiments.sampling", "sample"),
+    "sampler": ("cmrepro.sampling", "sample"),
     "step": ("cmrepro.training.step", "Training.train_step"),
     "metric": ("cmrepro.metrics.definitions", "frechet_distance"),
 }

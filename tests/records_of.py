@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 
 
 def sha256_of(text: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from records_of import demo_record
 
-from cmrepro.records import RunRecord, write_record
+from cmrepro.records3 import RunRecord, write_record
 
 SCORES = {1: (100.0, 102.0), 2: (90.0, 92.0)}  # of seeds 0 and 1 by evaluations
 PARTS = {"500": [130.0, 134.0], "1000": [120.0], "2000": [90.0]}  # FD of parts of the images

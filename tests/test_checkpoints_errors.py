@@ -16,10 +16,11 @@ import torch
 from official_files import release, use_small_networks, weights_of, write_flax, write_torch
 from test_downloads import Server
 
-from cmrepro import cli, files
+from cmrepro import files
 from cmrepro.checkpoints import diffusers_folder, io
 from cmrepro.checkpoints.io import load_model
 from cmrepro.checkpoints.registry import ReleasedCheckpoint, released_checkpoints
+from cmrepro.cli import main as cli
 
 Run = Callable[..., str]
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from official_files import use_small_networks, weights_of
 
-from cmrepro import cli
 from cmrepro.checkpoints.contents import describe
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.diffusers_folder import OLD_WEIGHTS, unet_config
@@ -23,6 +22,7 @@ from cmrepro.checkpoints.flax import read_flax_checkpoint
 from cmrepro.checkpoints.io import load_model, read_info
 from cmrepro.checkpoints.pickles import pickle_contents
 from cmrepro.checkpoints.torch_files import read_torch_file
+from cmrepro.cli import main as cli
 
 MARK = "HOSTILE_MARK"
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from official_files import release, use_small_networks
 
-from cmrepro import cli
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.io import bundled_checkpoints, load_model, read_info
 from cmrepro.checkpoints.registry import ReleasedCheckpoint, released_checkpoints
-from cmrepro.datasets import ImageDataset
+from cmrepro.cli import main as cli
+from cmrepro.data import ImageDataset
 from cmrepro.experiments.run import evaluate, sampled_origin
-from cmrepro.experiments.sampling import sample, sampler_settings
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.paper import AbsoluteClaim, claims
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.verdicts import absolute_verdict
+from cmrepro.sampling import sample, sampler_settings
 from cmrepro.training.recipes import load_recipe
 
 TRAINED = [entry.name for entry in released_checkpoints().values() if entry.recipe]

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cmrepro import sampling
 from cmrepro.checkpoints.io import bundled_checkpoints
-from cmrepro.experiments import sampling
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.reference_registry import bundled_references
@@ -368,7 +368,7 @@ def test_the_torchrun_command_of_the_help_can_be_pasted(run):
 
 def test_help_needs_neither_torch_nor_pandas():
     code = (
-        "import sys; from cmrepro.cli import main; sys.argv = ['cmrepro', '--help']\n"
+        "import sys; from cmrepro.cli.main import main; sys.argv = ['cmrepro', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'pandas', 'numpy'} & sys.modules.keys()))"
     )
@@ -389,7 +389,7 @@ def test_the_paper_needs_neither_torch_nor_pandas(arguments):
     code = (
         "import sys; sys.modules['torch'] = sys.modules['pandas'] = None  # as if not installed\n"
         f"sys.argv = ['cmrepro', *{arguments}]\n"
-        "from cmrepro.cli import main; main()"
+        "from cmrepro.cli.main import main; main()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmrepro.datasets import ImageDataset, images_sha256, load_dataset, open_images, synthetic
+from cmrepro.data import ImageDataset, images_sha256, load_dataset, open_images, synthetic
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmrepro.datasets import (
+from cmrepro.data import (
     ImageDataset,
     ImageFiles,
     images_sha256,

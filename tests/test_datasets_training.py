@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import functional as torchvision
 
-from cmrepro.datasets import (
+from cmrepro.data import (
     ImageDataset,
     ImageFiles,
     ReadableImages,
@@ -23,7 +23,7 @@ from cmrepro.datasets import (
     opening,
     training_images,
 )
-from cmrepro.datasets.decoding import centre_square
+from cmrepro.data.decoding import centre_square
 from cmrepro.training.batches import BatchSource
 from cmrepro.training.recipes import load_recipe
 

@@ -17,20 +17,20 @@ from tiny import tiny_networks
 from tiny_run import tiny_run
 
 from cmrepro.checkpoints.io import load_model, save_checkpoint
-from cmrepro.datasets import ImageDataset
-from cmrepro.doctor import checkpoints, images, statistics
-from cmrepro.doctor.examine import examine
-from cmrepro.doctor.findings import Examination, Settings, causes
-from cmrepro.doctor.images import examine_images
-from cmrepro.doctor.pixels import compressed
+from cmrepro.checks import checkpoints, images, statistics
+from cmrepro.checks.examine import examine
+from cmrepro.checks.findings import Examination, Settings, causes
+from cmrepro.checks.images import examine_images
+from cmrepro.checks.pixels import compressed
+from cmrepro.data import ImageDataset
 from cmrepro.experiments.run import Origin, sampled_origin, write_sample_set
-from cmrepro.experiments.sampling import sample, sampler_settings
 from cmrepro.metrics.definitions import StreamingMoments
 from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import extract
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_registry import bundled_references
 from cmrepro.metrics.references import ReferenceStatistics, load_reference
+from cmrepro.sampling import sample, sampler_settings
 from cmrepro.training.state import newest_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -221,7 +221,7 @@ def test_statistics_of_the_test_split_are_found(tmp_path: pathlib.Path) -> None:
     """Of 2,000 real test images, and as the reference of a sample set."""
     if not DATA.is_dir():
         pytest.skip("needs ../shared/data")
-    from cmrepro.datasets import open_images
+    from cmrepro.data import open_images
 
     numbers = np.random.default_rng(0).permutation(10_000)[:2000]
     pixels = open_images(DATA / "cifar10-jpeg-test.zip").take(numbers)
@@ -279,7 +279,7 @@ def test_a_fault_of_a_record_is_found_first(
 ) -> None:
     changes = RECORD_PLANTS[cause]
     if cause != "swapped-metrics":  # which has to sample; the others stand in the file
-        monkeypatch.setattr("cmrepro.doctor.records._some_images", lambda *arguments: None)
+        monkeypatch.setattr("cmrepro.checks.records._some_images", lambda *arguments: None)
     [found] = examine([changed_record(tmp_path / "record.json", changes)], Settings(EMBEDDED))
     assert first_cause(found) == cause
     assert "swapped-metrics" in found.checked or cause != "swapped-metrics"

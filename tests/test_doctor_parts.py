@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cmrepro.commands.doctor import doctor
+from cmrepro.checks import pixels, sets, statements
+from cmrepro.checks.calibrate import Published, calibration_rows, published_scores
+from cmrepro.checks.checkpoints import mirrored_time, online_weights, relative_distance
+from cmrepro.checks.examine import finding_rows, recognise
+from cmrepro.checks.findings import Examination, likelihood
+from cmrepro.checks.installed import file_state
+from cmrepro.checks.records import swapped_metrics
+from cmrepro.checks.statistics import mean_distance, rank, statistics_finding
+from cmrepro.cli.doctor import doctor
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.datasets import synthetic
-from cmrepro.doctor import pixels, sets, statements
-from cmrepro.doctor.calibrate import Published, calibration_rows, published_scores
-from cmrepro.doctor.checkpoints import mirrored_time, online_weights, relative_distance
-from cmrepro.doctor.examine import finding_rows, recognise
-from cmrepro.doctor.findings import Examination, likelihood
-from cmrepro.doctor.installed import file_state
-from cmrepro.doctor.records import swapped_metrics
-from cmrepro.doctor.statistics import mean_distance, rank, statistics_finding
+from cmrepro.data import synthetic
 from cmrepro.files import RECORDED
 from cmrepro.metrics.protocols import protocol_names
 from cmrepro.metrics.reference_files import ReferenceMetadata, StoredStatistics

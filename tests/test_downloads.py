@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cmrepro import files
-from cmrepro.datasets import ImageDataset, load_cifar10, load_dataset, named
+from cmrepro.data import ImageDataset, load_cifar10, load_dataset, named
 
 RECORDS = np.random.default_rng(1).integers(0, 256, (6, 40, 3073), np.uint8)  # incompressible
 RECORDS[..., 0] %= 10

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from several import in_processes
 
+from cmrepro import sampling
 from cmrepro.checkpoints.io import CheckpointInfo, load_model, save_checkpoint
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.datasets import ImageDataset, load_dataset, synthetic
+from cmrepro.data import ImageDataset, load_dataset, synthetic
 from cmrepro.experiments import reproduce as reproduce_module
-from cmrepro.experiments import sampling
 from cmrepro.experiments.anchors import anchor_images
 from cmrepro.experiments.reproduce import Suite, load_suite, reproduce
 from cmrepro.experiments.run import (
@@ -24,18 +24,18 @@ from cmrepro.experiments.run import (
     sampled_origin,
     write_sample_set,
 )
-from cmrepro.experiments.sampling import (
+from cmrepro.grids import write_grid
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.networks import presets
+from cmrepro.networks.adm import ADMConfig, UNet
+from cmrepro.records3 import read_records
+from cmrepro.sampling import (
     class_labels,
     noise,
     sample,
     sampler_settings,
     to_uint8,
 )
-from cmrepro.grids import write_grid
-from cmrepro.metrics.protocols import load_protocol
-from cmrepro.networks import presets
-from cmrepro.networks.adm import ADMConfig, UNet
-from cmrepro.records import read_records
 
 TINY = ADMConfig(32, (1,), 1, (), 32)
 RECIPE = {"name": "demo-cifar10-cd", "batch_size": 32}

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cmrepro.datasets import ImageDataset, synthetic
+from cmrepro.data import ImageDataset, synthetic
 from cmrepro.experiments.explain import Requantized, explain, explanation_rows
 from cmrepro.experiments.run import Origin, evaluate
 from cmrepro.metrics.protocols import Protocol, load_protocol

@@ -7,20 +7,20 @@ from typing import Any
 import pytest
 import torch
 
+from cmrepro import sampling, search
 from cmrepro.checkpoints.io import CheckpointInfo, load_model, save_checkpoint
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.experiments import sampling, search
-from cmrepro.experiments.search import (
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.metrics.score import Scores
+from cmrepro.networks import presets
+from cmrepro.networks.adm import ADMConfig, UNet
+from cmrepro.search import (
     SEARCHES,
     TimeSearch,
     grid_search,
     search_time,
     ternary_search,
 )
-from cmrepro.metrics.protocols import load_protocol
-from cmrepro.metrics.score import Scores
-from cmrepro.networks import presets
-from cmrepro.networks.adm import ADMConfig, UNet
 
 # FID of CD (LPIPS) on CIFAR-10 by index of 18 points, 50,000 images each: recorded output of the
 # official notebook (openai/consistency_models_cifar10, editing_multistep_sampling.ipynb).

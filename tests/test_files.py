@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from cmrepro import __version__
-from cmrepro.experiments import provenance as module
-from cmrepro.experiments.provenance import git_state, provenance
+from cmrepro import provenance as module
 from cmrepro.files import atomic_path, cache_folder, sha256
-from cmrepro.names import unknown
+from cmrepro.provenance import git_state, provenance
+from cmrepro.schema import unknown
 
 
 def test_the_file_appears_under_its_name_only_when_the_block_ends(tmp_path: pathlib.Path) -> None:

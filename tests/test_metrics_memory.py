@@ -12,7 +12,7 @@ DIM = 64
 SCRIPT = f"""
 import dataclasses, resource, sys
 import numpy as np
-from cmrepro.datasets import open_images
+from cmrepro.data import open_images
 from cmrepro.metrics import score as module
 from cmrepro.metrics.features import Features
 from cmrepro.metrics.protocols import load_protocol

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from artifacts import ARTIFACTS
 
-from cmrepro.datasets import ImageDataset, open_images
+from cmrepro.data import ImageDataset, open_images
 from cmrepro.files import array_sha256, sha256
 from cmrepro.metrics import reference_registry, references
 from cmrepro.metrics.extractors import load_extractor

@@ -14,7 +14,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from cmrepro.datasets import ImageDataset
+from cmrepro.data import ImageDataset
 from cmrepro.files import array_sha256
 from cmrepro.metrics import score as module
 from cmrepro.metrics.extractors import load_extractor

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records_of import demo_record, sha256_of
 
-from cmrepro.records import (
+from cmrepro.records3 import (
     FOLDER,
     SCHEMA,
     RunRecord,

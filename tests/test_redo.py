@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from records_of import demo_record, sha256_of
 
+from cmrepro import sampling, search
 from cmrepro.checkpoints.io import CheckpointInfo, bundled_checkpoints
-from cmrepro.experiments import sampling, search
 from cmrepro.experiments.redo import compare_redone
 from cmrepro.experiments.reproduce import Suite, reproduce
 from cmrepro.experiments.run import selection_parts
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_registry import bundled_references
 from cmrepro.metrics.score import Scores
-from cmrepro.records import read_record, write_record
+from cmrepro.records3 import read_record, write_record
 
 CD, EDM = "demo-cifar10-cd", "demo-cifar10-edm"
 

@@ -6,7 +6,7 @@ import pytest
 from records_of import demo_record
 from scipy import stats
 
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.results import group, results_rows, summarise
 
 

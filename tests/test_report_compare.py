@@ -8,8 +8,8 @@ import pytest
 from records_of import demo_record, sha256_of
 from scipy import stats
 
-from cmrepro import cli
-from cmrepro.records import write_record
+from cmrepro.cli import main as cli
+from cmrepro.records3 import write_record
 from cmrepro.report.compare import compare
 
 BASE = demo_record("cd", 1, 0, 100.0)

@@ -20,7 +20,7 @@ from records_of import demo_record
 from report_folder import PARTS, made_up_records, make_results
 from scipy import stats
 
-from cmrepro.records import RunRecord, flat, write_record
+from cmrepro.records3 import RunRecord, flat, write_record
 from cmrepro.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Point, svg
 from cmrepro.report.figures import num_images_charts, score_charts
 from cmrepro.report.page import record_page

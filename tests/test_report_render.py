@@ -14,9 +14,9 @@ from PIL import Image
 from records_of import demo_record, sha256_of
 from report_folder import make_results
 
-from cmrepro.cli import cli
+from cmrepro.cli.main import cli
 from cmrepro.paper import TABLE3_RECIPES
-from cmrepro.records import write_record
+from cmrepro.records3 import write_record
 from cmrepro.report.figures import score_charts
 from cmrepro.report.published import (
     AS_PUBLISHED,

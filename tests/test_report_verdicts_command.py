@@ -6,7 +6,7 @@ import pytest
 from records_of import demo_record
 
 from cmrepro.paper import claims
-from cmrepro.records import FOLDER, write_record
+from cmrepro.records3 import FOLDER, write_record
 
 STEPS = "song2023/ordering/cd-2-steps-better-than-1/cifar10"
 CD = "song2023/table1/cd/nfe1/fid"

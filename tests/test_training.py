@@ -19,7 +19,7 @@ from tiny import DATA, SIZE, tiny_networks, tiny_recipe
 from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import load_model, read_info
-from cmrepro.datasets import synthetic
+from cmrepro.data import synthetic
 from cmrepro.training import step
 from cmrepro.training.batches import BatchSource
 from cmrepro.training.loop import Rhythm, train

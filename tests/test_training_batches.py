@@ -13,8 +13,8 @@ from scipy import stats
 from tiny import DATA, tiny_networks, tiny_recipe
 from torch import Tensor
 
-from cmrepro.datasets import ImageDataset
-from cmrepro.processes import share
+from cmrepro.data import ImageDataset
+from cmrepro.distributed import share
 from cmrepro.training import batches
 from cmrepro.training.batches import Batch, BatchSource, dropout_seed, prefetched
 

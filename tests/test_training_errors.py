@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny import DATA, tiny_networks, tiny_recipe
 
-from cmrepro.datasets import synthetic
+from cmrepro.data import synthetic
 from cmrepro.training.loop import train
 
 OTHER_DATA = synthetic(10, 8, seed=1)

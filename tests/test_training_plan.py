@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_networks, tiny_recipe
 from torch import nn
 
-from cmrepro import cli
+from cmrepro.cli import main as cli
 from cmrepro.consistency.distances import l2
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.networks.presets import build_network

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import DATA, SIZE, tiny_networks, tiny_recipe
 
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.datasets import synthetic
+from cmrepro.data import synthetic
 from cmrepro.grids import GRID_COLUMNS, GRID_ROWS, GRID_SCALE
 from cmrepro.training import step
 from cmrepro.training.loop import Rhythm, train

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cmrepro.datasets import synthetic
+from cmrepro.data import synthetic
 from cmrepro.networks.adm import ADMConfig, UNet
 from cmrepro.networks.presets import IMAGE_SIZES, PRESETS
 from cmrepro.training.recipes import Recipe, load_recipe

@@ -17,7 +17,7 @@ import torch
 from tiny import DATA, tiny_networks, tiny_recipe
 from torch import distributed
 
-from cmrepro.processes import joined_processes
+from cmrepro.distributed import joined_processes
 from cmrepro.training.loop import Rhythm, train
 from cmrepro.training.step import Training
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.parameterization import Parameterization, PreconditionedModel
 from cmrepro.files import atomic_path
-from cmrepro.names import unknown
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
+from cmrepro.schema import unknown
 
 FORMAT = "cmrepro-checkpoint-1"
 Shapes = Mapping[str, tuple[int, ...]]

@@ -9,7 +9,7 @@ from typing import Any
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.files import cache_folder, download
-from cmrepro.names import unknown
+from cmrepro.schema import unknown
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrepro.files import cache_folder, download
-from cmrepro.names import unknown
+from cmrepro.schema import unknown
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 

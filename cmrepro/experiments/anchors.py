@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from cmrepro.datasets import ImageDataset
+from cmrepro.data import ImageDataset
 from cmrepro.experiments.run import Origin, evaluate
 from cmrepro.metrics.protocols import Protocol
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 
 BLUR_WIDTH = 5
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.datasets import ImageSource
+from cmrepro.data import ImageSource
 from cmrepro.metrics.protocols import ExtractorSettings, Protocol
 from cmrepro.metrics.references import ReferenceStatistics, build_reference, load_reference
 from cmrepro.metrics.score import Task, score

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info
 from cmrepro.checkpoints.registry import released_checkpoints
-from cmrepro.datasets import images_sha256, open_images
+from cmrepro.data import images_sha256, open_images
 from cmrepro.experiments.run import read_origin
-from cmrepro.experiments.sampling import sampler_settings
 from cmrepro.files import sha256
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_registry import bundled_references, registered_references
-from cmrepro.records import HASHES, RELATIVE_TOLERANCE, RunRecord
+from cmrepro.records3 import HASHES, RELATIVE_TOLERANCE, RunRecord
+from cmrepro.sampling import sampler_settings
 
 Given = Mapping[str, Path | None]
 

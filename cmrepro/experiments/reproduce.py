@@ -9,14 +9,14 @@ from pathlib import Path
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.io import load_model
 from cmrepro.checkpoints.registry import released_checkpoints
-from cmrepro.datasets import ImageDataset
+from cmrepro.data import ImageDataset
 from cmrepro.experiments.run import evaluate, sampled_origin
-from cmrepro.experiments.sampling import sample, sampler_settings
 from cmrepro.files import make_folder
 from cmrepro.grids import write_grid
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.names import unknown
-from cmrepro.records import FOLDER, RunRecord, write_record
+from cmrepro.records3 import FOLDER, RunRecord, write_record
+from cmrepro.sampling import sample, sampler_settings
+from cmrepro.schema import unknown
 
 
 @dataclass(frozen=True)

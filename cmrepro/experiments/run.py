@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro.checkpoints.io import CheckpointModel
-from cmrepro.datasets import ImageSource, images_sha256
-from cmrepro.experiments.provenance import provenance
-from cmrepro.experiments.sampling import SamplerSettings, Samples
+from cmrepro.data import ImageSource, images_sha256
 from cmrepro.files import array_sha256, atomic_path, sha256
 from cmrepro.metrics.protocols import Protocol
 from cmrepro.metrics.references import load_reference
 from cmrepro.metrics.score import Scores, Task, num_scored, score
-from cmrepro.records import RunRecord
+from cmrepro.provenance import provenance
+from cmrepro.records3 import RunRecord
+from cmrepro.sampling import SamplerSettings, Samples
 
 
 @dataclass(frozen=True)

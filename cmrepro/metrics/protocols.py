@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmrepro.files import RECORDED
-from cmrepro.names import unknown
+from cmrepro.schema import unknown
 
 NETWORKS = ("efficientnet-lite0", "inception-2015", "inception-torchscript", "dinov2")
 RESIZES = ("bilinear", "tensorflow1-bilinear", "pytorch-bilinear", "pil-bicubic")

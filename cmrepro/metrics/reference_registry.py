@@ -12,7 +12,7 @@ from typing import Any
 from cmrepro.files import RECORDED, cache_folder, download
 from cmrepro.metrics.protocols import load_extractor_settings
 from cmrepro.metrics.reference_files import ReferenceMetadata, read_statistics
-from cmrepro.names import unknown
+from cmrepro.schema import unknown
 
 
 @dataclass(frozen=True)

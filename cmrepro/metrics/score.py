@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from cmrepro.distributed import gathered, process, share
 from cmrepro.metrics.definitions import (
     StreamingMoments,
     check_features,
@@ -42,7 +43,6 @@ from cmrepro.metrics.uncertainty import (
     fid_infinity,
     interval,
 )
-from cmrepro.processes import gathered, process, share
 
 T = TypeVar("T")
 

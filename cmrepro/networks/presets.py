@@ -4,9 +4,9 @@ import dataclasses
 
 from torch import nn
 
-from cmrepro.names import unknown
 from cmrepro.networks.adm import ADMConfig, PatchUNet, UNet
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
+from cmrepro.schema import unknown
 
 # Sources: scripts/launch.sh and cm/script_util.py of openai/consistency_models at e32b69e.
 ADM_IMAGENET64 = ADMConfig(

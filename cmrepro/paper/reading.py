@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmrepro.names import unknown
+from cmrepro.schema import unknown
 
 FOLDER = Path(__file__).parent
 

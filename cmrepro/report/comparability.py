@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from cmrepro.paper import ABLATED, AbsoluteClaim, LaterRow, ablated_fields, claims
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.matching import SECOND_TIME, recipe_fields, trained_recipe
 from cmrepro.report.results import is_demo
 

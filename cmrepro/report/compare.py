@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from cmrepro.records import HASHES, RELATIVE_TOLERANCE, RunRecord, differences
+from cmrepro.records3 import HASHES, RELATIVE_TOLERANCE, RunRecord, differences
 
 QUANTILE = NormalDist().inv_cdf(0.975)  # of intervals of 95 %
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmrepro.files import atomic_path
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.charts import LIGHT, Chart, Point, svg
 from cmrepro.report.matching import is_ablation
 from cmrepro.report.results import LABELS, anchors, group, summarise

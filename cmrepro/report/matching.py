@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cmrepro.paper import ABLATED, Setting, ablated_fields
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.results import is_demo, recipe_of
 
 SECOND_TIME = "; second time"  # begins what a checkpoint's selection says of its second time

@@ -15,7 +15,7 @@ from cmrepro.paper import (
     claims,
     metrics,
 )
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.answers import Verdict, more_seeds
 from cmrepro.report.comparability import HOW_TRAINED, differing, like_with_like
 from cmrepro.report.equivalence import (

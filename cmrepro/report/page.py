@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from cmrepro.files import sha256
-from cmrepro.records import RunRecord, flat
+from cmrepro.records3 import RunRecord, flat
 from cmrepro.report.published import AS_PUBLISHED, PaperRow, table3_cells
 from cmrepro.report.results import LABELS, anchors, group
 

@@ -14,7 +14,7 @@ from cmrepro.paper import (
     metrics,
     result_rows,
 )
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.matching import is_ablation
 from cmrepro.report.results import LABELS, group, recipe_of, summarise
 from cmrepro.report.verdicts import absolute_verdict

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmrepro.files import atomic_path
 from cmrepro.paper import Ordering, claim
-from cmrepro.records import FOLDER, RunRecord, read_records
+from cmrepro.records3 import FOLDER, RunRecord, read_records
 from cmrepro.report import page
 from cmrepro.report.figures import figures
 from cmrepro.report.published import AS_PUBLISHED, later_work_rows, ledger_rows, paper_rows

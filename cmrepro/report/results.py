@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.equivalence import half_width
 
 LABELS = {

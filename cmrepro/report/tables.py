@@ -9,8 +9,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from cmrepro.names import unknown
 from cmrepro.paper import AbsoluteClaim, Claim, claims, deviations, metrics
+from cmrepro.schema import unknown
 
 FORMATS = ("table", "md", "csv", "json", "latex")
 

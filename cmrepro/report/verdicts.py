@@ -10,7 +10,7 @@ its selection and is not comparable.
 import numpy as np
 
 from cmrepro.paper import AbsoluteClaim, Ordering, claims
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 from cmrepro.report.answers import Verdict, more_seeds
 from cmrepro.report.comparability import Likeness, like_with_like
 from cmrepro.report.equivalence import (

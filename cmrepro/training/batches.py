@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmrepro.datasets import TrainingImages
-from cmrepro.processes import share
+from cmrepro.data import TrainingImages
+from cmrepro.distributed import share
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.schedules import scales_and_mu
 

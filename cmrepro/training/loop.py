@@ -15,11 +15,11 @@ from torch import distributed
 from tqdm import tqdm
 
 from cmrepro.checkpoints.io import CheckpointModel, find_checkpoint, load_model
-from cmrepro.datasets import TrainingImages, training_images
+from cmrepro.data import TrainingImages, training_images
+from cmrepro.distributed import largest_of_processes, share
 from cmrepro.files import DownloadError, make_folder, sha256
-from cmrepro.names import unknown
 from cmrepro.networks.presets import IMAGE_SIZES
-from cmrepro.processes import largest_of_processes, share
+from cmrepro.schema import unknown
 from cmrepro.training.batches import BatchSource, prefetched
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.saves import Saves

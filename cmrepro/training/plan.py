@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmrepro.consistency.distances import LPIPS
 from cmrepro.consistency.parameterization import PreconditionedModel
-from cmrepro.datasets import synthetic
+from cmrepro.data import synthetic
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
 from cmrepro.training.batches import BatchSource
 from cmrepro.training.recipes import Recipe

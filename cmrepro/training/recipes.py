@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal, get_args, get_type_hints
 
-from cmrepro.names import unknown
 from cmrepro.paper import TABLE3_RECIPES, deviations
+from cmrepro.schema import unknown
 
 Variant = Literal["paper", "released"]
 VARIANTS: tuple[Variant, ...] = ("paper", "released")

@@ -10,7 +10,7 @@ from torch import Tensor
 from cmrepro.consistency.samplers import multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
-from cmrepro.datasets import TrainingImages
+from cmrepro.data import TrainingImages
 from cmrepro.metrics.definitions import frechet_distance
 from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import extract

@@ -10,7 +10,7 @@ from typing import Any
 from torch import distributed
 
 from cmrepro.checkpoints.io import CheckpointInfo, save_checkpoint
-from cmrepro.processes import of_first_process
+from cmrepro.distributed import of_first_process
 from cmrepro.training.schedules import two_step_time
 from cmrepro.training.state import load_state, newest_state, save_state, state_files
 from cmrepro.training.step import Training

@@ -26,9 +26,9 @@ from cmrepro.consistency.losses import (
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import SOLVERS
-from cmrepro.names import unknown
+from cmrepro.distributed import mean_over_processes, process
 from cmrepro.networks.presets import build_network
-from cmrepro.processes import mean_over_processes, process
+from cmrepro.schema import unknown
 from cmrepro.training.batches import MAX_SEED, Batch, dropout_seed
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.schedules import learning_rate_at, scales_and_mu

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from cmrepro.datasets import TrainingImages
+from cmrepro.data import TrainingImages
 from cmrepro.files import atomic_path
 from cmrepro.grids import write_grid
 from cmrepro.training.schedules import learning_rate_at, scales_and_mu

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from cmrepro.commands import checkpoints, doctor, records, report, sample, score, train
+from cmrepro.cli import checkpoints, doctor, records, report, sample, score, train
 from cmrepro.files import DownloadError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cmrepro.commands.options import FORMAT, OUT, print_rows
+from cmrepro.cli.options import FORMAT, OUT, print_rows
 
 
 @click.command()
@@ -16,13 +16,13 @@ from cmrepro.commands.options import FORMAT, OUT, print_rows
 @OUT
 def report(check: bool, real: str | None, out: Path) -> None:
     """REPORT.md, tables, figures and the page results/site/index.html from results/records."""
-    from cmrepro.records import FOLDER, read_records
+    from cmrepro.records3 import FOLDER, read_records
     from cmrepro.report.render import check_report, write_report
 
     if check and real:
         raise click.UsageError("--check writes nothing; leave --real away")
     if real:
-        from cmrepro.datasets import open_images
+        from cmrepro.data import open_images
         from cmrepro.grids import GRID_COLUMNS, GRID_ROWS, write_grid
         from cmrepro.report.page import REAL
 
@@ -62,7 +62,7 @@ def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
     Only those with an ID, if given. The verdicts are by the records in results/records of --out.
     """
     from cmrepro.paper import claim
-    from cmrepro.records import FOLDER, read_records
+    from cmrepro.records3 import FOLDER, read_records
     from cmrepro.report.tables import claims_rows
     from cmrepro.report.verdicts import verdicts
 

@@ -5,16 +5,16 @@ number i is the same everywhere. A source gives its images in order, batch by ba
 it decodes only those that are asked for, so that it needs no more memory for more of them.
 """
 
-from cmrepro.datasets.decoding import UnreadableImagesError
-from cmrepro.datasets.named import load_cifar10, parse_cifar10, synthetic
-from cmrepro.datasets.opening import (
+from cmrepro.data.decoding import UnreadableImagesError
+from cmrepro.data.named import load_cifar10, parse_cifar10, synthetic
+from cmrepro.data.opening import (
     ReadableImages,
     TrainingImages,
     load_dataset,
     open_images,
     training_images,
 )
-from cmrepro.datasets.sources import (
+from cmrepro.data.sources import (
     ImageDataset,
     ImageFiles,
     ImageSource,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cmrepro.commands.options import FORMAT, print_rows
+from cmrepro.cli.options import FORMAT, print_rows
 
 
 @click.group()

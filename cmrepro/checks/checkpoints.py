@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import CheckpointModel, load_model
-from cmrepro.consistency.schedules import karras_times
-from cmrepro.doctor import statements
-from cmrepro.doctor.findings import (
+from cmrepro.checks import statements
+from cmrepro.checks.findings import (
     FID_LIMIT,
     Examination,
     Finding,
@@ -20,11 +19,12 @@ from cmrepro.doctor.findings import (
     moved,
     undone,
 )
-from cmrepro.doctor.images import features_of
-from cmrepro.doctor.statistics import fid
-from cmrepro.experiments.sampling import sample, sampler_settings
+from cmrepro.checks.images import features_of
+from cmrepro.checks.statistics import fid
+from cmrepro.consistency.schedules import karras_times
 from cmrepro.metrics.references import load_reference
 from cmrepro.networks.layers import SelfAttention
+from cmrepro.sampling import sample, sampler_settings
 from cmrepro.training.state import newest_state
 
 MIRROR_POINTS = 1001

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.datasets import ImageSource
-from cmrepro.doctor import statements
-from cmrepro.doctor.findings import Examination, Finding, Settings, beyond
-from cmrepro.doctor.images import features_of, own_model, resample, too_few_images
-from cmrepro.doctor.pixels import Images
-from cmrepro.doctor.statistics import reference_here
+from cmrepro.checks import statements
+from cmrepro.checks.findings import Examination, Finding, Settings, beyond
+from cmrepro.checks.images import features_of, own_model, resample, too_few_images
+from cmrepro.checks.pixels import Images
+from cmrepro.checks.statistics import reference_here
+from cmrepro.data import ImageSource
 from cmrepro.metrics.manifolds import manifold_scores
 from cmrepro.metrics.protocols import load_protocol, protocol_names
-from cmrepro.records import RunRecord
+from cmrepro.records3 import RunRecord
 
 PRECISION_IMAGES = 200  # a precision is then known to 0.035
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from cmrepro.doctor.findings import Finding, likelihood
+from cmrepro.checks.findings import Finding, likelihood
 from cmrepro.metrics.protocols import ExtractorSettings
 
 # Names of the official PyTorch code's files: ema_0.9999_000000.pt holds the averaged weights.

@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.datasets.sources import ImageDataset
+from cmrepro.data.sources import ImageDataset
 from cmrepro.files import cache_folder, download
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmrepro import sampling
 from cmrepro.checkpoints.io import CheckpointModel, find_checkpoint, load_model
-from cmrepro.datasets import ImageSource
-from cmrepro.doctor import pixels, sets
-from cmrepro.doctor.findings import (
+from cmrepro.checks import pixels, sets
+from cmrepro.checks.findings import (
     FID_LIMIT,
     Examination,
     Finding,
@@ -21,16 +21,16 @@ from cmrepro.doctor.findings import (
     moved,
     undone,
 )
-from cmrepro.doctor.pixels import Images
-from cmrepro.doctor.statements import direction, rounding_stated
-from cmrepro.doctor.statistics import compared_reference, fid
-from cmrepro.experiments import sampling
+from cmrepro.checks.pixels import Images
+from cmrepro.checks.statements import direction, rounding_stated
+from cmrepro.checks.statistics import compared_reference, fid
+from cmrepro.data import ImageSource
 from cmrepro.experiments.run import Origin
-from cmrepro.experiments.sampling import SamplerSettings, sample
 from cmrepro.files import sha256
 from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import extract
 from cmrepro.metrics.references import ReferenceStatistics
+from cmrepro.sampling import SamplerSettings, sample
 
 LOOKED_AT = 500  # images whose features are taken: a fault moves FID whatever their number
 REAL_IMAGES = 5000

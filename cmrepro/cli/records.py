@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cmrepro.commands.options import FORMAT, OUT, print_rows
+from cmrepro.cli.options import FORMAT, OUT, print_rows
 
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -33,7 +33,7 @@ def redo(record: str, running: bool, out: Path | None, format_: str, **given: An
     import tempfile
 
     from cmrepro.experiments.redo import compare_redone, redo_commands
-    from cmrepro.records import FOLDER, find_record, read_record
+    from cmrepro.records3 import FOLDER, find_record, read_record
 
     recorded = find_record(record)
     threads = recorded.provenance["threads"]
@@ -63,7 +63,7 @@ def _run(commands: list[list[str]], threads: int) -> None:
 
     import torch
 
-    from cmrepro.commands import sample, score
+    from cmrepro.cli import sample, score
 
     known = {"sample": sample.sample, "evaluate": score.evaluate, "anchors": score.anchors}
     before = torch.get_num_threads()
@@ -82,7 +82,7 @@ def _run(commands: list[list[str]], threads: int) -> None:
 @FORMAT
 def compare(first: str, second: str, format_: str) -> None:
     """Explain how records FIRST and SECOND (files, or ids in results/records) differ."""
-    from cmrepro.records import find_record
+    from cmrepro.records3 import find_record
     from cmrepro.report.compare import compare as run
 
     compared = run(find_record(first), find_record(second))
@@ -103,7 +103,7 @@ def records() -> None:
 @FILES
 def validate(files: tuple[Path, ...]) -> None:
     """Check records in FILES (files or folders) against the schema; one line a problem."""
-    from cmrepro.records import record_files, record_problems
+    from cmrepro.records3 import record_files, record_problems
 
     paths = record_files(files)
     if problems := [f"{path}: {line}" for path in paths for line in record_problems(path)]:
@@ -117,7 +117,7 @@ def validate(files: tuple[Path, ...]) -> None:
 @OUT
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Bring the records in FILES (files or folders) into results/records of the output folder."""
-    from cmrepro.records import FOLDER, merge_records
+    from cmrepro.records3 import FOLDER, merge_records
 
     for path in merge_records(files, out / FOLDER):
         click.echo(f"wrote {path}")

@@ -2,7 +2,7 @@
 
 import click
 
-from cmrepro.commands.options import DEVICE, FORMAT, print_rows
+from cmrepro.cli.options import DEVICE, FORMAT, print_rows
 
 
 @click.command()
@@ -37,13 +37,13 @@ def doctor(
         print_rows(_calibrated(what, device), format_)
         return
     if not what:
-        from cmrepro.doctor.installed import installed_rows
+        from cmrepro.checks.installed import installed_rows
 
         print_rows(installed_rows(), format_)
         return
-    from cmrepro.datasets import open_images
-    from cmrepro.doctor.examine import examine, finding_rows
-    from cmrepro.doctor.findings import Settings
+    from cmrepro.checks.examine import examine, finding_rows
+    from cmrepro.checks.findings import Settings
+    from cmrepro.data import open_images
     from cmrepro.metrics.protocols import load_protocol
 
     images = open_images(real) if real else None
@@ -58,8 +58,8 @@ def doctor(
 
 
 def _calibrated(what: tuple[str, ...], device: str) -> list[dict[str, object]]:
-    from cmrepro.datasets import open_images
-    from cmrepro.doctor.calibrate import calibration_rows, published_scores
+    from cmrepro.checks.calibrate import calibration_rows, published_scores
+    from cmrepro.data import open_images
 
     if len(what) != 2:
         raise ValueError(

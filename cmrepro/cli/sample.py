@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cmrepro.commands.options import DEVICE, FORMAT, OUT, parse_steps, print_rows
+from cmrepro.cli.options import DEVICE, FORMAT, OUT, parse_steps, print_rows
 
 
 @click.command()
@@ -73,11 +73,11 @@ def sample(
     Under `torchrun … -m cmrepro sample …` every process samples its share of the images.
     """
     from cmrepro.checkpoints.io import load_model
+    from cmrepro.distributed import joined_processes
     from cmrepro.experiments.run import sampled_origin, write_sample_set
-    from cmrepro.experiments.sampling import sample as run
-    from cmrepro.experiments.sampling import sampler_settings
     from cmrepro.files import require_writable
-    from cmrepro.processes import joined_processes
+    from cmrepro.sampling import sample as run
+    from cmrepro.sampling import sampler_settings
 
     if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
@@ -124,9 +124,9 @@ def search_times(
     """The second time of 2-step sampling, chosen by the FID of its images, as the paper did."""
     from cmrepro.checkpoints.convert import convert as write
     from cmrepro.checkpoints.io import load_model
-    from cmrepro.experiments.search import search_time
     from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.search import search_time
 
     if out:
         require_writable(out)

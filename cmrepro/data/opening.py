@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cmrepro.datasets.decoding import SUFFIXES, UnreadableImagesError, encoded_size
-from cmrepro.datasets.encoded import EncodedFiles, FolderFiles, LmdbFiles, ZipFiles
-from cmrepro.datasets.labels import labels_of
-from cmrepro.datasets.named import load_cifar10, synthetic
-from cmrepro.datasets.shards import TarShards, shard_paths
-from cmrepro.datasets.sources import (
+from cmrepro.data.decoding import SUFFIXES, UnreadableImagesError, encoded_size
+from cmrepro.data.encoded import EncodedFiles, FolderFiles, LmdbFiles, ZipFiles
+from cmrepro.data.labels import labels_of
+from cmrepro.data.named import load_cifar10, synthetic
+from cmrepro.data.shards import TarShards, shard_paths
+from cmrepro.data.sources import (
     CHUNK_IMAGES,
     ImageDataset,
     ImageFiles,

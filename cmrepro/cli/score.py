@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cmrepro.commands.options import DEVICE, FORMAT, OUT, print_rows
+from cmrepro.cli.options import DEVICE, FORMAT, OUT, print_rows
 
 
 @click.command()
@@ -59,14 +59,14 @@ def evaluate(
 
     Under `torchrun … -m cmrepro evaluate …` every process takes its share of the images.
     """
-    from cmrepro.datasets import open_images
+    from cmrepro.data import open_images
+    from cmrepro.distributed import joined_processes
     from cmrepro.experiments.explain import explain, explanation_rows
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.experiments.run import read_origin
     from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.processes import joined_processes
-    from cmrepro.records import FOLDER, write_record
+    from cmrepro.records3 import FOLDER, write_record
 
     if explained and (references or num_images is not None or bootstrap):
         raise click.UsageError(
@@ -119,11 +119,11 @@ def evaluate(
 @OUT
 def anchors(data_path: str, protocol: str, seed: int, out: Path) -> None:
     """Score real images at DATA_PATH, the same ones blurred, and noise: what the scale means."""
-    from cmrepro.datasets import load_dataset
+    from cmrepro.data import load_dataset
     from cmrepro.experiments.anchors import anchor_records
     from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.records import FOLDER, write_record
+    from cmrepro.records3 import FOLDER, write_record
 
     require_writable(out / FOLDER)
     chosen = load_protocol(protocol)
@@ -163,7 +163,7 @@ def fetch_reference(name: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write, .npz.")
 def build(data_path: str, protocol: str, dataset: str, split: str, device: str, out: Path) -> None:
     """Reference statistics of the images at DATA_PATH, which are read batch by batch."""
-    from cmrepro.datasets import open_images
+    from cmrepro.data import open_images
     from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
     from cmrepro.metrics.reference_files import write_statistics

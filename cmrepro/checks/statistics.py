@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmrepro.doctor.findings import Examination, Finding, Settings, likelihood, moved
+from cmrepro.checks.findings import Examination, Finding, Settings, likelihood, moved
 from cmrepro.metrics.definitions import StreamingMoments, frechet_distance
 from cmrepro.metrics.reference_files import StoredStatistics
 from cmrepro.metrics.reference_registry import registered_references

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
 
-from cmrepro.datasets import ImageSource
+from cmrepro.data import ImageSource
 from cmrepro.metrics.protocols import Protocol
 
 FID_LIMIT = 0.02  # by which the distance of a set moves by chance

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmrepro.doctor.findings import Finding, beyond
+from cmrepro.checks.findings import Finding, beyond
 
 DUPLICATES_LIMIT = 0.005
 COPY_DISTANCE = 0.3

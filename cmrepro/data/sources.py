@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro import npz
-from cmrepro.datasets.decoding import UnreadableImagesError, decode
-from cmrepro.datasets.encoded import EncodedFiles
+from cmrepro.data.decoding import UnreadableImagesError, decode
+from cmrepro.data.encoded import EncodedFiles
 from cmrepro.files import array_sha256
 
 CHUNK_IMAGES = 1000  # images read at once where all are wanted

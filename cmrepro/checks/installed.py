@@ -10,7 +10,6 @@ import torch
 
 from cmrepro import __version__
 from cmrepro.checkpoints.registry import released_checkpoints
-from cmrepro.experiments.provenance import PACKAGES, cpu_name
 from cmrepro.files import (
     RECORDED,
     cache_folder,
@@ -21,6 +20,7 @@ from cmrepro.files import (
 from cmrepro.metrics.protocols import load_protocol, protocol_names
 from cmrepro.metrics.reference_registry import registered_references
 from cmrepro.metrics.weights import weights_file
+from cmrepro.provenance import PACKAGES, cpu_name
 
 Rows = list[dict[str, object]]
 

@@ -16,8 +16,8 @@ from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
-from cmrepro.names import unknown
-from cmrepro.processes import gathered, process, share
+from cmrepro.distributed import gathered, process, share
+from cmrepro.schema import unknown
 
 # Images a forward pass. Part of what a seed means in the last bit: convolutions may round
 # otherwise in batches of another size. The last batch is filled up, so that the count is not.

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from cmrepro.checkpoints.io import CheckpointModel
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.datasets import ImageDataset
-from cmrepro.experiments.sampling import sample, sampler_settings
+from cmrepro.data import ImageDataset
 from cmrepro.metrics.protocols import Protocol
 from cmrepro.metrics.references import load_reference
 from cmrepro.metrics.score import Task, score
-from cmrepro.names import unknown
+from cmrepro.sampling import sample, sampler_settings
+from cmrepro.schema import unknown
 
 METRIC = "fid"
 # What is tuned on some images must be reported on others, so seeds below are never searched on.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmrepro.doctor.findings import Finding, beyond, likelihood
+from cmrepro.checks.findings import Finding, beyond, likelihood
 
 Images = NDArray[np.uint8]
 

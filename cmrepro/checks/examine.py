@@ -10,15 +10,15 @@ from pathlib import Path
 from cmrepro.checkpoints.contents import file_format
 from cmrepro.checkpoints.diffusers_folder import is_diffusers_folder
 from cmrepro.checkpoints.io import bundled_checkpoints
-from cmrepro.datasets import ImageSource, images_sha256, open_images
-from cmrepro.doctor.checkpoints import examine_checkpoint
-from cmrepro.doctor.findings import Examination, Settings, causes
-from cmrepro.doctor.images import examine_images
-from cmrepro.doctor.records import examine_record
-from cmrepro.doctor.statistics import examine_statistics
+from cmrepro.checks.checkpoints import examine_checkpoint
+from cmrepro.checks.findings import Examination, Settings, causes
+from cmrepro.checks.images import examine_images
+from cmrepro.checks.records import examine_record
+from cmrepro.checks.statistics import examine_statistics
+from cmrepro.data import ImageSource, images_sha256, open_images
 from cmrepro.experiments.run import read_origin
 from cmrepro.files import DownloadError
-from cmrepro.records import RunRecord, read_record
+from cmrepro.records3 import RunRecord, read_record
 
 ALLOWED = (
     "a sample set (.npz with arr_0, a folder or .zip of images), a checkpoint of this project, "

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cmrepro.datasets.decoding import SUFFIXES
+from cmrepro.data.decoding import SUFFIXES
 from cmrepro.files import atomic_path, cache_folder
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of shards, as webdataset writes it: {0000..0146}

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cmrepro.commands.options import DEVICE, FORMAT, OUT, parse_settings, print_rows
+from cmrepro.cli.options import DEVICE, FORMAT, OUT, parse_settings, print_rows
 
 
 @click.command()
@@ -76,8 +76,8 @@ def train(
     """  # noqa: D301
     import torch
 
-    from cmrepro.experiments.provenance import provenance
-    from cmrepro.processes import joined_processes
+    from cmrepro.distributed import joined_processes
+    from cmrepro.provenance import provenance
     from cmrepro.training.loop import Rhythm, recipe_images
     from cmrepro.training.loop import train as run
     from cmrepro.training.plan import plan

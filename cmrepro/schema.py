@@ -1,0 +1,172 @@
+"""Declared types for everything that is read: TOML, JSON, headers, command-line settings.
+
+A `Struct` is frozen and refuses unknown keys; a value of another type or out of its range is an
+error that names the place, what was got and what is allowed.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec.structs import fields
+
+T = TypeVar("T")
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Checksum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="64 hex digits")]
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all declared types: frozen, no unknown keys.
+
+    Subclasses pass `frozen=True, kw_only=True` too: type checkers do not see the inherited ones,
+    and msgspec does not inherit the second.
+    """
+
+    def replace(self: T, **changes: Any) -> T:
+        """The same values with some fields changed, checked like values that are read.
+
+        Raises:
+            ValueError: A field does not exist, or a value is not allowed.
+        """
+        return convert(type(self), to_builtins(self) | to_builtins(changes), "")
+
+
+def unknown(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> str:
+    """Error text for an unknown name: what was got, the nearest name, all known names.
+
+    Args:
+        kind: What was looked up, e.g. "recipe".
+        name: The requested name.
+        known: Every allowed name.
+        listed_by: A command that lists the names where they are too many for one line; then only
+            the three nearest are named.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=3 if listed_by else 1, cutoff=0.5)
+    quoted = ", ".join(f"'{match}'" for match in nearest)
+    hint = f"did you mean {quoted}? " if nearest else ""
+    if listed_by and names:
+        return f"unknown {kind} '{name}': {hint}{len(names)} are known; '{listed_by}' lists them"
+    return f"unknown {kind} '{name}': {hint}known: {', '.join(names) or 'none'}"
+
+
+def to_builtins(value: object) -> Any:
+    """A Struct as dicts, lists, strings and numbers, as JSON would hold it."""
+    return msgspec.to_builtins(value)
+
+
+def convert(kind: type[T], values: object, where: str) -> T:
+    """Builtins as a declared type.
+
+    Args:
+        kind: The type, a Struct or any annotation.
+        values: What was read.
+        where: Name of the source for the error, e.g. a path; may be empty.
+
+    Raises:
+        ValueError: An unknown or missing key, a wrong type, a value out of range.
+    """
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        prefix = f"{where}: " if where else ""
+        raise ValueError(prefix + _explained(str(error), kind, values)) from None
+
+
+def read_toml(kind: type[T], path: Path) -> T:
+    """A TOML file as a declared type.
+
+    Raises:
+        ValueError: The file cannot be read or does not hold what it should.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as TOML ({error}); correct it") from error
+    return convert(kind, values, str(path))
+
+
+def read_json(kind: type[T], path: Path) -> T:
+    """A JSON file as a declared type; NaN and infinity are refused.
+
+    Raises:
+        ValueError: The file cannot be read or does not hold what it should.
+    """
+    try:
+        values = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from error
+    return convert(kind, values, str(path))
+
+
+def to_json(value: object) -> str:
+    """A Struct as indented JSON with sorted keys, ending in a newline."""
+    return json.dumps(to_builtins(value), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def json_schema(kind: type) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a declared type."""
+    return msgspec.json.schema(kind)
+
+
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots: {"protocol": {"name": x}} becomes {"protocol.name": x}."""
+    leaves: dict[str, Any] = {}
+    for key, value in fields.items():
+        nested = isinstance(value, Mapping) and value
+        leaves |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _explained(text: str, kind: Any, values: Any) -> str:
+    """Error of msgspec with the value that was got, and the nearest name for an unknown one."""
+    message, _, place = text.partition(" - at `$")
+    place = place.rstrip("`").removeprefix(".")
+    annotations, value = [kind], values
+    for step in re.findall(r"[^.\[\]]+", place):
+        if isinstance(value, list | tuple) and step.isdigit():
+            value = value[int(step)]
+        elif isinstance(value, Mapping):
+            value = value.get(step)
+        annotations = _inside(annotations, step)
+    if found := re.search(r"contains unknown field `(.*)`", message):
+        known = [field.encode_name for s in _structs(annotations) for field in fields(s)]
+        return unknown(f"key{f' in {place}' if place else ''}", found[1], known)
+    if "missing required field" in message:
+        key = message.rpartition("field ")[2].strip("`")
+        return f"'{key}' is missing{f' in {place}' if place else ''}; add it"
+    if "Invalid enum value" in message:
+        literals = [v for a in annotations for v in _arguments(a) if isinstance(v, str)]
+        return unknown(place.rpartition(".")[2] or "value", str(value), literals)
+    got = json.dumps(value, default=repr)[:80]
+    return f"got {place or 'value'} = {got}; {message[:1].lower()}{message[1:]}"
+
+
+def _inside(annotations: list[Any], step: str) -> list[Any]:
+    """Annotations of a field, or of the items of a container."""
+    found = [f.type for s in _structs(annotations) for f in fields(s) if f.encode_name == step]
+    return found or annotations
+
+
+def _structs(annotations: list[Any]) -> list[Any]:
+    """Struct types inside annotations."""
+    return [
+        inner
+        for annotation in annotations
+        for inner in _arguments(annotation)
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct)
+    ]
+
+
+def _arguments(annotation: Any) -> list[Any]:
+    """An annotation and everything inside its brackets."""
+    inner = getattr(annotation, "__args__", ())
+    return [annotation, *(found for each in inner for found in _arguments(each))]
