@@ -183,35 +183,13 @@ class Checkpoint(CheckpointInfo, frozen=True, kw_only=True):
     sha256: Checksum
 
 
-class SampleProvenance(Struct, frozen=True, kw_only=True):
-    """Provenance of a sample set.
-
-    Attributes:
-        model: Name of the checkpoint, or of the sample set where nothing more is known.
-        nfe: Network evaluations an image; None where unknown.
-        seed: Seed of the noise; None where unknown.
-        sampler: How the images were made; None for images from elsewhere.
-        checkpoint: What made them; None for images from elsewhere.
-        num_sampled: Images of the whole sample set.
-        sampling_device: Device that made them.
-    """
-
-    model: str
-    nfe: Positive | None = None
-    seed: NotNegative | None = None
-    sampler: SamplerSettings | None = None
-    checkpoint: Checkpoint | None = None
-    num_sampled: Positive | None = None
-    sampling_device: str | None = None
-
-
 class Hashes(Struct, frozen=True, kw_only=True):
     """SHA-256 of each stage of a run, in the order in which two runs may part.
 
     Attributes:
         noise: Noise of all sampled images, float32.
         labels: Classes of all sampled images, int64.
-        images: Images scored (beside a sample set: all), uint8 (N, H, W, 3).
+        images: Images scored, beside a sample set all of them, uint8 (N, H, W, 3).
         features: Features scored, float32 (N, D).
     """
 
@@ -221,10 +199,28 @@ class Hashes(Struct, frozen=True, kw_only=True):
     features: Checksum | None = None
 
 
-class SampleSetFile(SampleProvenance, frozen=True, kw_only=True):
-    """The JSON beside a sample set (`samples.npz.provenance.json`)."""
+class SampleProvenance(Struct, frozen=True, kw_only=True):
+    """Provenance of a sample set, in the JSON beside it (`samples.npz.provenance.json`).
 
-    hashes: Hashes
+    Attributes:
+        model: Name of the checkpoint, or of the sample set where nothing more is known.
+        nfe: Network evaluations an image; None where unknown.
+        seed: Seed of the noise; None where unknown.
+        sampler: How the images were made; None for images from elsewhere.
+        checkpoint: What made them; None for images from elsewhere.
+        num_sampled: Images of the whole sample set.
+        sampling_device: Device that made them.
+        hashes: Checksums of noise, labels and images of the whole sample set.
+    """
+
+    model: str
+    nfe: Positive | None = None
+    seed: NotNegative | None = None
+    sampler: SamplerSettings | None = None
+    checkpoint: Checkpoint | None = None
+    num_sampled: Positive | None = None
+    sampling_device: str | None = None
+    hashes: Hashes | None = None
 
 
 class Extrapolation(Struct, frozen=True, kw_only=True):
