@@ -1,4 +1,4 @@
-"""The processes of `torchrun`: joined and left by a command, what they share and agree on."""
+"""Processes started by `torchrun`: their group, shards of work, collectives."""
 
 import contextlib
 import os
@@ -10,23 +10,23 @@ from torch import Tensor, distributed
 
 
 @contextlib.contextmanager
-def joined_processes() -> Iterator[int]:
-    """Join the processes that `torchrun` started; gives this one's number, 0 without `torchrun`.
+def process_group() -> Iterator[int]:
+    """Join the processes of `torchrun`; gives the rank, 0 without `torchrun`.
 
-    On accelerators each process uses the one of its local number as "cuda".
+    Each process uses the accelerator of its local rank as "cuda".
 
     Raises:
-        ValueError: `torchrun` may start processes again, but in a way that PyTorch fails at.
+        ValueError: `torchrun` may restart processes, but in a way in which PyTorch fails.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield 0
         return
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
     if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # Processes started again would find the addresses of the dead ones in the store that
-        # torchrun keeps for them: https://github.com/pytorch/pytorch/issues/135712
+        # Restarted processes would find the addresses of the dead ones in the store that
+        # torchrun shares with them: https://github.com/pytorch/pytorch/issues/135712
         raise ValueError(
-            f"got --max-restarts={restarts}; processes started again find one another only where "
+            f"got --max-restarts={restarts}; restarted processes find one another only where "
             "torchrun itself is started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         )
     if torch.cuda.is_available():
@@ -40,49 +40,49 @@ def joined_processes() -> Iterator[int]:
         distributed.destroy_process_group()
 
 
-def process() -> tuple[int, int]:
-    """Number of this process and how many there are; (0, 1) where none were joined."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Rank of this process and number of processes; (0, 1) without a process group."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def share(count: int, rank: int, num_processes: int) -> slice:
-    """Which of `count` things in a row a process takes; the shares differ by one at most."""
-    return slice(count * rank // num_processes, count * (rank + 1) // num_processes)
+def shard(count: int, rank: int, world_size: int) -> slice:
+    """Contiguous part of `count` items for one process; sizes differ by one at most."""
+    return slice(count * rank // world_size, count * (rank + 1) // world_size)
 
 
-def gathered(part: Any) -> list[Any]:
-    """The parts of all processes in their order, in the first; nothing in the others."""
-    rank, world = process()
-    if world == 1:
+def gather(part: Any) -> list[Any]:
+    """Objects of all processes in the order of their ranks, at rank 0; [] elsewhere."""
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:
         return [part]
-    parts: list[Any] | None = [None] * world if rank == 0 else None
+    parts: list[Any] | None = [None] * world_size if rank == 0 else None
     distributed.gather_object(part, parts)
     return parts or []
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean of a tensor over all processes, the same in each."""
-    _, num_processes = process()
-    if num_processes > 1:
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes."""
+    _, world_size = rank_and_world_size()
+    if world_size > 1:
         distributed.all_reduce(value)
-        value = value / num_processes
+        value = value / world_size
     return value
 
 
-def largest_of_processes(value: int) -> int:
-    """The largest of the processes' values, known to each."""
-    if process()[1] == 1:
+def all_reduce_max(value: int) -> int:
+    """Maximum of a number over all processes."""
+    if rank_and_world_size()[1] == 1:
         return value
     tensor = torch.tensor(value)
     distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
     return int(tensor)
 
 
-def of_first_process(value: str | None) -> str | None:
-    """What process 0 has, in all."""
-    if process()[1] == 1:
+def broadcast(value: Any) -> Any:
+    """Object of rank 0, in all processes."""
+    if rank_and_world_size()[1] == 1:
         return value
     values = [value]
     distributed.broadcast_object_list(values, src=0)

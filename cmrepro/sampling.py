@@ -16,7 +16,7 @@ from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
-from cmrepro.distributed import gathered, process, share
+from cmrepro.distributed import gather, rank_and_world_size, shard
 from cmrepro.schema import unknown
 
 # Images a forward pass. Part of what a seed means in the last bit: convolutions may round
@@ -200,9 +200,9 @@ def sample(
     num_classes = getattr(model.network.config, "num_classes", 0)
     multistep = settings.algorithm == "multistep"
     shape = (settings.num_stages, 3, image_size, image_size)
-    rank, world = process()
+    rank, world = rank_and_world_size()
     firsts = range(0, num_images, BATCH_SIZE)
-    own = firsts[share(len(firsts), rank, world)]
+    own = firsts[shard(len(firsts), rank, world)]
     stages: list[list[NDArray[np.uint8]]] = [[] for _ in range(settings.num_stages)]
     digests = [hashlib.sha256() for _ in stages]
 
@@ -233,7 +233,7 @@ def sample(
     if rank == 0:
         for first in firsts[len(own) :]:  # what the other processes use
             batch_noise(first)
-    parts = gathered([np.concatenate(stage) for stage in stages] if own else None)
+    parts = gather([np.concatenate(stage) for stage in stages] if own else None)
     whole = [np.concatenate(stage) for stage in zip(*filter(None, parts), strict=True)]
     all_labels = class_labels(seed, range(num_images), num_classes) if num_classes else None
     return Samples(whole, [digest.hexdigest() for digest in digests], all_labels)

@@ -14,7 +14,7 @@ from tiny import DATA, tiny_networks, tiny_recipe
 from torch import Tensor
 
 from cmrepro.data import ImageDataset
-from cmrepro.distributed import share
+from cmrepro.distributed import shard
 from cmrepro.training import batches
 from cmrepro.training.batches import Batch, BatchSource, dropout_seed, prefetched
 
@@ -198,7 +198,7 @@ def test_a_closed_stream_leaves_no_thread() -> None:
 
 @pytest.mark.parametrize(("count", "processes"), [(8, 2), (7, 3), (3, 3), (2048, 64)])
 def test_shares_cover_a_batch_once_and_evenly(count: int, processes: int) -> None:
-    rows: list[Any] = [share(count, rank, processes) for rank in range(processes)]
+    rows: list[Any] = [shard(count, rank, processes) for rank in range(processes)]
     assert [i for part in rows for i in range(count)[part]] == list(range(count))
     sizes = [part.stop - part.start for part in rows]
     assert max(sizes) - min(sizes) <= 1

@@ -17,7 +17,7 @@ import torch
 from tiny import DATA, tiny_networks, tiny_recipe
 from torch import distributed
 
-from cmrepro.distributed import joined_processes
+from cmrepro.distributed import process_group
 from cmrepro.training.loop import Rhythm, train
 from cmrepro.training.step import Training
 
@@ -84,7 +84,7 @@ def main(text: str) -> None:
     run = json.loads(text)
     deaths = run.pop("deaths", {})
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    with joined_processes() as rank:
+    with process_group() as rank:
         step = None if restarted else deaths.get(str(rank))
         if step is None:
             tiny_run(**run)

@@ -73,7 +73,7 @@ def sample(
     Under `torchrun … -m cmrepro sample …` every process samples its share of the images.
     """
     from cmrepro.checkpoints.io import load_model
-    from cmrepro.distributed import joined_processes
+    from cmrepro.distributed import process_group
     from cmrepro.experiments.run import sampled_origin, write_sample_set
     from cmrepro.files import require_writable
     from cmrepro.sampling import sample as run
@@ -84,7 +84,7 @@ def sample(
     require_writable(out)
     model = load_model(checkpoint, device)
     settings = sampler_settings(model.info, parse_steps(steps), to_uint8)
-    with joined_processes() as rank:
+    with process_group() as rank:
         samples = run(model, settings, num, seed, model.image_size, progress=model.path.stem)
     if rank == 0:
         origin = sampled_origin(model, settings, seed, samples)

@@ -60,7 +60,7 @@ def evaluate(
     Under `torchrun … -m cmrepro evaluate …` every process takes its share of the images.
     """
     from cmrepro.data import open_images
-    from cmrepro.distributed import joined_processes
+    from cmrepro.distributed import process_group
     from cmrepro.experiments.explain import explain, explanation_rows
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.experiments.run import read_origin
@@ -91,7 +91,7 @@ def evaluate(
         waterfall_figure(rows, path)
         click.echo(f"wrote {path}", err=True)
         return
-    with joined_processes():
+    with process_group():
         records = run(
             source,
             chosen,

@@ -76,7 +76,7 @@ def train(
     """  # noqa: D301
     import torch
 
-    from cmrepro.distributed import joined_processes
+    from cmrepro.distributed import process_group
     from cmrepro.provenance import provenance
     from cmrepro.training.loop import Rhythm, recipe_images
     from cmrepro.training.loop import train as run
@@ -90,7 +90,7 @@ def train(
         how = {key: choices[key] for key in ("precision", "micro_batch", "compiled")}
         print_rows(plan(chosen, device, **how), format_)
         return
-    with joined_processes() as rank:
+    with process_group() as rank:
         path = run(
             chosen,
             recipe_images(chosen, data_path, max_unreadable),

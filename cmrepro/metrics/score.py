@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from cmrepro.distributed import gathered, process, share
+from cmrepro.distributed import gather, rank_and_world_size, shard
 from cmrepro.metrics.definitions import (
     StreamingMoments,
     check_features,
@@ -174,8 +174,8 @@ def score(
     counts = [num_scored(images.num_images, task.protocol, task.num_images) for task in tasks]
     for task in tasks:
         task.reference.require_protocol(task.protocol)
-    rank, world = process()
-    own = range(max(counts))[share(max(counts), rank, world)]
+    rank, world = rank_and_world_size()
+    own = range(max(counts))[shard(max(counts), rank, world)]
     parts: dict[tuple[ExtractorSettings, int], set[str]] = {}
     for task, count in zip(tasks, counts, strict=True):
         for settings, needed in _needed_parts(task.protocol, bootstrap, world).items():
@@ -217,7 +217,7 @@ def _join_processes(kept: dict[tuple[ExtractorSettings, int], _Kept]) -> None:
         {name: value for name, value in vars(store).items() if name != "digest"}
         for store in kept.values()
     ]
-    for others in gathered(own)[1:]:
+    for others in gather(own)[1:]:
         for store, other in zip(kept.values(), others, strict=True):
             store.join(other)
 

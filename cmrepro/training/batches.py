@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmrepro.data import TrainingImages
-from cmrepro.distributed import share
+from cmrepro.distributed import shard
 from cmrepro.training.recipes import Recipe
 from cmrepro.training.schedules import scales_and_mu
 
@@ -92,7 +92,7 @@ class BatchSource:
         self.dataset = dataset
         self.recipe = recipe
         self.seed = seed
-        self.rows = share(recipe.batch_size, rank, num_processes)
+        self.rows = shard(recipe.batch_size, rank, num_processes)
         self._epoch = -1
         self._order = np.empty(0, np.int64)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cmrepro.checkpoints.io import CheckpointModel, find_checkpoint, load_model
 from cmrepro.data import TrainingImages, training_images
-from cmrepro.distributed import largest_of_processes, share
+from cmrepro.distributed import all_reduce_max, shard
 from cmrepro.files import DownloadError, make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES
 from cmrepro.schema import unknown
@@ -178,7 +178,7 @@ def _load_teacher(teacher: str | Path, recipe: Recipe, device: str) -> Checkpoin
 def batch_division(training: Training) -> str | None:
     """How the global batch is divided, in words; None where it goes through whole."""
     count, processes = training.recipe.batch_size, training.num_processes
-    shares = [share(count, rank, processes) for rank in range(processes)]
+    shares = [shard(count, rank, processes) for rank in range(processes)]
     sizes = sorted({rows.stop - rows.start for rows in shares})
     if processes == 1 and count <= training.micro_batch:
         return None
@@ -211,7 +211,7 @@ def _run(
             now = time.perf_counter()
             training.duration_s, before = training.duration_s + now - before, now
             problem = watch.after_step(loss) if watch else None
-            stop = largest_of_processes(DIVERGED if problem else max(received, default=0))
+            stop = all_reduce_max(DIVERGED if problem else max(received, default=0))
             if stop == DIVERGED:
                 raise FloatingPointError(saves.advice(problem or "the loss has diverged"))
             if stop:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import distributed
 
 from cmrepro.checkpoints.io import CheckpointInfo, save_checkpoint
-from cmrepro.distributed import of_first_process
+from cmrepro.distributed import broadcast
 from cmrepro.training.schedules import two_step_time
 from cmrepro.training.state import load_state, newest_state, save_state, state_files
 from cmrepro.training.step import Training
@@ -56,7 +56,7 @@ class Saves:
             return
         first = self.training.rank == 0
         newest, damaged = newest_state(self.folder) if first else (None, [])
-        name = of_first_process(str(newest) if newest else None)
+        name = broadcast(str(newest) if newest else None)
         if name is None:
             raise ValueError(f"no state to resume in {self.folder}; start without --resume")
         load_state(self.training, self.sources, Path(name))

@@ -26,7 +26,7 @@ from cmrepro.consistency.losses import (
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import SOLVERS
-from cmrepro.distributed import mean_over_processes, process
+from cmrepro.distributed import all_reduce_mean, rank_and_world_size
 from cmrepro.networks.presets import build_network
 from cmrepro.schema import unknown
 from cmrepro.training.batches import MAX_SEED, Batch, dropout_seed
@@ -102,7 +102,7 @@ class Training:
         compiled: bool = False,
         distance: Distance | None = None,
     ) -> None:
-        self.rank, self.num_processes = process()
+        self.rank, self.num_processes = rank_and_world_size()
         self.recipe, self.seed, self.teacher = recipe, seed, teacher
         self.device = torch.device(device)
         self.precision = precision or ("fp16" if recipe.mixed_precision else "fp32")
@@ -242,7 +242,7 @@ class Training:
                 part_loss = weight * self.loss(part.to(self.device))
                 self.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
-        return mean_over_processes(loss)
+        return all_reduce_mean(loss)
 
     def train_step(self, batch: Batch) -> float:
         """One optimizer step with the updates of both averages; the loss before it.
