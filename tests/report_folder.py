@@ -7,27 +7,29 @@ import numpy as np
 from PIL import Image
 from records_of import demo_record
 
-from cmrepro.records3 import RunRecord, write_record
+from cmrepro.records import RunRecord, write_record
 
 SCORES = {1: (100.0, 102.0), 2: (90.0, 92.0)}  # of seeds 0 and 1 by evaluations
-PARTS = {"500": [130.0, 134.0], "1000": [120.0], "2000": [90.0]}  # FD of parts of the images
+BY_NUM_IMAGES = {500: 132.0, 1000: 120.0, 2000: 90.0}  # FD of the first n images
 
 
 def made_up_records() -> list[RunRecord]:
     uncertainty = {
         "intervals": {"is": [2.5, 3.5]},
-        "fid_by_num_images": PARTS,
-        "fid_infinity": {"value": 80.0, "standard_error": 2.0, "bias": 10.0},
+        "fid_by_num_images": BY_NUM_IMAGES,
+        "fid_infinity": {"value": 80.0, "standard_error": 2.0},
     }
     return [
-        demo_record("cd", nfe, seed, fid, uncertainty=uncertainty if (nfe, seed) == (2, 0) else {})
+        demo_record(
+            "cd", nfe, seed, fid, uncertainty=uncertainty if (nfe, seed) == (2, 0) else None
+        )
         for nfe, scores in SCORES.items()
         for seed, fid in enumerate(scores)
     ]
 
 
 def write_grid_of_noise(path: Path, seed: int) -> None:
-    """5 x 12 images of 32 pixels, each pixel doubled, as grids.write_grid writes them."""
+    """5 x 12 images of 32 pixels, each pixel doubled, as `write_grid` writes them."""
     noise = np.random.default_rng(seed).integers(0, 256, (5 * 32, 12 * 32, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise.repeat(2, 0).repeat(2, 1)).save(path)
