@@ -28,11 +28,11 @@ from cmrepro.schema import (
 )
 from cmrepro.settings import (
     Initialisation,
-    Method,
     Metric,
     Protocol,
     Recipe,
     Reference,
+    ReleasedMethod,
     SamplerSettings,
     Scale,
     Selection,
@@ -78,7 +78,7 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
     """How a model was trained: measured for our own, published for official checkpoints.
 
     Attributes:
-        method: As in `Recipe`, like the next two.
+        method: As in `Recipe`, like the next two, or that of a released checkpoint.
         scale: "demo" or "paper".
         stands_for: The paper's model, e.g. "cifar10-cd".
         dataset: Name of the images trained on.
@@ -99,7 +99,7 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
         provenance: Code and machine.
     """
 
-    method: Method
+    method: ReleasedMethod
     scale: Scale
     stands_for: str
     dataset: str

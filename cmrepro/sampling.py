@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cmrepro.checkpoints.io import CheckpointInfo
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
 from cmrepro.distributed import gather, rank_and_world_size, shard
+from cmrepro.records import CheckpointInfo
 from cmrepro.schema import unknown
 
 # Images a forward pass. Part of what a seed means in the last bit: convolutions may round

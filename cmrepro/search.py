@@ -15,7 +15,8 @@ from cmrepro.metrics.protocols import Protocol
 from cmrepro.metrics.references import load_reference
 from cmrepro.metrics.score import Task, score
 from cmrepro.sampling import sample, sampler_settings
-from cmrepro.schema import unknown
+from cmrepro.schema import convert, unknown
+from cmrepro.settings import Selection
 
 METRIC = "fid"
 # What is tuned on some images must be reported on others, so seeds below are never searched on.
@@ -82,14 +83,13 @@ class TimeSearch:
         rows: Index, time and all scores of each point, in the order in which they were asked for.
         index: Of the point with the least FID.
         time: Of that point.
-        selection: How checkpoint and time were chosen, for the checkpoint's header and so for
-            every record of its images.
+        selection: How the time was chosen, for the checkpoint's header.
     """
 
     rows: list[dict[str, float]]
     index: int
     time: float
-    selection: str
+    selection: Selection
 
 
 def search_time(
@@ -154,11 +154,17 @@ def search_time(
 
     found = SEARCHES[method](fid, times)
     index = min(found, key=lambda i: found[i])
-    earlier = info.selection.partition("; second time")[0]
-    selection = (
-        f"{earlier}; second time t({index}) = {times[index]:.5g} of {num_scales} points: least "
-        f"{METRIC} of {len(found)} by {method} search under {protocol.name} v{protocol.version} "
-        f"on {num_images} images of seed {seed}, tuned on the reported metric"
+    selection = convert(
+        Selection,
+        {
+            "rule": f"least {METRIC} of {len(found)} candidates",
+            "metric": METRIC,
+            "search": method,
+            "protocol": f"{protocol.name}-v{protocol.version}",
+            "seeds": [seed],
+            "num_images": num_images,
+        },
+        "",
     )
     return TimeSearch(rows, index, times[index], selection)
 
@@ -166,10 +172,10 @@ def search_time(
 def _recipe_scales(model: CheckpointModel) -> int:
     """N of the grid on which the model was trained last."""
     recipe = model.info.recipe
-    if recipe.get("num_scales"):
-        return int(recipe["num_scales"])
-    if recipe.get("s1"):
-        return int(recipe["s1"]) + 1  # deviation `ct-num-boundaries`
+    if recipe and recipe.num_scales:
+        return recipe.num_scales
+    if recipe and recipe.s1:
+        return recipe.s1 + 1  # deviation `ct-num-boundaries`
     raise ValueError(
         f"{model.path.name} does not say on which time grid it was trained; give its number of "
         "points with --grid"

@@ -13,6 +13,8 @@ Metric = Literal["fid", "sfid", "is", "kid", "precision", "recall", "density", "
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Rounding = Literal["round", "truncate"]
 Method = Literal["edm", "cd", "ct"]
+# Of the released checkpoints: the paper's appendix trains in continuous time too.
+ReleasedMethod = Literal[Method, "continuous-cd", "continuous-cd-stopgrad", "continuous-ct"]
 Variant = Literal["paper", "released"]
 Scale = Literal["demo", "paper"]
 Initialisation = Literal["random", "teacher"]

@@ -96,7 +96,7 @@ def release(
     entry = dataclasses.replace(released_checkpoints()[name], network=small)
     monkeypatch.setitem(released_checkpoints(), name, entry)
     if flax:
-        write_flax(entry.downloaded, step=entry.training_steps or 0)
+        write_flax(entry.downloaded, step=entry.total_steps or 0)
     else:
         write_torch(entry.downloaded)
     return entry

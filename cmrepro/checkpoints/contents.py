@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.checkpoints.torch_files import PICKLE_ADVICE, read_torch_file
 from cmrepro.networks.ncsnpp import NCSNpp
 from cmrepro.networks.presets import PRESETS, build_network
+from cmrepro.schema import to_builtins
 
 Format = Literal["safetensors", "torch", "flax", "diffusers", "pickle"]
 TypedShapes = dict[str, tuple[str, tuple[int, ...]]]
@@ -97,15 +97,16 @@ def checkpoint_rows() -> list[dict[str, Any]]:
     rows = []
     for name, path in bundled_checkpoints().items():
         info = read_info(path)
+        assert info.training  # our own trainings
         rows.append(
             {
                 "name": name,
                 "state": "bundled",
-                "method": info.recipe["method"],
-                "distance": info.recipe["distance"],
-                "data": info.recipe["dataset"],
+                "method": info.training.method,
+                "distance": info.training.distance,
+                "data": info.training.dataset,
                 "network": info.network,
-                "images seen": info.origin["images_seen"],
+                "images seen": info.training.images_seen,
                 "second time": info.two_step_time,
                 "bytes": path.stat().st_size,
             }
@@ -154,7 +155,7 @@ def describe(path: Path) -> dict[str, Any]:
         }
     if kind == "safetensors":
         if read_safetensors_metadata(path).get("format") == FORMAT:
-            said = asdict(read_info(path))
+            said = to_builtins(read_info(path))
         shapes = _safetensors_shapes(path)
     elif kind == "diffusers":
         said = read_folder_fields(path) | _structure(path)

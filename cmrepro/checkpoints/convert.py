@@ -1,6 +1,5 @@
 """From any checkpoint that can be read to ours, or to a diffusers folder; and its model card."""
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +27,6 @@ from cmrepro.checkpoints.diffusers_folder import (
 )
 from cmrepro.checkpoints.flax import ncsnpp_state_dict, read_flax_checkpoint
 from cmrepro.checkpoints.io import (
-    CheckpointInfo,
     check_parameters,
     read_info,
     read_weights,
@@ -46,26 +44,13 @@ from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.files import atomic_path, sha256
 from cmrepro.networks.ncsnpp import NCSNppConfig
 from cmrepro.networks.presets import PRESETS, build_network
+from cmrepro.records import CheckpointInfo, ConvertedFile
+from cmrepro.schema import convert as to_struct
+from cmrepro.schema import to_builtins
+from cmrepro.settings import Selection
 
 # Goes into the header; rises with every change that would give other bytes from the same source.
 CONVERSION_VERSION = 2
-
-# What the origin of a released checkpoint takes over; `comparable` of a record is made of it.
-FROM_REGISTRY = (
-    "name",
-    "url",
-    "dataset",
-    "method",
-    "distance",
-    "recipe",
-    "licence",
-    "model_card",
-    "images_seen",
-    "global_batch",
-    "initialisation",
-    "ema_rate",
-    "weights",
-)
 
 Target = Literal["safetensors", "diffusers"]
 
@@ -79,7 +64,7 @@ def convert(
     parameterization: Parameterization | None = None,
     dtype: torch.dtype = torch.float32,
     two_step_time: float | None = None,
-    selection: str | None = None,
+    two_step_selection: Selection | None = None,
 ) -> Path:
     """Write a checkpoint of any readable format as ours, or as a diffusers folder.
 
@@ -94,7 +79,7 @@ def convert(
         parameterization: Likewise; necessary for .pt and flax files that are given by path.
         dtype: Type of the stored parameters: float32, float16 or bfloat16.
         two_step_time: Second sampling time; kept as it is where None.
-        selection: How checkpoint and time were chosen; kept as it is where None.
+        two_step_selection: How that time was chosen; None where given by hand.
 
     Returns:
         What was written.
@@ -124,10 +109,14 @@ def convert(
             f"{path} does not say whether it is a consistency function or an EDM denoiser; give "
             "--parameterization boundary or edm (released checkpoints are known by name)"
         )
-    if not said.get("origin"):
-        said["origin"] = origin(path, kind, entry, said.pop("steps", None))
-        said.setdefault("selection", "as released" if entry else "not known")
-    info = with_choices(CheckpointInfo(**(default_sigmas() | said)), two_step_time, selection)
+    step = said.pop("steps", None)
+    if entry or not (said.get("training") or said.get("converted")):
+        said["converted"] = converted_file(path, kind, entry, step)
+        said["selection"] = Selection(rule="as released" if entry else "not known")
+    fields = default_sigmas() | to_builtins(said)
+    info = with_choices(
+        to_struct(CheckpointInfo, fields, str(path)), two_step_time, two_step_selection
+    )
     stored = stored_weights(weights, skeleton, dtype)
     written = Path(out) if out is not None else released_checkpoints()[str(source)].converted
     if to == "diffusers":
@@ -136,7 +125,7 @@ def convert(
         write_diffusers_folder(written, stored, info, card)
         return written
     write_checkpoint(written, stored, info)
-    if "source_sha256" in info.origin:
+    if info.converted:
         with atomic_path(written.with_suffix(".md")) as temporary:
             temporary.write_text(model_card(info, dtype, written.stem), encoding="utf-8")
     return written
@@ -157,7 +146,7 @@ def read_source(
         ValueError: A broken file, or no network of ours has these parameters.
     """
     if kind == "safetensors":
-        said = dataclasses.asdict(read_info(path))
+        said = to_builtins(read_info(path))
         return read_weights(path), said
     if kind == "diffusers":
         return read_diffusers_folder(path)
@@ -190,32 +179,30 @@ def released_fields(entry: ReleasedCheckpoint) -> dict[str, Any]:
         "sigma_min": entry.sigma_min,
         "sigma_max": entry.sigma_max,
         "two_step_time": entry.two_step_time,
+        "training": entry.training,
     }
 
 
-def origin(
-    path: Path, kind: Format, entry: ReleasedCheckpoint | None, steps: int | None
-) -> dict[str, Any]:
-    """The origin of weights that were not trained here, for the header."""
-    fields: dict[str, Any] = {
-        "source": path.name,
-        "source_format": kind,
-        "source_sha256": sha256(weights_file(path) if kind == "diffusers" else path),
+def converted_file(
+    path: Path, kind: Format, entry: ReleasedCheckpoint | None, step: int | None
+) -> ConvertedFile:
+    """The source of weights that were not trained here, for the header."""
+    source = {"name": entry.name, "url": entry.url, "licence": entry.licence} if entry else {}
+    file = weights_file(path) if kind == "diffusers" else path
+    fields = {
+        "file": path.name,
+        "sha256": sha256(file),
+        "format": kind,
         "conversion": CONVERSION_VERSION,
-        "cmrepro": __version__,
+        "step": step,
     }
-    if entry:
-        fields |= {key: getattr(entry, key) for key in FROM_REGISTRY}
-        fields["steps"] = entry.training_steps
-    if kind == "flax":
-        fields |= {"weights": "ema", "steps": steps}
-    return fields
+    return to_struct(ConvertedFile, fields | source, "")
 
 
 def with_choices(
-    info: CheckpointInfo, two_step_time: float | None, selection: str | None
+    info: CheckpointInfo, two_step_time: float | None, two_step_selection: Selection | None
 ) -> CheckpointInfo:
-    """`info` with another second sampling time and reason, each kept where None.
+    """`info` with another second sampling time, kept where None.
 
     Raises:
         ValueError: The time is outside the model's range.
@@ -226,9 +213,7 @@ def with_choices(
                 f"got two-step time {two_step_time:g}; allowed is between {info.sigma_min:g} and "
                 f"{info.sigma_max:g}"
             )
-        info = dataclasses.replace(info, two_step_time=two_step_time)
-    if selection is not None:
-        info = dataclasses.replace(info, selection=selection)
+        info = info.replace(two_step_time=two_step_time, two_step_selection=two_step_selection)
     return info
 
 
@@ -243,11 +228,11 @@ def model_card(
         title: Heading.
         timestep: Second time of two-step sampling as diffusers counts it, for a folder.
     """
-    released = released_checkpoints().get(str(info.origin.get("name")))
+    name = info.converted.name if info.converted else None
+    released = released_checkpoints().get(name or "")
     return _template().render(
         title=title,
         info=info,
-        origin=info.origin,
         released=released,
         dtype=str(dtype).removeprefix("torch."),
         version=__version__,

@@ -5,7 +5,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,12 @@ from cmrepro.checkpoints.diffusers_names import (
     from_diffusers,
     to_diffusers,
 )
-from cmrepro.checkpoints.io import (
-    CheckpointInfo,
-    read_safetensors_metadata,
-    read_weights,
-)
+from cmrepro.checkpoints.io import read_safetensors_metadata, read_weights
 from cmrepro.checkpoints.torch_files import read_torch_file
 from cmrepro.files import make_folder
 from cmrepro.networks.presets import IMAGE_SIZES
+from cmrepro.records import CheckpointInfo
+from cmrepro.schema import convert, to_builtins
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLD_WEIGHTS = "diffusion_pytorch_model.bin"
@@ -177,8 +174,9 @@ def read_folder_fields(path: Path) -> dict[str, Any]:
     file = weights_file(path)
     if file.name == WEIGHTS and "cmrepro" in (metadata := read_safetensors_metadata(file)):
         try:
-            return asdict(CheckpointInfo(**json.loads(metadata["cmrepro"])))
-        except (TypeError, ValueError) as error:
+            info = convert(CheckpointInfo, json.loads(metadata["cmrepro"]), "")
+            return to_builtins(info)
+        except ValueError as error:
             raise ValueError(f"{file} has a broken header ({error}); copy it again") from error
     index, scheduler = path / "model_index.json", path / "scheduler" / "scheduler_config.json"
     if index.is_file() and _read_json(index).get("_class_name") == PIPELINE:
@@ -228,7 +226,7 @@ def write_diffusers_folder(
     try:
         temporary.chmod(0o755)
         named = to_diffusers(weights, adm_config(info.network))
-        metadata = {"format": "pt", "cmrepro": json.dumps(asdict(info), sort_keys=True)}
+        metadata = {"format": "pt", "cmrepro": json.dumps(to_builtins(info), sort_keys=True)}
         (temporary / "unet").mkdir()
         save_file(named, temporary / "unet" / WEIGHTS, metadata)
         _write_json(temporary / "unet" / "config.json", config)

@@ -1,54 +1,30 @@
 """Read and write the project's checkpoints: safetensors with the metadata in its header."""
 
 import difflib
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import asdict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cmrepro.checkpoints.registry import released_checkpoints
-from cmrepro.consistency.parameterization import Parameterization, PreconditionedModel
-from cmrepro.files import atomic_path
+from cmrepro.consistency.parameterization import PreconditionedModel
+from cmrepro.files import atomic_path, sha256
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
-from cmrepro.schema import unknown
+from cmrepro.records import Checkpoint, CheckpointInfo
+from cmrepro.schema import convert, to_builtins, unknown
 
-FORMAT = "cmrepro-checkpoint-1"
+FORMAT = "cmrepro-checkpoint-2"
+FORMAT_1 = "cmrepro-checkpoint-1"
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint says of itself.
-
-    Attributes:
-        network: Name of the network preset.
-        parameterization: "boundary" (f) or "edm" (D).
-        sigma_data: Standard deviation of the data.
-        sigma_min: The paper's epsilon.
-        sigma_max: The paper's T.
-        recipe: All fields of the recipe, or empty for a model trained elsewhere.
-        origin: How it came to be: command, commit, seed, steps, images seen, duration, data; of a
-            converted file its source, and of a released one what is published of its training.
-        two_step_time: Second sampling time of a consistency function, where one was chosen.
-        selection: How the checkpoint and that time were chosen.
-    """
-
-    network: str
-    parameterization: Parameterization
-    sigma_data: float
-    sigma_min: float
-    sigma_max: float
-    recipe: dict[str, Any] = field(default_factory=dict)
-    origin: dict[str, Any] = field(default_factory=dict)
-    two_step_time: float | None = None
-    selection: str = "last checkpoint"
 
 
 def save_checkpoint(
@@ -83,7 +59,7 @@ def write_checkpoint(path: str | Path, weights: dict[str, Tensor], info: Checkpo
     Raises:
         ValueError: The file cannot be written.
     """
-    metadata = {"format": FORMAT, "info": json.dumps(asdict(info), sort_keys=True)}
+    metadata = {"format": FORMAT, "info": json.dumps(to_builtins(info), sort_keys=True)}
     with atomic_path(path) as temporary:
         try:
             save_file(weights, temporary, metadata)
@@ -159,18 +135,79 @@ def read_info(path: str | Path) -> CheckpointInfo:
         ValueError: Truncated, not safetensors, or written by another program.
     """
     metadata = read_safetensors_metadata(path)
+    if metadata.get("format") == FORMAT_1:
+        return info_from_format_1(json.loads(metadata["info"]))
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format '{metadata.get('format', 'none')}', allowed is '{FORMAT}'; "
             "only checkpoints written by cmrepro can be loaded"
         )
     try:
-        return CheckpointInfo(**json.loads(metadata["info"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return convert(CheckpointInfo, json.loads(metadata["info"]), "")
+    except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path} has a broken header ({type(error).__name__}: {error}); copy or download it "
             "again"
         ) from error
+
+
+def convert_header_1(path: Path) -> None:
+    """Replace the header of a checkpoint of format 1 by one of format 2; weights stay.
+
+    Temporary: deleted when the bundled files are converted.
+    """
+    metadata = read_safetensors_metadata(path)
+    if metadata.get("format") == FORMAT_1:
+        info = info_from_format_1(json.loads(metadata["info"]))
+        write_checkpoint(path, {k: t.clone() for k, t in read_weights(path).items()}, info)
+
+
+def info_from_format_1(fields: dict[str, Any]) -> CheckpointInfo:
+    """A header of format 1 as one of format 2, of our own trainings. Temporary, as above."""
+    recipe, origin = fields["recipe"], fields["origin"]
+    info = {key: fields[key] for key in ("network", "parameterization", "sigma_data")}
+    info |= {key: fields[key] for key in ("sigma_min", "sigma_max", "two_step_time")}
+    rule, _, searched = fields["selection"].partition("; second time ")
+    if searched:
+        found = re.search(
+            r"least (\w+) of (\d+) by (\w+) search under (\w+) v(\d+) "
+            r"on (\d+) images of seed (\d+)",
+            searched,
+        )
+        assert found
+        info["two_step_selection"] = {
+            "rule": f"least {found[1]} of {found[2]} candidates",
+            "metric": found[1],
+            "search": found[3],
+            "protocol": f"{found[4]}-v{found[5]}",
+            "num_images": int(found[6]),
+            "seeds": [int(found[7])],
+        }
+    info["selection"] = {"rule": rule}
+    if recipe:
+        name = recipe["name"]
+        scale = {
+            "scale": "demo" if name.startswith("demo-") else "paper",
+            "stands_for": name.removeprefix("demo-"),
+        }
+        info["recipe"] = recipe | scale
+        of_recipe = ("method", "initialisation", "ema_rate", "distance", "batch_size")
+        of_origin = ("weights", "images_seen", "seed", "teacher", "teacher_sha256", "precision")
+        of_machine = ("command", "cmrepro", "commit", "dirty", "python", "packages", "platform")
+        info["training"] = (
+            scale
+            | {key: recipe[key] for key in of_recipe}
+            | {key: origin.get(key) for key in of_origin}
+            | {
+                "dataset": origin["data"],
+                "dataset_sha256": origin["data_sha256"],
+                "total_steps": origin["steps"],
+                "num_processes": origin.get("processes"),
+                "duration_s": origin["duration_s"],
+                "provenance": {k: origin[k] for k in (*of_machine, "cpu", "threads", "gpu")},
+            }
+        )
+    return convert(CheckpointInfo, info, "")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -191,6 +228,11 @@ class CheckpointModel(PreconditionedModel):
     def image_size(self) -> int:
         """H = W of its images."""
         return IMAGE_SIZES[self.info.network]
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Header, file name and checksum, for the provenance of its samples."""
+        return Checkpoint(**asdict(self.info), file=self.path.name, sha256=sha256(self.path))
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:

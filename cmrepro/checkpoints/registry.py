@@ -9,7 +9,14 @@ from typing import Any
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.files import cache_folder, download
-from cmrepro.schema import unknown
+from cmrepro.records import TrainingRun
+from cmrepro.schema import convert, unknown
+
+# Fields of `TrainingRun` that the registry knows.
+PUBLISHED = (
+    *("method", "dataset", "initialisation", "weights", "ema_rate", "distance", "batch_size"),
+    *("total_steps", "images_seen"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,9 @@ class ReleasedCheckpoint:
         model_card: Address of its model card.
         two_step_index: Index of the second sampling time on the grid, where published.
         num_scales: Points of that grid.
-        recipe: Name of the recipe of Table 3 that it was trained by, if one.
         weights: "ema", or "not stated" where averaged or online weights may be inside.
-        training_steps: Optimizer steps; like the next three, of models of Table 3 only.
-        global_batch: Images a step.
+        total_steps: Optimizer steps; like the next three, of models of Table 3 only.
+        batch_size: Images a step.
         initialisation: "teacher" or "random".
         ema_rate: Decay a step of the average.
     """
@@ -60,9 +66,8 @@ class ReleasedCheckpoint:
     distance: str | None = None
     two_step_index: int | None = None
     num_scales: int | None = None
-    recipe: str | None = None
-    training_steps: int | None = None
-    global_batch: int | None = None
+    total_steps: int | None = None
+    batch_size: int | None = None
     initialisation: str | None = None
     ema_rate: float | None = None
 
@@ -74,9 +79,16 @@ class ReleasedCheckpoint:
     @property
     def images_seen(self) -> int | None:
         """Images that training took, where published."""
-        if self.training_steps is None or self.global_batch is None:
+        if self.total_steps is None or self.batch_size is None:
             return None
-        return self.training_steps * self.global_batch
+        return self.total_steps * self.batch_size
+
+    @property
+    def training(self) -> TrainingRun:
+        """How it was trained, as far as that is published."""
+        fields = {key: getattr(self, key) for key in PUBLISHED}
+        stands_for = f"{self.dataset.removesuffix('-train')}-{self.method}"
+        return convert(TrainingRun, fields | {"scale": "paper", "stands_for": stands_for}, "")
 
     @property
     def two_step_time(self) -> float | None:

@@ -108,7 +108,7 @@ def examine_checkpoint(what: str, settings: Settings) -> Examination:
         # mirrored time is 7 % worse.
         finding = undone("time-direction", as_is[-1], mirrored, how, FID_LIMIT)
         examination.add("time-direction", finding)
-    finding = statements.online(info.origin)
+    finding = statements.online({"weights": getattr(info.training, "weights", None)})
     averages = _states_of(model)
     if averages is not None:
         own = model.network.state_dict()

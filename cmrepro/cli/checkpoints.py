@@ -59,7 +59,6 @@ def inspect(checkpoint: str) -> None:
 )
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32")
 @click.option("--two-step-time", type=float, help="Second sampling time to put into the file.")
-@click.option("--selection", help="How checkpoint and time were chosen.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -140,8 +140,9 @@ def search_times(
         device=device,
     )
     print_rows(found.rows, format_)
-    click.echo(found.selection, err=True)
+    click.echo(found.selection.rule, err=True)
     if out:
         click.echo(
-            write(checkpoint, out, two_step_time=found.time, selection=found.selection), err=True
+            write(checkpoint, out, two_step_time=found.time, two_step_selection=found.selection),
+            err=True,
         )

@@ -20,6 +20,7 @@ from cmrepro.metrics.score import Scores, Task, num_scored, score
 from cmrepro.provenance import provenance
 from cmrepro.records3 import RunRecord
 from cmrepro.sampling import SamplerSettings, Samples
+from cmrepro.schema import to_builtins
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def sampled_origin(
         checkpoint={
             "file": model.path.name,
             "sha256": sha256(model.path),
-            **asdict(model.info),
+            **to_builtins(model.info),
         },
         sampler=asdict(settings)
         | {

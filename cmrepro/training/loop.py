@@ -167,7 +167,7 @@ def _load_teacher(teacher: str | Path, recipe: Recipe, device: str) -> Checkpoin
     model = load_model(teacher, device)
     if model.info.parameterization != "edm":
         raise ValueError(f"teacher '{teacher}' is no EDM denoiser; give one trained by EDM")
-    if (data := model.info.recipe.get("dataset", recipe.dataset)) != recipe.dataset:
+    if (data := getattr(model.info.training, "dataset", recipe.dataset)) != recipe.dataset:
         raise ValueError(
             f"teacher '{teacher}' was trained on {data}, the recipe is for {recipe.dataset}; give "
             "a teacher of the same data"

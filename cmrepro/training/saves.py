@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import distributed
 
-from cmrepro.checkpoints.io import CheckpointInfo, save_checkpoint
+from cmrepro.checkpoints.io import info_from_format_1, save_checkpoint
 from cmrepro.distributed import broadcast
 from cmrepro.training.schedules import two_step_time
 from cmrepro.training.state import load_state, newest_state, save_state, state_files
@@ -92,15 +92,18 @@ class Saves:
             "duration_s": round(training.duration_s, 1),
             "weights": "ema",
         }
-        info = CheckpointInfo(
-            recipe.network,
-            training.online.parameterization,
-            recipe.sigma_data,
-            recipe.sigma_min,
-            recipe.sigma_max,
-            dataclasses.asdict(recipe),
-            self.origin | self.sources | progress,
-            two_step_time(recipe),
+        info = info_from_format_1(
+            {
+                "network": recipe.network,
+                "parameterization": training.online.parameterization,
+                "sigma_data": recipe.sigma_data,
+                "sigma_min": recipe.sigma_min,
+                "sigma_max": recipe.sigma_max,
+                "recipe": dataclasses.asdict(recipe),
+                "origin": self.origin | self.sources | progress,
+                "two_step_time": two_step_time(recipe),
+                "selection": "last checkpoint",
+            }
         )
         save_checkpoint(self.checkpoint, training.ema.network, info)
 
