@@ -1,9 +1,13 @@
-"""From a checkpoint and a seed to images: image i depends on (seed, i) alone."""
+"""From a checkpoint and a seed to images, and sample sets on disk.
+
+Image i depends on (seed, i) alone.
+"""
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,96 +15,64 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from cmrepro.checkpoints.io import CheckpointModel
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
+from cmrepro.data import ImageSource
 from cmrepro.distributed import gather, rank_and_world_size, shard
-from cmrepro.records import CheckpointInfo
-from cmrepro.schema import unknown
+from cmrepro.files import array_sha256, atomic_path
+from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
+from cmrepro.schema import convert, read_json, to_json, unknown
+from cmrepro.settings import SamplerSettings
 
-# Images a forward pass. Part of what a seed means in the last bit: convolutions may round
-# otherwise in batches of another size. The last batch is filled up, so that the count is not.
+# Images of one forward pass. Convolutions may round differently in batches of another size, so it
+# is part of what a seed means; the last batch is filled up, so that the number of images is not.
 BATCH_SIZE = 100
 
 TO_UINT8: dict[str, Callable[[Tensor], Tensor]] = {"round": torch.round, "truncate": torch.floor}
 
 
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How images are made from noise.
-
-    Attributes:
-        algorithm: "multistep" (Algorithm 1, for a consistency function) or "heun" (EDM's
-            deterministic sampler, for a denoiser).
-        times: The times at which the network is evaluated (multistep), or the grid (heun).
-        to_uint8: How 127.5 x + 127.5 becomes a level of 0-255: "round" takes the nearest,
-            "truncate" the next lower one, as the official code does.
-        clip_denoised: Images of each evaluation are clipped to [-1, 1].
-    """
-
-    algorithm: str
-    times: tuple[float, ...]
-    to_uint8: str = "round"
-    clip_denoised: bool = True
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations an image."""
-        return len(self.times) if self.algorithm == "multistep" else 2 * len(self.times) - 1
-
-    @property
-    def num_stages(self) -> int:
-        """Draws of noise an image, each with images of its own: one an evaluation, or one."""
-        return len(self.times) if self.algorithm == "multistep" else 1
-
-    def first(self, steps: int) -> "SamplerSettings":
-        """The sampler whose images are this one's after `steps` evaluations."""
-        return replace(self, times=self.times[:steps])
-
-
 def sampler_settings(
     info: CheckpointInfo, steps: int | Sequence[float], to_uint8: str = "round"
 ) -> SamplerSettings:
-    """Settings for a checkpoint.
+    """Sampler of a checkpoint.
 
     Args:
-        info: Of the checkpoint.
+        info: Header of the checkpoint.
         steps: For a consistency function 1, 2, or all times of Algorithm 1, decreasing from
             sigma_max. For a denoiser the number of grid points of Heun's method.
         to_uint8: "round" or "truncate".
 
     Raises:
-        ValueError: Steps that the model cannot take, or another rule of rounding.
+        ValueError: Steps that the model cannot take, or an unknown rounding.
     """
     if to_uint8 not in TO_UINT8:
-        raise ValueError(unknown("rule to make images uint8", to_uint8, TO_UINT8))
+        raise ValueError(unknown("rounding", to_uint8, TO_UINT8))
+    sigma_max = info.sigma_max
     if info.parameterization == "edm":
-        if not isinstance(steps, int):
-            raise ValueError(f"got times {steps} for an EDM denoiser; give its number of steps")
-        if steps < 2:
+        if not isinstance(steps, int) or steps < 2:
             raise ValueError(
-                f"got --steps {steps} for an EDM denoiser; allowed are 2 or more points of Heun's "
-                "sampler, of 2N - 1 evaluations, e.g. --steps 18"
+                f"got --steps {steps} for an EDM denoiser; allowed is a number N >= 2 of points "
+                "of Heun's sampler, which evaluates the network 2N - 1 times, e.g. --steps 18"
             )
-        return SamplerSettings(
-            "heun", tuple(karras_times(steps, info.sigma_min, info.sigma_max).tolist()), to_uint8
-        )
-    if isinstance(steps, int):
-        known = (
-            [info.sigma_max]
-            if info.two_step_time is None
-            else [info.sigma_max, info.two_step_time]
-        )
-        if not 1 <= steps <= len(known):
-            own = f"--steps t1,…,t{steps}" if steps > len(known) else "--steps t1,t2,…"
-            raise ValueError(
-                f"got {steps} steps; this checkpoint names times for 1 to {len(known)}; give all "
-                f"times yourself for others, decreasing from {info.sigma_max:g}: {own}"
-            )
-        steps = known[:steps]
-    check_times(steps, info.sigma_min, info.sigma_max)
-    return SamplerSettings("multistep", tuple(steps), to_uint8)
+        algorithm = "heun"
+        times = karras_times(steps, info.sigma_min, sigma_max, info.rho).tolist()
+    else:
+        algorithm = "multistep"
+        if isinstance(steps, int):
+            known = [sigma_max, *([info.two_step_time] if info.two_step_time else [])]
+            if not 1 <= steps <= len(known):
+                raise ValueError(
+                    f"got {steps} steps; this checkpoint has times for 1 to {len(known)}; list "
+                    f"all times for more, decreasing from {sigma_max:g}: --steps t1,t2,…"
+                )
+            steps = known[:steps]
+        check_times(steps, info.sigma_min, sigma_max)
+        times = list(steps)
+    settings = {"algorithm": algorithm, "times": times, "to_uint8": to_uint8}
+    return convert(SamplerSettings, settings, "sampler")
 
 
 def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -127,7 +99,7 @@ def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
 
 
 def class_labels(seed: int, indices: Sequence[int], num_classes: int) -> NDArray[np.int64]:
-    """Class of each image, uniform, a function of (seed, i) apart from the image's noise.
+    """Class of each image (N,), uniform, a function of (seed, i) and independent of its noise.
 
     The official code draws classes from an unseeded generator, likewise uniform.
     """
@@ -154,9 +126,9 @@ class Samples:
     """Images of one seed after each evaluation of the sampler.
 
     Attributes:
-        stages: One uint8 (N, H, W, 3) an evaluation of Algorithm 1; one in all for Heun.
-        noise_sha256: After each evaluation likewise, the checksum of the noise used so far, image
-            by image, so that fewer steps have the same one however many followed.
+        stages: One uint8 (N, H, W, 3) for each evaluation of Algorithm 1; one in all for Heun.
+        noise_sha256: Checksum of the noise used up to each stage, image by image, so that fewer
+            steps have the same one however many followed.
         labels: (N,) int64 of a class-conditional network, or None.
     """
 
@@ -176,41 +148,42 @@ def sample(
 ) -> Samples:
     """Sample images number 0 to num_images - 1 of a seed.
 
-    Under `torchrun` every process samples its share of the batches, and the first gets them all.
+    Under `torchrun` every process samples its shard of the batches, and rank 0 gathers them.
 
     Args:
-        model: In evaluation mode.
-        settings: From `sampler_settings`.
+        model: f or D, in evaluation mode.
+        settings: Sampler.
         num_images: N >= 1.
-        seed: Of noise and classes.
+        seed: Seed of noise and classes, >= 0.
         image_size: H = W.
-        progress: Label of the progress bar; none without one.
+        progress: Label of the progress bar; None for no bar.
 
     Returns:
-        All images in the first process, none in the others.
+        All images at rank 0, none at the other ranks.
 
     Raises:
-        ValueError: No image is asked for, or a negative seed.
+        ValueError: No image is requested, or the seed is negative.
     """
     if num_images < 1 or seed < 0:
         raise ValueError(
-            f"got {num_images} images and seed {seed}; allowed are at least 1 image and seed >= 0"
+            f"got {num_images} images and seed {seed}; allowed is at least 1 image and seed >= 0"
         )
     device = next(model.parameters()).device
     num_classes = getattr(model.network.config, "num_classes", 0)
-    multistep = settings.algorithm == "multistep"
-    shape = (settings.num_stages, 3, image_size, image_size)
-    rank, world = rank_and_world_size()
+    rank, world_size = rank_and_world_size()
     firsts = range(0, num_images, BATCH_SIZE)
-    own = firsts[shard(len(firsts), rank, world)]
-    stages: list[list[NDArray[np.uint8]]] = [[] for _ in range(settings.num_stages)]
+    own = firsts[shard(len(firsts), rank, world_size)]
+    # Noise draws an image: one for each evaluation of Algorithm 1, one in all for Heun.
+    num_stages = len(settings.times) if settings.algorithm == "multistep" else 1
+    stages: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_stages)]
     digests = [hashlib.sha256() for _ in stages]
+    shape = (len(stages), 3, image_size, image_size)
 
     def batch_noise(first: int) -> Tensor:
         z = noise(seed, range(first, first + BATCH_SIZE), shape)
-        kept = z[:, : num_images - first].transpose(0, 1).numpy()  # (B, S, C, H, W)
+        used = z[:, : num_images - first].transpose(0, 1).numpy()  # (B, S, C, H, W)
         for draws, digest in enumerate(digests, 1):
-            digest.update(kept[:, :draws].tobytes())
+            digest.update(used[:, :draws].tobytes())
         return z.to(device)
 
     for first in tqdm(own, desc=progress, unit="batch", disable=progress is None or rank > 0):
@@ -219,19 +192,11 @@ def sample(
         if num_classes:
             classes = class_labels(seed, range(first, first + BATCH_SIZE), num_classes)
             labels = torch.from_numpy(classes).to(device)
-        model_of_batch = functools.partial(model, labels=labels)
-        if multistep:
-            images = multistep_stages(
-                model_of_batch, settings.times, z, model.sigma_min, settings.clip_denoised
-            )
-        else:
-            times = torch.tensor(settings.times, dtype=torch.float64)
-            start = settings.times[0] * z[0]
-            images = iter([solve_ode(_clipped(model_of_batch), start, times, heun_step)])
+        images = _stages(functools.partial(model, labels=labels), settings, z, model.sigma_min)
         for stage, x in zip(stages, images, strict=True):
             stage.append(to_uint8(x[: num_images - first], settings.to_uint8))
     if rank == 0:
-        for first in firsts[len(own) :]:  # what the other processes use
+        for first in firsts[len(own) :]:  # the checksum covers the noise of the other ranks
             batch_noise(first)
     parts = gather([np.concatenate(stage) for stage in stages] if own else None)
     whole = [np.concatenate(stage) for stage in zip(*filter(None, parts), strict=True)]
@@ -239,5 +204,90 @@ def sample(
     return Samples(whole, [digest.hexdigest() for digest in digests], all_labels)
 
 
-def _clipped(model: Denoiser) -> Denoiser:
-    return lambda x_t, t: model(x_t, t).clamp(-1, 1)
+def _stages(
+    model: Denoiser, settings: SamplerSettings, z: Tensor, sigma_min: float
+) -> Iterator[Tensor]:
+    """Images after each evaluation of Algorithm 1, or the images of Heun's method."""
+    clip = settings.clip_denoised
+    if settings.algorithm == "multistep":
+        return multistep_stages(model, settings.times, z, sigma_min, clip)
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        return model(x_t, t).clamp(-1, 1) if clip else model(x_t, t)
+
+    times = torch.tensor(settings.times, dtype=torch.float64)
+    return iter([solve_ode(denoiser, settings.times[0] * z[0], times, heun_step)])
+
+
+def sample_provenance(
+    model: CheckpointModel,
+    settings: SamplerSettings,
+    seed: int,
+    samples: Samples,
+    stage: int | None = None,
+) -> SampleProvenance:
+    """Provenance of the images of one stage of `samples`, counted from 1; the last by default."""
+    stage = stage or len(samples.stages)
+    if settings.algorithm == "multistep":
+        settings = settings.replace(times=settings.times[:stage])
+    images, labels = samples.stages[stage - 1], samples.labels
+    return SampleProvenance(
+        model=model.path.stem,
+        nfe=settings.nfe,
+        seed=seed,
+        sampler=settings,
+        checkpoint=model.checkpoint,
+        num_sampled=len(images),
+        sampling_device=str(next(model.parameters()).device),
+        hashes=Hashes(
+            noise=samples.noise_sha256[stage - 1],
+            labels=None if labels is None else array_sha256(labels),
+            images=array_sha256(images),
+        ),
+    )
+
+
+def provenance_path(path: Path) -> Path:
+    """Path of the JSON beside a sample set."""
+    return path.with_name(f"{path.name}.provenance.json")
+
+
+def write_sample_set(
+    path: Path,
+    images: NDArray[np.uint8],
+    provenance: SampleProvenance,
+    labels: NDArray[np.int64] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write images as `arr_0` of an .npz, classes as `arr_1` (ADM convention), provenance beside.
+
+    Raises:
+        ValueError: Another sample set is there, or the files cannot be written.
+    """
+    beside = provenance_path(path)
+    if path.exists() and not overwrite:
+        if beside.is_file() and read_json(SampleProvenance, beside) == provenance:
+            return
+        raise ValueError(f"{path} is there already; choose another --out, or add --overwrite")
+    with atomic_path(path) as temporary:  # it ends in .npz too, as np.savez wants it
+        np.savez(temporary, images) if labels is None else np.savez(temporary, images, labels)
+    with atomic_path(beside) as temporary:
+        temporary.write_text(to_json(provenance), encoding="utf-8")
+
+
+def read_provenance(path: Path, images: ImageSource) -> SampleProvenance:
+    """Provenance beside a sample set; without one, only the set's name.
+
+    Raises:
+        ValueError: The JSON is not a provenance, or that of another number of images.
+    """
+    beside = provenance_path(path)
+    if not beside.is_file():
+        return SampleProvenance(model=images.name)
+    provenance = read_json(SampleProvenance, beside)
+    if provenance.num_sampled not in (None, images.num_images):
+        raise ValueError(
+            f"{beside} is the provenance of {provenance.num_sampled} images, {path} has "
+            f"{images.num_images}; remove it or sample again"
+        )
+    return provenance
