@@ -1,4 +1,4 @@
-"""What a notebook needs: `cmrepro.load`, `sample`, `evaluate` and the tables as data frames."""
+"""Functions for notebooks: `cmrepro.load`, `sample`, `evaluate`, and tables as data frames."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cmrepro.checkpoints.io import CheckpointModel
-    from cmrepro.records3 import RunRecord
+    from cmrepro.records import RunRecord
 
 
 def load(checkpoint: str | Path, device: str = "cpu") -> CheckpointModel:
-    """The model of a bundled checkpoint's name or a path, in evaluation mode.
+    """The model of a bundled or released checkpoint's name, or of a path, in evaluation mode.
 
     Returns:
         `model(x_t, t, labels=None)`: f(x_t, t), or D(x_t, t) of an EDM teacher; (B, 3, H, W) in
-        [-1, 1]. What the file says of itself is `model.info`.
+        [-1, 1]. `model.info` is the checkpoint's header.
     """
     from cmrepro.checkpoints.io import load_model
 
@@ -39,7 +39,7 @@ def sample(
         model: From `load`.
         steps: 1, 2, or all times of Algorithm 1; for an EDM teacher the points of Heun's grid.
         num_images: N.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
     from cmrepro.sampling import sample as run
     from cmrepro.sampling import sampler_settings
@@ -59,22 +59,23 @@ def evaluate(
     Args:
         images: uint8 (N, H, W, 3), or the path of an .npz, folder or zip.
         protocol: Name of the protocol.
-        num_images: Score the first so many; what the protocol asks by default.
-        name: What the record calls images that are given as an array.
+        num_images: Score the first N images; by default the number that the protocol asks for.
+        name: Name in the record of images that are given as an array.
     """
     from cmrepro.data import ImageDataset, open_images
-    from cmrepro.experiments.run import Origin, read_origin
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.metrics.features import check_images
     from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.records import SampleProvenance
+    from cmrepro.sampling import read_provenance
 
     if isinstance(images, str | Path):
         source = open_images(images)
-        origin = read_origin(Path(images), source)
+        samples = read_provenance(Path(images), source)
     else:
         check_images(images)
-        source, origin = ImageDataset(name, images), Origin(name)
-    [record] = run(source, [load_protocol(protocol)], origin, num_images=num_images)
+        source, samples = ImageDataset(name, images), SampleProvenance(model=name)
+    [record] = run(source, [load_protocol(protocol)], samples, num_images=num_images)
     return record
 
 
@@ -97,7 +98,7 @@ def claims() -> pd.DataFrame:
 
 
 def deviations() -> pd.DataFrame:
-    """Where the paper and its official code disagree."""
+    """Deviations of the official code from the paper."""
     import pandas as pd
 
     from cmrepro.report.tables import deviations_rows
@@ -109,7 +110,7 @@ def results(folder: str | Path = ".") -> pd.DataFrame:
     """Mean and interval over seeds of the records in folder/results/records."""
     import pandas as pd
 
-    from cmrepro.records3 import FOLDER, read_records
+    from cmrepro.records import FOLDER, read_records
     from cmrepro.report.results import results_rows
 
     rows = results_rows(read_records(Path(folder) / FOLDER))
