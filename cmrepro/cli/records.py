@@ -33,10 +33,10 @@ def redo(record: str, running: bool, out: Path | None, format_: str, **given: An
     import tempfile
 
     from cmrepro.experiments.redo import compare_redone, redo_commands
-    from cmrepro.records3 import FOLDER, find_record, read_record
+    from cmrepro.records import FOLDER, find_record, read_record
 
     recorded = find_record(record)
-    threads = recorded.provenance["threads"]
+    threads = recorded.provenance.threads
     if not running:
         for arguments in redo_commands(recorded, out or Path(), given):
             click.echo(f"OMP_NUM_THREADS={threads} {shlex.join(['cmrepro', *arguments])}")
@@ -82,7 +82,7 @@ def _run(commands: list[list[str]], threads: int) -> None:
 @FORMAT
 def compare(first: str, second: str, format_: str) -> None:
     """Explain how records FIRST and SECOND (files, or ids in results/records) differ."""
-    from cmrepro.records3 import find_record
+    from cmrepro.records import find_record
     from cmrepro.report.compare import compare as run
 
     compared = run(find_record(first), find_record(second))
@@ -103,10 +103,16 @@ def records() -> None:
 @FILES
 def validate(files: tuple[Path, ...]) -> None:
     """Check records in FILES (files or folders) against the schema; one line a problem."""
-    from cmrepro.records3 import record_files, record_problems
+    from cmrepro.records import read_record
 
-    paths = record_files(files)
-    if problems := [f"{path}: {line}" for path in paths for line in record_problems(path)]:
+    paths = [path for file in files for path in (sorted(file.glob("*.json")) or [file])]
+    problems = []
+    for path in paths:
+        try:
+            read_record(path)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
         click.echo("\n".join(problems), err=True)
         raise SystemExit(1 if all(path.is_file() for path in paths) else 2)
     click.echo(f"valid records: {len(paths)}")
@@ -117,7 +123,7 @@ def validate(files: tuple[Path, ...]) -> None:
 @OUT
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Bring the records in FILES (files or folders) into results/records of the output folder."""
-    from cmrepro.records3 import FOLDER, merge_records
+    from cmrepro.records import FOLDER, merge_records
 
     for path in merge_records(files, out / FOLDER):
         click.echo(f"wrote {path}")

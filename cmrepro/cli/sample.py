@@ -1,6 +1,5 @@
 """Sampling: `sample`, `search-times`, and the main job `reproduce`."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -38,9 +37,9 @@ def reproduce(
 
     suite = load_suite(dataset, profile)
     if num_samples is not None:
-        suite = replace(suite, num_images=num_samples)
+        suite = suite.replace(num_images=num_samples)
     if seeds is not None:
-        suite = replace(suite, seeds=seeds)
+        suite = suite.replace(seeds=seeds)
     run(suite, out, device)
     click.echo(f"wrote {write_report(out)[0]}")
 
@@ -74,10 +73,9 @@ def sample(
     """
     from cmrepro.checkpoints.io import load_model
     from cmrepro.distributed import process_group
-    from cmrepro.experiments.run import sampled_origin, write_sample_set
     from cmrepro.files import require_writable
     from cmrepro.sampling import sample as run
-    from cmrepro.sampling import sampler_settings
+    from cmrepro.sampling import sample_provenance, sampler_settings, write_sample_set
 
     if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
@@ -87,8 +85,8 @@ def sample(
     with process_group() as rank:
         samples = run(model, settings, num, seed, model.image_size, progress=model.path.stem)
     if rank == 0:
-        origin = sampled_origin(model, settings, seed, samples)
-        write_sample_set(out, samples.stages[-1], origin, samples.labels)
+        provenance = sample_provenance(model, settings, seed, samples)
+        write_sample_set(out, samples.stages[-1], provenance, samples.labels)
         click.echo(out)
 
 

@@ -63,10 +63,10 @@ def evaluate(
     from cmrepro.distributed import process_group
     from cmrepro.experiments.explain import explain, explanation_rows
     from cmrepro.experiments.run import evaluate as run
-    from cmrepro.experiments.run import read_origin
     from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.records3 import FOLDER, write_record
+    from cmrepro.records import FOLDER, write_record
+    from cmrepro.sampling import read_provenance
 
     if explained and (references or num_images is not None or bootstrap):
         raise click.UsageError(
@@ -95,7 +95,7 @@ def evaluate(
         records = run(
             source,
             chosen,
-            read_origin(Path(samples), source),
+            read_provenance(Path(samples), source),
             references=references,
             num_images=num_images,
             device=device,
@@ -107,7 +107,7 @@ def evaluate(
         path = write_record(record, out / FOLDER)
         rows.append({"record": path.stem, "images": record.num_images, **record.scores})
         for warning in record.warnings:
-            click.echo(f"warning: {record.protocol['name']}: {warning}", err=True)
+            click.echo(f"warning: {record.protocol.name}: {warning}", err=True)
     if rows:
         print_rows(rows, format_)
 
@@ -123,7 +123,7 @@ def anchors(data_path: str, protocol: str, seed: int, out: Path) -> None:
     from cmrepro.experiments.anchors import anchor_records
     from cmrepro.files import require_writable
     from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.records3 import FOLDER, write_record
+    from cmrepro.records import FOLDER, write_record
 
     require_writable(out / FOLDER)
     chosen = load_protocol(protocol)

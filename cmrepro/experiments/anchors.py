@@ -5,9 +5,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from cmrepro.data import ImageDataset
-from cmrepro.experiments.run import Origin, evaluate
+from cmrepro.experiments.run import evaluate
 from cmrepro.metrics.protocols import Protocol
-from cmrepro.records3 import RunRecord
+from cmrepro.records import RunRecord, SampleProvenance
 
 BLUR_WIDTH = 5
 
@@ -46,5 +46,5 @@ def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list
     return [
         record
         for name, images in anchor_images(dataset, protocol.num_images, seed).items()
-        for record in evaluate(ImageDataset(name, images), [protocol], Origin(name))
+        for record in evaluate(ImageDataset(name, images), [protocol], SampleProvenance(model=name))
     ]
