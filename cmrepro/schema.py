@@ -63,19 +63,20 @@ def to_builtins(value: object) -> Any:
     return msgspec.to_builtins(value)
 
 
-def convert(kind: type[T], values: object, where: str) -> T:
+def convert(kind: type[T], values: object, where: str, strict: bool = True) -> T:
     """Builtins as a declared type.
 
     Args:
         kind: The type, a Struct or any annotation.
         values: What was read.
         where: Name of the source for the error, e.g. a path; may be empty.
+        strict: Refuse numbers that are written as text, as the cells of a CSV file are.
 
     Raises:
         ValueError: An unknown or missing key, a wrong type, a value out of range.
     """
     try:
-        return msgspec.convert(values, kind)
+        return msgspec.convert(values, kind, strict=strict)
     except msgspec.ValidationError as error:
         prefix = f"{where}: " if where else ""
         raise ValueError(prefix + _explained(str(error), kind, values)) from None

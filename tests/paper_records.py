@@ -32,7 +32,7 @@ def paper_record(
     assert isinstance(paper, AbsoluteClaim)
     setting, changes = paper.setting, changes or {}
     method = paper.method.lower()
-    base = demo_record(method, setting.steps, seed, 1.0)
+    base = demo_record(method, setting.nfe, seed, 1.0)
     comparable = {
         "scale": "paper",
         "network": paper.network,

@@ -6,8 +6,7 @@ from paper_records import SELECTION, paper_record
 from records_of import demo_record, sha256_of
 from scipy import stats
 
-from cmrepro.paper import AbsoluteClaim, ablated_fields, claim, claims, later_work
-from cmrepro.report.comparability import HOW_SCORED, HOW_TRAINED, fields_of, like_with_like
+from cmrepro.paper import AbsoluteClaim, ablated_fields, claim, claims
 from cmrepro.report.verdicts import absolute_verdict, verdicts
 from cmrepro.training.recipes import load_recipe
 
@@ -150,29 +149,6 @@ def test_the_released_ct_checkpoint_stops_early():
     assert verdict.answer == "not comparable"
     assert "training steps 800,000 there, 740,000 here" in verdict.reason
     assert "images seen 409,600,000 there, 378,880,000 here" in verdict.reason
-
-
-def test_the_published_pair_that_is_not_comparable():
-    rows = [row for row in later_work() if row.dataset == "CIFAR-10" and row.nfe == 1]
-    [fastgen] = [r for r in rows if r.fid.text == "2.92" and r.method.startswith("FastGen CM")]
-    [ect] = [row for row in rows if row.fid.text == "3.60"]
-    found = like_with_like(fastgen, ect, names=("FastGen", "ECT"))
-    assert dict(found.different) == {
-        "images seen": "images seen 179,200,000 FastGen, 51,200,000 ECT"
-    }
-    assert found.unknown["global batch"] == "global batch (FastGen)"  # ECT says 128
-    assert found.unknown["selection"] == "selection (FastGen and ECT)"
-
-
-def test_a_later_row_and_a_record_and_a_claim_have_the_same_fields():
-    [ect] = [row for row in later_work() if row.fid.text == "3.60"]
-    record = paper_record(CD, 0, 3.55)
-    for side in (ect, record, claim(CD)):
-        assert tuple(fields_of(side)) == (*HOW_SCORED, *HOW_TRAINED)
-    found = like_with_like(ect, record)
-    assert set(found.different) == {"images seen", "global batch", "training steps"}
-    assert found.different["training steps"] == "training steps 400,000 there, 800,000 here"
-    assert str(like_with_like(claim(CD), record)) == ""
 
 
 def test_what_a_claim_compares_is_what_its_recipe_trains():

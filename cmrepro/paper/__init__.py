@@ -1,20 +1,23 @@
 """The paper as checked data: tables, claims, deviations, later work.
 
-The numbers live in CSV and TOML files beside this module, each once and with its source; the
-readers refuse what they do not understand and name file, row and column. No torch, no pandas.
+The numbers live in CSV and TOML files beside this module, each once and with its source.
+No torch, no pandas.
 """
 
-from cmrepro.paper.claims import ABLATED, ablated_fields, claim, claims, metrics
-from cmrepro.paper.deviations import Deviation, deviations
-from cmrepro.paper.reading import sources
-from cmrepro.paper.statements import (
+from cmrepro.paper.claims import (
+    ABLATED,
     AbsoluteClaim,
     Claim,
     Metric,
     Ordering,
     Setting,
     Tolerance,
+    ablated_fields,
+    claim,
+    claims,
+    metrics,
 )
+from cmrepro.paper.deviations import Deviation, deviations
 from cmrepro.paper.tables import (
     TABLE3_RECIPES,
     HyperparameterRow,
@@ -48,5 +51,4 @@ __all__ = [
     "later_work",
     "metrics",
     "result_rows",
-    "sources",
 ]

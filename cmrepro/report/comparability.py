@@ -1,19 +1,19 @@
 """Like with like: what must agree before two scores may be set side by side.
 
-A claim of the paper, a row of later work and a record of ours are each brought to the same fields
+A claim of the paper and a record of ours are each brought to the same fields
 (`fields_of`), and one comparison says which differ and which are not known.
 """
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
-from cmrepro.paper import ABLATED, AbsoluteClaim, LaterRow, ablated_fields, claims
+from cmrepro.paper import ABLATED, AbsoluteClaim, ablated_fields
 from cmrepro.records3 import RunRecord
 from cmrepro.report.matching import SECOND_TIME, recipe_fields, trained_recipe
 from cmrepro.report.results import is_demo
 
 Value = str | int | float | None
-Scored = AbsoluteClaim | LaterRow | RunRecord
+Scored = AbsoluteClaim | RunRecord
 
 HOW_SCORED = (
     "training data",
@@ -65,7 +65,7 @@ def like_with_like(
     """Compare two scores in every field that has to agree before they are set side by side.
 
     Args:
-        there: A claim, a row of later work or a record.
+        there: A claim or a record.
         here: Another.
         leave_out: Fields that may differ, since the comparison is about them.
         names: What to call the two.
@@ -99,13 +99,7 @@ def differing(values: tuple[object, object], names: tuple[str, str]) -> str:
 
 def fields_of(scored: Scored) -> Mapping[str, Value]:
     """The fields that make a score comparable, None where not known; the same of all kinds."""
-    known: dict[str, Value]
-    if isinstance(scored, AbsoluteClaim):
-        known = _of_claim(scored)
-    elif isinstance(scored, LaterRow):
-        known = _of_later_row(scored)
-    else:
-        known = _of_record(scored)
+    known = _of_claim(scored) if isinstance(scored, AbsoluteClaim) else _of_record(scored)
     return dict.fromkeys((*HOW_SCORED, *HOW_TRAINED)) | known
 
 
@@ -113,7 +107,7 @@ def _of_claim(claim: AbsoluteClaim) -> dict[str, Value]:
     setting = claim.setting
     return {
         "training data": claim.training_data,
-        "evaluations": setting.steps,
+        "evaluations": setting.nfe,
         "protocol": setting.protocol,
         "protocol version": claim.protocol_version,
         "images scored": claim.num_images,
@@ -126,17 +120,6 @@ def _of_claim(claim: AbsoluteClaim) -> dict[str, Value]:
         "weights": f"EMA {claim.ema_rate:.6g}",
         "selection": claim.selection,
         **_said(ablated_fields(setting.recipe, setting.changes)),
-    }
-
-
-def _of_later_row(row: LaterRow) -> dict[str, Value]:
-    data = {c.dataset: c.training_data for c in claims() if isinstance(c, AbsoluteClaim)}
-    return {
-        "training data": data.get(row.dataset, row.dataset),
-        "evaluations": row.nfe,
-        "images seen": row.images_seen,
-        "global batch": row.global_batch,
-        "training steps": row.training_steps,
     }
 
 

@@ -84,7 +84,7 @@ def ordering_verdict(claim: Ordering, records: list[RunRecord]) -> Verdict:
         candidates = [
             [
                 side
-                for side in sides(records, setting.steps, setting.metric)
+                for side in sides(records, setting.nfe, setting.metric)
                 if stands_for(side.first, setting, demo)
             ]
             for setting in settings

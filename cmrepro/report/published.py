@@ -84,7 +84,7 @@ def paper_rows(number: int, records: list[RunRecord]) -> list[PaperRow]:
         own = [
             c
             for c in absolute
-            if (c.dataset, c.method, c.setting.steps) == (row.dataset, row.method, row.nfe)
+            if (c.dataset, c.method, c.setting.nfe) == (row.dataset, row.method, row.nfe)
         ]
         answers = dict.fromkeys(absolute_verdict(claim, records).answer for claim in own)
         rows += [

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import asdict
 from tabulate import tabulate
 
 from cmrepro.paper import AbsoluteClaim, Claim, claims, deviations, metrics
@@ -118,7 +119,7 @@ def render(
 
 def _claim_row(claim: Claim) -> dict[str, object]:
     if isinstance(claim, AbsoluteClaim):
-        setting, steps = claim.setting, claim.setting.steps
+        setting, steps = claim.setting, claim.setting.nfe
         label = metrics()[setting.metric].label
         statement = (
             f"{label} of {claim.method} on {claim.dataset}, {steps} step{'s' * (steps > 1)}"
@@ -139,7 +140,7 @@ def _claim_row(claim: Claim) -> dict[str, object]:
         "id": claim.id,
         "kind": claim.kind,
         "recipe": setting.recipe,
-        "steps": setting.steps,
+        "steps": setting.nfe,
         "protocol": setting.protocol,
         "metric": setting.metric,
         "num_images": claim.num_images,
@@ -175,7 +176,7 @@ def deviations_rows() -> list[dict[str, Any]]:
     return [
         {
             name: (", ".join(value) if isinstance(value, tuple) else value) or None
-            for name, value in vars(deviation).items()
+            for name, value in asdict(deviation).items()
         }
         for deviation in deviations()
     ]

@@ -50,7 +50,7 @@ def absolute_verdict(claim: AbsoluteClaim, records: list[RunRecord]) -> Verdict:
     setting = claim.setting
     ours = [
         side
-        for side in sides(records, setting.steps, setting.metric)
+        for side in sides(records, setting.nfe, setting.metric)
         if trained_recipe(side.first) == setting.recipe
     ]
     if not ours:
