@@ -147,6 +147,8 @@ def _explained(text: str, kind: Any, values: Any) -> str:
     if "Invalid enum value" in message:
         literals = [v for a in annotations for v in _arguments(a) if isinstance(v, str)]
         return unknown(place.rpartition(".")[2] or "value", str(value), literals)
+    if not message.startswith(("Expected", "Invalid", "Object")):  # raised by a Struct itself
+        return message
     got = json.dumps(value, default=repr)[:80]
     return f"got {place or 'value'} = {got}; {message[:1].lower()}{message[1:]}"
 

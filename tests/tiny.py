@@ -10,7 +10,8 @@ import pytest
 from cmrepro.data import synthetic
 from cmrepro.networks.adm import ADMConfig, UNet
 from cmrepro.networks.presets import IMAGE_SIZES, PRESETS
-from cmrepro.training.recipes import Recipe, load_recipe
+from cmrepro.settings import Recipe
+from cmrepro.training.recipes import load_recipe
 
 SIZE = 8
 DATA = synthetic(10, SIZE)

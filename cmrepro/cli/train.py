@@ -78,6 +78,8 @@ def train(
 
     from cmrepro.distributed import process_group
     from cmrepro.provenance import provenance
+    from cmrepro.records import Provenance
+    from cmrepro.schema import convert
     from cmrepro.training.loop import Rhythm, recipe_images
     from cmrepro.training.loop import train as run
     from cmrepro.training.plan import plan
@@ -85,7 +87,7 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    chosen = load_recipe(recipe, variant).replace(**parse_settings(settings))  # type: ignore[arg-type]
+    chosen = load_recipe(recipe, variant).replace(**parse_settings(settings))
     if planned:
         how = {key: choices[key] for key in ("precision", "micro_batch", "compiled")}
         print_rows(plan(chosen, device, **how), format_)
@@ -97,7 +99,7 @@ def train(
             out,
             device=device,
             rhythm=Rhythm(save_every=save_every, sample_every=sample_every),
-            provenance=provenance(),
+            provenance=convert(Provenance, provenance(), ""),
             **choices,
         )
     if rank == 0:
@@ -125,4 +127,4 @@ def show(name: str, variant: str, format_: str) -> None:
     """Everything that recipe NAME says, with what Table 3 leaves out."""
     from cmrepro.training.recipes import recipe_rows
 
-    print_rows(recipe_rows(name, variant), format_)  # type: ignore[arg-type]
+    print_rows(recipe_rows(name, variant), format_)

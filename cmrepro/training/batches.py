@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmrepro.data import TrainingImages
 from cmrepro.distributed import shard
-from cmrepro.training.recipes import Recipe
+from cmrepro.settings import Recipe
 from cmrepro.training.schedules import scales_and_mu
 
 MAX_SEED = 1 << 32

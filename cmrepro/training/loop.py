@@ -19,9 +19,10 @@ from cmrepro.data import TrainingImages, training_images
 from cmrepro.distributed import all_reduce_max, shard
 from cmrepro.files import DownloadError, make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES
+from cmrepro.records import Provenance
 from cmrepro.schema import unknown
+from cmrepro.settings import Recipe
 from cmrepro.training.batches import BatchSource, prefetched
-from cmrepro.training.recipes import Recipe
 from cmrepro.training.saves import Saves
 from cmrepro.training.step import Training
 from cmrepro.training.watch import Watch
@@ -60,7 +61,7 @@ def train(
     rhythm: Rhythm = Rhythm(),
     keep: int = 2,
     tensorboard: bool = False,
-    provenance: dict[str, object] | None = None,
+    provenance: Provenance | None = None,
 ) -> Path:
     """Train a recipe to its last step and write the checkpoint of its EMA weights.
 
@@ -87,7 +88,7 @@ def train(
         rhythm: How often to save, log and sample.
         keep: Number of states to keep.
         tensorboard: Write the log for TensorBoard too.
-        provenance: Put into the checkpoint's origin as it is.
+        provenance: Code and machine, for the checkpoint.
 
     Returns:
         The checkpoint's path.
@@ -120,15 +121,9 @@ def train(
         "data_sha256": dataset.sha256(),
         "teacher_sha256": sha256(find_checkpoint(teacher)) if teacher else None,
     }
-    origin = {
-        "seed": seed,
-        "teacher": str(teacher) if teacher else None,
-        "data": dataset.name,
-        "precision": training.precision,
-        "processes": training.num_processes,
-        **(provenance or {}),
-    }
-    saves = Saves(training, out, sources, origin, keep)
+    saves = Saves(
+        training, out, sources, dataset.name, str(teacher) if teacher else None, provenance, keep
+    )
     saves.begin(resume)
     make_folder(out)
     _say(training, batch_division(training))
@@ -167,7 +162,7 @@ def _load_teacher(teacher: str | Path, recipe: Recipe, device: str) -> Checkpoin
     model = load_model(teacher, device)
     if model.info.parameterization != "edm":
         raise ValueError(f"teacher '{teacher}' is no EDM denoiser; give one trained by EDM")
-    if (data := getattr(model.info.training, "dataset", recipe.dataset)) != recipe.dataset:
+    if (data := getattr(model.info.recipe, "dataset", recipe.dataset)) != recipe.dataset:
         raise ValueError(
             f"teacher '{teacher}' was trained on {data}, the recipe is for {recipe.dataset}; give "
             "a teacher of the same data"

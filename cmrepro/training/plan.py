@@ -16,8 +16,8 @@ from cmrepro.consistency.distances import LPIPS
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.data import synthetic
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
+from cmrepro.settings import Recipe
 from cmrepro.training.batches import BatchSource
-from cmrepro.training.recipes import Recipe
 from cmrepro.training.step import Training, on_device
 
 ENOUGH_S = 1.0  # a measurement that takes longer is not tried with more images

@@ -1,7 +1,6 @@
 """The folder of a run: its checkpoint and states, written by process 0."""
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 
 from torch import distributed
 
-from cmrepro.checkpoints.io import info_from_format_1, save_checkpoint
+from cmrepro.checkpoints.io import save_checkpoint
 from cmrepro.distributed import broadcast
+from cmrepro.records import CheckpointInfo, Provenance, TrainingRun
 from cmrepro.training.schedules import two_step_time
 from cmrepro.training.state import load_state, newest_state, save_state, state_files
 from cmrepro.training.step import Training
@@ -23,7 +23,9 @@ class Saves:
         training: The run.
         folder: Gets NAME.safetensors and state-STEP.pt.
         sources: Checksums of what a state belongs to: data and teacher.
-        origin: What else the checkpoint says of how it came to be.
+        dataset: Name of the images.
+        teacher: Name or path of the teacher.
+        provenance: Code and machine.
         keep: Number of states to keep, at least 1.
     """
 
@@ -32,11 +34,14 @@ class Saves:
         training: Training,
         folder: Path,
         sources: dict[str, Any],
-        origin: dict[str, Any],
+        dataset: str,
+        teacher: str | None,
+        provenance: Provenance | None,
         keep: int,
     ) -> None:
         self.training, self.folder, self.keep = training, folder, keep
-        self.sources, self.origin = sources, origin
+        self.sources, self.dataset, self.teacher = sources, dataset, teacher
+        self.provenance = provenance
         self.checkpoint = folder / f"{training.recipe.name}.safetensors"
         self._saved_step: int | None = None
 
@@ -86,24 +91,37 @@ class Saves:
         if training.step != self._saved_step:
             save_state(training, self.sources, self.folder, self.keep)
             self._saved_step = training.step
-        progress = {
-            "steps": training.step,
-            "images_seen": training.step * recipe.batch_size,
-            "duration_s": round(training.duration_s, 1),
-            "weights": "ema",
-        }
-        info = info_from_format_1(
-            {
-                "network": recipe.network,
-                "parameterization": training.online.parameterization,
-                "sigma_data": recipe.sigma_data,
-                "sigma_min": recipe.sigma_min,
-                "sigma_max": recipe.sigma_max,
-                "recipe": dataclasses.asdict(recipe),
-                "origin": self.origin | self.sources | progress,
-                "two_step_time": two_step_time(recipe),
-                "selection": "last checkpoint",
-            }
+        run = TrainingRun(
+            method=recipe.method,
+            scale=recipe.scale,
+            stands_for=recipe.stands_for,
+            dataset=self.dataset,
+            initialisation=recipe.initialisation,
+            weights="ema",
+            ema_rate=recipe.ema_rate,
+            distance=recipe.distance,
+            batch_size=recipe.batch_size,
+            total_steps=training.step,
+            images_seen=training.step * recipe.batch_size,
+            seed=training.seed,
+            dataset_sha256=self.sources["data_sha256"],
+            teacher=self.teacher,
+            teacher_sha256=self.sources["teacher_sha256"],
+            precision=training.precision,
+            num_processes=training.num_processes,
+            duration_s=round(training.duration_s, 1),
+            provenance=self.provenance,
+        )
+        info = CheckpointInfo(
+            network=recipe.network,
+            parameterization=training.online.parameterization,
+            sigma_data=recipe.sigma_data,
+            sigma_min=recipe.sigma_min,
+            sigma_max=recipe.sigma_max,
+            rho=recipe.rho,
+            recipe=recipe,
+            training=run,
+            two_step_time=two_step_time(recipe),
         )
         save_checkpoint(self.checkpoint, training.ema.network, info)
 

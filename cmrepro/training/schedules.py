@@ -3,7 +3,7 @@
 import math
 
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
-from cmrepro.training.recipes import Recipe
+from cmrepro.settings import Recipe
 
 
 def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:

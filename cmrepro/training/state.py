@@ -7,7 +7,6 @@ look at these when it loads, so a changed bit would pass; here they are compared
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import zipfile
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cmrepro.files import atomic_path
-from cmrepro.training.recipes import Recipe
+from cmrepro.schema import convert, to_builtins
+from cmrepro.settings import Recipe
 from cmrepro.training.schedules import learning_rate_at
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def save_state(training: Training, origin: dict[str, Any], folder: Path, keep: i
         ValueError: The file cannot be written.
     """
     state = {
-        "recipe": dataclasses.asdict(training.recipe),
+        "recipe": to_builtins(training.recipe),
         "seed": training.seed,
         "precision": training.precision,
         "origin": origin,
@@ -108,7 +108,10 @@ def load_state(training: Training, origin: dict[str, Any], path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         step = state["step"]
-        theirs = _course(Recipe(**state["recipe"]), step) | {"seed": state["seed"]}
+        # Earlier versions stored neither of the first two.
+        named = {"scale": training.recipe.scale, "stands_for": training.recipe.stands_for}
+        recipe = convert(Recipe, named | state["recipe"], str(path))
+        theirs = _course(recipe, step) | {"seed": state["seed"]}
     except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.PickleError) as error:
         raise ValueError(
             f"{path} is cut off or no training state ({type(error).__name__}); start again in "
@@ -144,4 +147,4 @@ def _course(recipe: Recipe, step: int) -> dict[str, Any]:
         "schedule_steps": schedule_steps if recipe.s0 else None,
         "learning_rate at that step": learning_rate_at(recipe, step),
     }
-    return dataclasses.asdict(recipe) | changed
+    return to_builtins(recipe) | changed

@@ -29,8 +29,8 @@ from cmrepro.consistency.solvers import SOLVERS
 from cmrepro.distributed import all_reduce_mean, rank_and_world_size
 from cmrepro.networks.presets import build_network
 from cmrepro.schema import unknown
+from cmrepro.settings import Recipe
 from cmrepro.training.batches import MAX_SEED, Batch, dropout_seed
-from cmrepro.training.recipes import Recipe
 from cmrepro.training.schedules import learning_rate_at, scales_and_mu
 
 DISTANCES: dict[str, Callable[[], Distance]] = {
