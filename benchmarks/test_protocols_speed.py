@@ -5,8 +5,6 @@ The pass over the images is what they share. With 50,000 images and InceptionV3 
 the features and logits: then their share is of the same order.
 """
 
-import dataclasses
-
 import numpy as np
 from torch import nn
 
@@ -35,7 +33,7 @@ class First(nn.Module):
 def test_three_protocols_over_one(benchmark, gate, monkeypatch):
     """All with FID, IS, precision and recall; other references and parts of IS."""
     embedded = load_protocol("embedded")
-    settings = dataclasses.replace(embedded.extractor, feature_dim=DIM, num_logits=DIM)
+    settings = embedded.extractor.replace(feature_dim=DIM, num_logits=DIM)
     network = First(load_extractor(embedded.extractor).network)
     extractor = Extractor(settings, network)
     monkeypatch.setattr(module, "load_extractor", lambda *_: extractor)
@@ -45,14 +43,13 @@ def test_three_protocols_over_one(benchmark, gate, monkeypatch):
         reference = ReferenceStatistics(
             real.mean(0, np.float64), np.cov(real, rowvar=False), real, ReferenceMetadata()
         )
-        protocol = dataclasses.replace(
-            embedded,
+        protocol = embedded.replace(
             name=f"protocol {seed}",
             extractor=settings,
             num_images=NUM_IMAGES,
             metrics=("fid", "is", "precision", "recall"),
-            is_splits=seed,
-            reference_features=NUM_IMAGES,
+            inception_score={"num_splits": seed, "shuffle": True, "seed": 2020},
+            stored_features={"num_images": NUM_IMAGES, "seed": 0},
         )
         tasks.append(module.Task(protocol, reference))
     images = ImageDataset(

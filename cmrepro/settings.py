@@ -7,10 +7,12 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
+from cmrepro.files import RECORDED
 from cmrepro.schema import Checksum, NotNegative, Positive, Share, Struct
 
 Metric = Literal["fid", "sfid", "is", "kid", "precision", "recall", "density", "coverage"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+MANIFOLD_METRICS: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
 Rounding = Literal["round", "truncate"]
 Method = Literal["edm", "cd", "ct"]
 # Of the released checkpoints: the paper's appendix trains in continuous time too.
@@ -18,6 +20,7 @@ ReleasedMethod = Literal[Method, "continuous-cd", "continuous-cd-stopgrad", "con
 Variant = Literal["paper", "released"]
 Scale = Literal["demo", "paper"]
 Initialisation = Literal["random", "teacher"]
+_CHECKSUMS = "sha256:[0-9a-f]{64}|sha256-prefix:[0-9a-f]{8,64}"
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
@@ -157,8 +160,8 @@ class Weights(Struct, frozen=True, kw_only=True):
     Attributes:
         name: Its key in [weights] of protocols.toml.
         file: Name of the file, in the package or in the cache's folder `weights`.
-        checksum: "sha256:…", "sha256-prefix:…" where only the first digits are published, or
-            "recorded at first download".
+        checksum: "sha256:…", "sha256-prefix:…" where only the first digits are published, or, of
+            a download, "recorded at first download".
         source: Publisher.
         package: Python package that holds the file, by import name; None for a download.
         url: Address of a download; None for a file in a package.
@@ -166,10 +169,16 @@ class Weights(Struct, frozen=True, kw_only=True):
 
     name: str
     file: str
-    checksum: str
+    checksum: Annotated[str, Meta(pattern=f"^({_CHECKSUMS}|{RECORDED})$")]
     source: str
     package: str | None = None
     url: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.package is None) == (self.url is None):
+            raise ValueError(f"weights '{self.name}' must have a package or a url, and not both")
+        if self.package and self.checksum == RECORDED:
+            raise ValueError(f"weights '{self.name}': a file of a package needs its checksum")
 
 
 class Extractor(Struct, frozen=True, kw_only=True):
@@ -219,6 +228,12 @@ class InceptionScoreSettings(Struct, frozen=True, kw_only=True):
     shuffle: bool = False
     seed: NotNegative | None = None
     extractor: Extractor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.num_splits is None) == (self.split_size is None):
+            raise ValueError("inception_score needs either num_splits or split_size")
+        if self.shuffle != (self.seed is not None):
+            raise ValueError("inception_score needs a seed where shuffle = true, and only there")
 
 
 class KernelSettings(Struct, frozen=True, kw_only=True):
@@ -280,6 +295,37 @@ class Protocol(Struct, frozen=True, kw_only=True):
     inception_score: InceptionScoreSettings | None = None
     kernel: KernelSettings | None = None
     manifold: ManifoldSettings | None = None
+
+    @property
+    def logits_extractor(self) -> Extractor:
+        """Network that gives the logits of IS."""
+        return (self.inception_score and self.inception_score.extractor) or self.extractor
+
+    def __post_init__(self) -> None:
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"got metrics = {list(self.metrics)}; needed: one or more, each once")
+        for metric in self.metrics:
+            for key in _METRIC_SETTINGS.get(metric, ()):
+                if getattr(self, key) is None:
+                    raise ValueError(f"'{key}' is missing, which {metric} needs; add its table")
+        if "is" in self.metrics and not self.logits_extractor.num_logits:
+            raise ValueError(
+                f"{self.logits_extractor.name} gives no logits for is; set the extractor of "
+                "inception_score, or remove is"
+            )
+        if "sfid" in self.metrics and not self.extractor.spatial_dim:
+            raise ValueError(
+                f"{self.extractor.name} gives no spatial features for sfid; choose an extractor "
+                "with spatial_dim, or remove sfid"
+            )
+
+
+_MANIFOLD = ("manifold", "stored_features")
+_METRIC_SETTINGS: dict[Metric, tuple[str, ...]] = {
+    "is": ("inception_score",),
+    "kid": ("kernel", "stored_features"),
+    **{metric: _MANIFOLD for metric in MANIFOLD_METRICS},
+}
 
 
 class ReferenceMetadata(Struct, frozen=True, kw_only=True):

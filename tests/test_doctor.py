@@ -111,7 +111,7 @@ IMAGE_PLANTS: dict[str, tuple[str, Callable[[Images, Images], Images]]] = {
 def examined(
     pixels: Images, others: Images | None, labels: Any = None, other_labels: Any = None
 ) -> Examination:
-    protocol = dataclasses.replace(EMBEDDED, num_images=NUM_IMAGES)
+    protocol = EMBEDDED.replace(num_images=NUM_IMAGES)
     source = None if others is None else ImageDataset("real", others, other_labels)
     given = ImageDataset("given", pixels, labels)
     return examine_images(given, Origin("given"), Settings(protocol, real=source))
@@ -229,7 +229,7 @@ def test_statistics_of_the_test_split_are_found(tmp_path: pathlib.Path) -> None:
     what = statistics_file(tmp_path / "test.npz", features)
     [found] = examine([what], Settings(EMBEDDED))
     assert first_cause(found) == "other-split"
-    settings = Settings(dataclasses.replace(EMBEDDED, num_images=NUM_IMAGES), reference=what)
+    settings = Settings(EMBEDDED.replace(num_images=NUM_IMAGES), reference=what)
     found = examine_images(ImageDataset("given", pixels), Origin("given"), settings)
     assert first_cause(found) == "other-split"
 
@@ -320,7 +320,7 @@ def test_truncated_pixels_are_found_first(tmp_path: pathlib.Path) -> None:
     samples = sample(model, done, 100, 0, model.image_size)
     origin = sampled_origin(model, said, 0, samples)
     write_sample_set(tmp_path / "set.npz", samples.stages[0], origin)
-    protocol = dataclasses.replace(EMBEDDED, num_images=100)
+    protocol = EMBEDDED.replace(num_images=100)
     [found] = examine([str(tmp_path / "set.npz")], Settings(protocol))
     assert [finding.cause for finding in found.findings] == ["rounding"]
 

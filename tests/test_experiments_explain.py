@@ -1,16 +1,15 @@
 """Attribution of the difference between two protocols, and the emulated rounding."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from cmrepro.data import ImageDataset, synthetic
 from cmrepro.experiments.explain import Requantized, explain, explanation_rows
 from cmrepro.experiments.run import Origin, evaluate
-from cmrepro.metrics.protocols import Protocol, load_protocol
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.references import build_reference
+from cmrepro.settings import Protocol
 
 REAL = synthetic(60, size=16, seed=1)
 IMAGES = synthetic(40, size=16, seed=2)
@@ -18,26 +17,30 @@ EMBEDDED = load_protocol("embedded")
 
 
 def small(name: str, **changes: object) -> Protocol:
-    settings = {"num_images": 30, "reference_features": 50, "metrics": ("fid", "is", "recall")}
-    return dataclasses.replace(EMBEDDED, name=name, **(settings | changes))
+    settings = {
+        "num_images": 30,
+        "stored_features": {"num_images": 50, "seed": 0},
+        "metrics": ("fid", "is", "recall"),
+    }
+    return EMBEDDED.replace(name=name, **(settings | changes))
 
 
 def saved_reference(folder, protocol, images=REAL):
     path = folder / f"{protocol.name}.npz"
     built = build_reference(images, protocol, dataset=images.name, split="all")
     write_statistics(path, built)
-    return dataclasses.replace(protocol, reference=str(path))
+    return protocol.replace(reference=str(path))
 
 
 def test_changes_add_up_from_one_protocol_to_the_other(tmp_path):
-    larger = dataclasses.replace(EMBEDDED.extractor, name="larger", image_size=96)
+    larger = EMBEDDED.extractor.replace(name="larger", image_size=96)
     first = saved_reference(tmp_path, small("first"))
     second = small(
         "second",
         extractor=larger,
         to_uint8="truncate",
         num_images=35,
-        is_splits=5,
+        inception_score={"num_splits": 5, "shuffle": True, "seed": 2020},
         metrics=("is", "fid", "recall", "precision"),
     )
     second = saved_reference(tmp_path, second, synthetic(60, size=16, seed=3))
@@ -78,10 +81,10 @@ def test_a_protocol_explains_itself_by_nothing(tmp_path):
 def test_what_cannot_be_explained_says_why(tmp_path):
     first = saved_reference(tmp_path, small("first"))
     with pytest.raises(ValueError, match="share no metric"):
-        explain(IMAGES, first, dataclasses.replace(first, metrics=("precision",)))
-    other = dataclasses.replace(EMBEDDED.extractor, name="other", image_size=96)
+        explain(IMAGES, first, first.replace(metrics=("precision",)))
+    other = EMBEDDED.extractor.replace(name="other", image_size=96)
     with pytest.raises(ValueError, match="give them with --real"):
-        explain(IMAGES, first, dataclasses.replace(first, extractor=other))
+        explain(IMAGES, first, first.replace(extractor=other))
 
 
 def test_emulated_truncation_has_the_moments_of_truncation():

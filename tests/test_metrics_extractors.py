@@ -1,6 +1,5 @@
 """Extractors other than InceptionV3's own module, and the files of their weights."""
 
-import dataclasses
 import pathlib
 import socket
 import urllib.error
@@ -26,15 +25,16 @@ from cmrepro.metrics.extractors import (
     resize,
 )
 from cmrepro.metrics.features import extract
-from cmrepro.metrics.protocols import ExtractorSettings, load_extractor_settings
+from cmrepro.metrics.protocols import load_extractor_settings
 from cmrepro.metrics.weights import weights_file
+from cmrepro.settings import Extractor as ExtractorSettings
 
 EMBEDDED = load_extractor_settings("efficientnet-lite0")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 40, 3), dtype=np.uint8)
 
 
 def with_weights(settings: ExtractorSettings, **changes: Any) -> ExtractorSettings:
-    return dataclasses.replace(settings, weights=dataclasses.replace(settings.weights, **changes))
+    return settings.replace(weights=settings.weights.replace(**changes))
 
 
 # ---- EfficientNet-Lite0
@@ -107,8 +107,8 @@ class Pixels(nn.Module):
 
 
 def test_pixels_are_scaled_by_channel() -> None:
-    settings = dataclasses.replace(
-        EMBEDDED, feature_dim=3, num_logits=0, mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0)
+    settings = EMBEDDED.replace(
+        feature_dim=3, num_logits=0, mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0)
     )
     images = np.full((1, 8, 8, 3), 19, np.uint8)
     got = extract(images, Extractor(settings, FeaturesOnly(Pixels())))
@@ -118,7 +118,7 @@ def test_pixels_are_scaled_by_channel() -> None:
 def test_convolutions_are_in_full_float32_on_gpus_too() -> None:
     """PyTorch's default there is TensorFloat32; what the user has set comes back afterwards."""
     network = Pixels()
-    settings = dataclasses.replace(EMBEDDED, feature_dim=3, num_logits=0)
+    settings = EMBEDDED.replace(feature_dim=3, num_logits=0)
     before = torch.backends.cudnn.allow_tf32
     extract(IMAGES, Extractor(settings, FeaturesOnly(network)))
     assert not network.allows_tf32
@@ -134,8 +134,8 @@ def test_convolutions_are_in_full_float32_on_gpus_too() -> None:
     ],
 )
 def test_a_network_that_is_not_what_its_settings_say_is_refused(key: str, message: str) -> None:
-    right = dataclasses.replace(EMBEDDED, feature_dim=3, num_logits=0)
-    wrong = dataclasses.replace(right, **{key: 5})  # type: ignore[arg-type]
+    right = EMBEDDED.replace(feature_dim=3, num_logits=0)
+    wrong = right.replace(**{key: 5})  # type: ignore[arg-type]
     extract(IMAGES, Extractor(right, FeaturesOnly(Pixels())))
     with pytest.raises(ValueError, match=message) as error:
         extract(IMAGES, Extractor(wrong, FeaturesOnly(Pixels())))
@@ -196,9 +196,7 @@ def test_equals_clean_fids_wrapper_on_the_same_file(
 def test_with_another_resize_the_network_does_not_resize(stand_in: pathlib.Path) -> None:
     """As `--explain` asks for it: only the resize differs between the two."""
     own, other = (
-        load_extractor(
-            dataclasses.replace(settings_with_file("inception-nvidia", stand_in), resize=method)
-        )
+        load_extractor(settings_with_file("inception-nvidia", stand_in).replace(resize=method))
         for method in ("tensorflow1-bilinear", "pytorch-bilinear")
     )
     # The stand-in resizes as PyTorch does.

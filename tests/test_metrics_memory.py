@@ -10,7 +10,7 @@ DIM = 64
 
 # A sample set is read from its file and scored with an extractor that costs nothing.
 SCRIPT = f"""
-import dataclasses, resource, sys
+import resource, sys
 import numpy as np
 from cmrepro.data import open_images
 from cmrepro.metrics import score as module
@@ -26,11 +26,12 @@ def extract(batch, extractor):
 module.load_extractor = lambda settings, device: settings
 module.extract = extract
 embedded = load_protocol("embedded")
-extractor = dataclasses.replace(embedded.extractor, feature_dim={DIM}, num_logits={DIM})
+extractor = embedded.extractor.replace( feature_dim={DIM}, num_logits={DIM})
 count = int(sys.argv[2])
 metrics = tuple(sys.argv[3].split(","))
-protocol = dataclasses.replace(
-    embedded, extractor=extractor, num_images=count, metrics=metrics, reference_features=500
+protocol = embedded.replace(
+    extractor=extractor, num_images=count, metrics=metrics,
+    stored_features={{"num_images": 500, "seed": 0}}
 )
 real = np.random.default_rng(1).normal(128, 74, (500, {DIM})).astype(np.float32)
 statistics = ReferenceStatistics(

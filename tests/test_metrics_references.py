@@ -17,7 +17,7 @@ from cmrepro.files import array_sha256, sha256
 from cmrepro.metrics import reference_registry, references
 from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import Features, extract
-from cmrepro.metrics.protocols import Protocol, load_protocol, protocol_names
+from cmrepro.metrics.protocols import load_protocol, protocol_names
 from cmrepro.metrics.reference_files import ReferenceMetadata, write_statistics
 from cmrepro.metrics.reference_registry import (
     bundled_references,
@@ -26,16 +26,14 @@ from cmrepro.metrics.reference_registry import (
     registered_references,
 )
 from cmrepro.metrics.references import ReferenceStatistics, build_reference, load_reference
+from cmrepro.settings import Protocol
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
-PROTOCOL = dataclasses.replace(load_protocol("embedded"), reference_features=5, reference_seed=3)
+PROTOCOL = load_protocol("embedded").replace(stored_features={"num_images": 5, "seed": 3})
 # Of few dimensions, with spatial features, for the extractor below.
-SMALL = dataclasses.replace(
-    load_protocol("adm"),
-    extractor=dataclasses.replace(
-        load_protocol("adm").extractor, name="means", feature_dim=6, spatial_dim=3
-    ),
-    reference_features=4,
+SMALL = load_protocol("adm").replace(
+    extractor=load_protocol("adm").extractor.replace(name="means", feature_dim=6, spatial_dim=3),
+    stored_features={"num_images": 4, "seed": 0},
 )
 
 
@@ -168,8 +166,8 @@ def test_memory_does_not_grow_with_the_number_of_images(
         return Features(np.tile(features, 16), logits, spatial)
 
     monkeypatch.setattr(references, "extract", wide)
-    extractor = dataclasses.replace(small.extractor, feature_dim=96)
-    protocol = dataclasses.replace(small, extractor=extractor)
+    extractor = small.extractor.replace(feature_dim=96)
+    protocol = small.replace(extractor=extractor)
     peaks = []
     for count in (15_000, 60_000):  # several rounds of 4,096 each
         tracemalloc.start()
@@ -208,8 +206,8 @@ def test_images_that_cannot_be_right_are_refused(small: Protocol) -> None:
 def test_another_extractor_is_refused(
     change: dict[str, Any], message: str, built: ReferenceStatistics
 ) -> None:
-    extractor = dataclasses.replace(PROTOCOL.extractor, **change)
-    check_refused(built, dataclasses.replace(PROTOCOL, extractor=extractor), message)
+    extractor = PROTOCOL.extractor.replace(**change)
+    check_refused(built, PROTOCOL.replace(extractor=extractor), message)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +221,8 @@ def test_another_extractor_is_refused(
 def test_another_protocol_is_refused(
     change: dict[str, Any], message: str, built: ReferenceStatistics
 ) -> None:
-    check_refused(built, dataclasses.replace(PROTOCOL, **change), message)
-    built.require_protocol(dataclasses.replace(PROTOCOL, dataset="noise-all"))
+    check_refused(built, PROTOCOL.replace(**change), message)
+    built.require_protocol(PROTOCOL.replace(dataset="noise-all"))
 
 
 def test_images_of_another_data_set_are_refused(built: ReferenceStatistics) -> None:
@@ -253,13 +251,11 @@ def test_a_file_without_metadata_is_taken_on_trust_with_a_warning(tmp_path: path
         ("adm", ("fid", "sfid"), "theirs holds no spatial statistics for sfid; build one"),
     ]:
         protocol = load_protocol(name)
-        check_refused(
-            reference, dataclasses.replace(protocol, metrics=metrics or protocol.metrics), message
-        )
+        check_refused(reference, protocol.replace(metrics=metrics or protocol.metrics), message)
 
 
 def test_a_file_with_fewer_features_has_a_warning(built: ReferenceStatistics) -> None:
-    (warning,) = built.warnings(dataclasses.replace(PROTOCOL, reference_features=1000))
+    (warning,) = built.warnings(PROTOCOL.replace(stored_features={"num_images": 1000, "seed": 0}))
     assert "features of 5 real images where protocol embedded has 1,000" in warning
 
 
@@ -350,10 +346,9 @@ def test_what_nobody_publishes_says_how_to_build_it(small: Protocol, cache: path
         load_reference(protocol)
     command = "build cifar10-train --protocol torch-fidelity --dataset cifar10 --split train"
     assert f"{command} --out {path}`" in str(error.value)
-    cut = dataclasses.replace(
-        protocol,
-        extractor=dataclasses.replace(protocol.extractor, feature_dim=6),
-        reference_features=5,
+    cut = protocol.replace(
+        extractor=protocol.extractor.replace(feature_dim=6),
+        stored_features={"num_images": 5, "seed": 0},
     )
     write_statistics(path, build_reference(NOISE, cut, dataset="cifar10", split="train"))
     with pytest.raises(ValueError, match=r"has num_images 12, .*torch-fidelity has 50000; delete"):
@@ -378,7 +373,7 @@ def test_every_protocol_names_a_reference_of_its_own_kind(name: str) -> None:
     assert entry.extractor == protocol.extractor.name
     assert protocol.dataset in (None, entry.metadata.name)
     assert ("sfid" in protocol.metrics) <= (entry.format == "adm")
-    if protocol.reference_features:
+    if protocol.stored_features:
         assert entry.format in ("adm", "own")
 
 
@@ -415,7 +410,7 @@ def test_the_bundled_reference_serves_its_protocol() -> None:
     assert reference.metadata.name == reference.name == protocol.reference
     assert reference.sha256 == sha256(path)
     features = reference.real_features(protocol)
-    assert features.shape == (protocol.reference_features, 1280)
+    assert protocol.stored_features and features.shape == (5000, 1280)
     assert np.linalg.eigvalsh(reference.sigma)[0] > 0  # 50,000 images span all dimensions
     # The stored images are a fair choice: their mean is within six standard errors, everywhere.
     error = features.mean(axis=0, dtype=np.float64) - reference.mu

@@ -19,27 +19,25 @@ from cmrepro.files import array_sha256
 from cmrepro.metrics import score as module
 from cmrepro.metrics.extractors import load_extractor
 from cmrepro.metrics.features import Features, extract
-from cmrepro.metrics.protocols import Protocol, load_protocol
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.references import ReferenceMetadata, ReferenceStatistics, load_reference
 from cmrepro.metrics.score import Scores, Task, num_scored, score
+from cmrepro.settings import Protocol
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared"
 DIM, LOGITS, SPATIAL = 12, 7, 5
-EXTRACTOR = dataclasses.replace(
-    load_protocol("embedded").extractor,
+EXTRACTOR = load_protocol("embedded").extractor.replace(
     name="numbers",
     feature_dim=DIM,
     num_logits=LOGITS,
     spatial_dim=SPATIAL,
 )
-PROTOCOL = dataclasses.replace(
-    load_protocol("embedded"),
+PROTOCOL = load_protocol("embedded").replace(
     name="tiny",
     extractor=EXTRACTOR,
     num_images=60,
-    kid_subsets=5,
-    kid_subset_size=30,
-    reference_features=80,
+    kernel={"num_subsets": 5, "subset_size": 30, "degree": 3, "coef0": 1.0, "seed": 2020},
+    stored_features={"num_images": 80, "seed": 0},
 )
 
 
@@ -171,7 +169,7 @@ def test_precision_is_about_the_generated_images(monkeypatch: pytest.MonkeyPatch
 
 
 def test_spatial_features_are_scored_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    protocol = dataclasses.replace(PROTOCOL, metrics=("fid", "sfid"))
+    protocol = PROTOCOL.replace(metrics=("fid", "sfid"))
     generated = random_features(60, seed=3)
     [got] = score_features(generated, [Task(protocol, reference_of(REAL))], monkeypatch)
     for metric, ours, theirs in [
@@ -189,10 +187,10 @@ def test_protocols_share_one_pass_and_count_their_own_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generated = random_features(75, seed=3)
-    fewer = dataclasses.replace(PROTOCOL, num_images=33, is_splits=3)
-    parts = dataclasses.replace(
-        PROTOCOL, metrics=("is",), is_splits=None, is_split_size=20, is_shuffle=False
+    fewer = PROTOCOL.replace(
+        num_images=33, inception_score={"num_splits": 3, "shuffle": True, "seed": 2020}
     )
+    parts = PROTOCOL.replace(metrics=("is",), inception_score={"split_size": 20})
     reference = reference_of(REAL)
     tasks = [Task(PROTOCOL, reference), Task(fewer, reference), Task(parts, reference, 75)]
     together = score_features(generated, tasks, monkeypatch)
@@ -203,8 +201,8 @@ def test_protocols_share_one_pass_and_count_their_own_images(
 
 
 def test_logits_may_come_from_another_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = dataclasses.replace(EXTRACTOR, name="other")
-    protocol = dataclasses.replace(PROTOCOL, is_extractor=other)
+    other = EXTRACTOR.replace(name="other")
+    protocol = PROTOCOL.replace(inception_score=PROTOCOL.inception_score.replace(extractor=other))
     generated, others = random_features(60, seed=4), random_features(60, seed=5)
     images = Numbered(generated)
     monkeypatch.setattr(module, "load_extractor", lambda settings, device: settings.name)
@@ -271,7 +269,7 @@ def test_other_images_and_references_are_refused(monkeypatch: pytest.MonkeyPatch
     floats = ImageDataset("x", np.zeros((12, 4, 4, 3)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images are float64"):
         score(floats, [task])
-    later = dataclasses.replace(PROTOCOL, version=PROTOCOL.version + 1)
+    later = PROTOCOL.replace(version=PROTOCOL.version + 1)
     with pytest.raises(ValueError, match="protocol version"):
         score_features(random_features(60, seed=5), [Task(later, reference_of(REAL))], monkeypatch)
     reference = reference_of(REAL)
@@ -286,7 +284,7 @@ def _scores_of_two_tasks() -> list[Scores]:
         patch.setattr(module, "load_extractor", lambda settings, device: settings.name)
         patch.setattr(module, "extract", images.extract)
         patch.setattr(module, "BATCH_SIZE", 16)
-        protocol = dataclasses.replace(PROTOCOL, metrics=(*PROTOCOL.metrics, "sfid"))
+        protocol = PROTOCOL.replace(metrics=(*PROTOCOL.metrics, "sfid"))
         tasks = [Task(protocol, reference_of(REAL)), Task(PROTOCOL, reference_of(REAL), 25)]
         return score(images, tasks)
 

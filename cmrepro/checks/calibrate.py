@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 
 from cmrepro.metrics.features import ImageBatches
@@ -65,13 +65,11 @@ def calibration_rows(
 
 def _row(entry: Published, images: Mapping[str, ImageBatches], device: str) -> dict[str, object]:
     scored, real = images[entry.images], images[entry.reference or entry.images]
-    protocol = replace(
-        load_protocol(entry.protocol),
+    protocol = load_protocol(entry.protocol).replace(
         metrics=(entry.metric,),
         num_images=scored.num_images,
-        reference_features=None,
-        reference_seed=None,
-        neighborhood=None,
+        stored_features=None,
+        manifold=None,
     )
     reference = build_reference(
         real, protocol, dataset="calibration", split="as given", device=device, progress=True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from cmrepro.data import ImageSource
-from cmrepro.metrics.protocols import Protocol
+from cmrepro.settings import Protocol
 
 FID_LIMIT = 0.02  # by which the distance of a set moves by chance
 

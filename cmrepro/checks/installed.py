@@ -49,7 +49,7 @@ def _cached() -> Rows:
         for name, entry in registered_references().items()
     ]
     protocols = [load_protocol(name) for name in protocol_names()]
-    extractors = [x for p in protocols for x in (p.extractor, p.is_extractor) if x is not None]
+    extractors = [x for p in protocols for x in (p.extractor, p.logits_extractor)]
     for weights in dict.fromkeys(extractor.weights for extractor in extractors):
         if weights.url is None:
             [first, *_] = [x for x in extractors if x.weights == weights]

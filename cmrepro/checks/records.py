@@ -79,7 +79,7 @@ def examine_record(
         scores = manifold_scores(
             features_of(some, own),
             reference.real_features(protocol, settings.device),
-            neighborhood=protocol.neighborhood or 1,
+            neighborhood=protocol.manifold.neighborhood if protocol.manifold else 1,
         )
         finding = swapped_metrics(record.scores, scores.num_balls > 0)
         examination.add("swapped-metrics", finding)

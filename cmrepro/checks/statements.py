@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from cmrepro.checks.findings import Finding, likelihood
-from cmrepro.metrics.protocols import ExtractorSettings
+from cmrepro.settings import Extractor
 
 # Names of the official PyTorch code's files: ema_0.9999_000000.pt holds the averaged weights.
 ONLINE_NAMES = re.compile(r"(target_)?model\d+\.pt")
@@ -54,7 +54,7 @@ def split(reference: Mapping[str, Any], trained_on: str | None) -> Finding | Non
 
 
 def extractor(
-    protocol: Mapping[str, Any], reference: Mapping[str, Any], own: ExtractorSettings
+    protocol: Mapping[str, Any], reference: Mapping[str, Any], own: Extractor
 ) -> Finding | None:
     """Whether a record's features are of another network or weights than its protocol's.
 

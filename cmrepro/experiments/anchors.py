@@ -6,8 +6,8 @@ from scipy.ndimage import uniform_filter
 
 from cmrepro.data import ImageDataset
 from cmrepro.experiments.run import evaluate
-from cmrepro.metrics.protocols import Protocol
 from cmrepro.records import RunRecord, SampleProvenance
+from cmrepro.settings import Protocol
 
 BLUR_WIDTH = 5
 
@@ -46,5 +46,7 @@ def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list
     return [
         record
         for name, images in anchor_images(dataset, protocol.num_images, seed).items()
-        for record in evaluate(ImageDataset(name, images), [protocol], SampleProvenance(model=name))
+        for record in evaluate(
+            ImageDataset(name, images), [protocol], SampleProvenance(model=name)
+        )
     ]

@@ -1,39 +1,27 @@
-"""Why two protocols score the same images differently, one change at a time.
+"""Attribution of the difference between two protocols' scores, one change at a time.
 
-From the first protocol to the second in this order: rounding of pixels, the reference rebuilt from
-the real images at hand, resize, extractor, the second's own reference, number of images, settings
-of the metrics. Each row differs from the one above in that alone, so that the changes add up to
-the whole difference.
+The changes come in this order: rounding of pixels, the reference built again from real images,
+resize, extractor, the second protocol's reference, number of images, settings of the metrics.
+Each row differs from the row above in one change, so that they add up to the whole difference.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro.data import ImageSource
-from cmrepro.metrics.protocols import ExtractorSettings, Protocol
 from cmrepro.metrics.references import ReferenceStatistics, build_reference, load_reference
 from cmrepro.metrics.score import Task, score
+from cmrepro.settings import Protocol
 
-METRIC_SETTINGS = tuple(
-    field.name
-    for field in fields(Protocol)
-    if field.name.startswith(("is_", "kid_", "neighborhood", "reference_features"))
-    and field.name != "is_extractor"
-)
+METRIC_SETTINGS = ("stored_features", "inception_score", "kernel", "manifold")
 
 
 class Step(NamedTuple):
-    """One row of the attribution.
-
-    Attributes:
-        change: What differs from the row above.
-        detail: Its value before and after.
-        scores: By metric, after the change.
-    """
+    """One row of the attribution: the change, its values before and after, the scores after it."""
 
     change: str
     detail: str
@@ -42,14 +30,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Requantized:
-    """Images as they would be if they had been made uint8 by the other rule, emulated.
+    """Images as if the other rule had made them uint8, emulated.
 
-    Which of two neighbouring levels a pixel had been given is not known from the pixel; with a
-    fraction of equal probability everywhere, half of all pixels lose a level by truncation and
-    win one by rounding. 0 and 255, to which most values outside the range were clipped, stay.
+    A pixel does not tell which of two neighbouring levels it was closer to. With a fraction of
+    equal probability everywhere, half of all pixels lose a level by truncation and win one by
+    rounding. 0 and 255, to which most values outside the range were clipped, stay.
 
     Attributes:
-        images: As they are.
+        images: Images made by the first rule.
         to_uint8: "truncate" or "round", the rule to emulate.
     """
 
@@ -58,22 +46,18 @@ class Requantized:
 
     @property
     def num_images(self) -> int:
-        """N."""
+        """Number of images."""
         return self.images.num_images
 
     def batches(
         self, batch_size: int, start: int = 0, stop: int | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """Images start to stop - 1 in batches; image i's coins depend on i alone."""
+        """Images start to stop - 1 in batches; the coins of image i depend on i alone."""
         for batch in self.images.batches(batch_size, start, stop):
-            coins = np.stack(
-                [
-                    np.random.Generator(np.random.Philox(key=start + i)).integers(
-                        0, 2, batch.shape[1:], np.uint8
-                    )
-                    for i in range(len(batch))
-                ]
-            )
+            rngs = [
+                np.random.Generator(np.random.Philox(key=start + i)) for i in range(len(batch))
+            ]
+            coins = np.stack([rng.integers(0, 2, batch.shape[1:], np.uint8) for rng in rngs])
             coins *= (batch > 0) & (batch < 255)
             yield batch - coins if self.to_uint8 == "truncate" else batch + coins
             start += len(batch)
@@ -91,66 +75,55 @@ def explain(
 
     Args:
         images: Generated images, made uint8 by the first protocol's rule.
-        first: Scored first.
-        second: Scored last.
+        first: Protocol of the first row.
+        second: Protocol of the last row.
         real: Images that references are built from where the extractors differ.
-        device: Where extractors run.
-
-    Returns:
-        The first protocol's scores, one row a change, the last one being the second protocol's.
+        device: Device of the extractors.
 
     Raises:
         ValueError: The protocols share no metric, or their extractors differ and no real images
-            are given; see `score` too.
+            are given; `score` may raise too.
     """
     shared = tuple(metric for metric in first.metrics if metric in second.metrics)
     if not shared:
-        raise ValueError(
-            f"protocols {first.name} and {second.name} share no metric ({', '.join(first.metrics)}"
-            f" and {', '.join(second.metrics)}); nothing to explain"
-        )
+        raise ValueError(f"protocols {first.name} and {second.name} share no metric")
     # References of the steps in between may be built from any real images.
-    first, second = (replace(p, metrics=shared, dataset=None) for p in (first, second))
-    rebuilt = first.extractor != second.extractor
-    if rebuilt and real is None:
+    first, second = (p.replace(metrics=shared, dataset=None) for p in (first, second))
+    if first.extractor != second.extractor and real is None:
         raise ValueError(
             f"protocols {first.name} and {second.name} have different extractors; the references "
             "in between are built from real images: give them with --real"
         )
-    # The second with as many images and the settings of the metrics as the first.
-    settings = {name: getattr(first, name) for name in METRIC_SETTINGS}
-    alike = replace(second, num_images=first.num_images, **settings)
 
     def built(protocol: Protocol) -> ReferenceStatistics:
         assert real is not None
         return build_reference(real, protocol, dataset=real.name, split="as given", device=device)
 
-    own, other = load_reference(first), load_reference(second)
-    stages = [("", first.name, Task(first, own))]
+    reference, last = load_reference(first), load_reference(second)
+    alike = _with_metric_settings(second, first).replace(num_images=first.num_images)
+    stages = [("", first.name, Task(first, reference))]
     rounds = {first.to_uint8, second.to_uint8} == {"round", "truncate"}
     if rounds:
         detail = f"{first.to_uint8} -> {second.to_uint8}"
-        stages.append(("rounding (emulated)", detail, Task(first, own)))
-    if rebuilt:
+        stages.append(("rounding (emulated)", detail, Task(first, reference)))
+    if first.extractor != second.extractor:
         assert real is not None
-        detail = f"{own.name} -> of {real.name}"
+        a, b = first.extractor, second.extractor
+        detail = f"{reference.name} -> of {real.name}"
         stages.append(("reference", detail, Task(first, built(first))))
-        between = resized(first.extractor, second.extractor)
-        if between != first.extractor:
-            protocol = replace(first, extractor=between)
-            detail = f"{first.extractor.resize} -> {between.resize}"
-            stages.append(("resize", detail, Task(protocol, built(protocol))))
-        detail = f"{first.extractor.name} -> {second.extractor.name}"
-        stages.append(("extractor", detail, Task(alike, built(alike))))
-        stages.append(("reference", f"of {real.name} -> {other.name}", Task(alike, other)))
+        if a.image_size == b.image_size and a.resize != b.resize:
+            resized = first.replace(extractor=a.replace(resize=b.resize))
+            stages.append(("resize", f"{a.resize} -> {b.resize}", Task(resized, built(resized))))
+        stages.append(("extractor", f"{a.name} -> {b.name}", Task(alike, built(alike))))
+        stages.append(("reference", f"of {real.name} -> {last.name}", Task(alike, last)))
     elif first.reference != second.reference:
-        stages.append(("reference", f"{own.name} -> {other.name}", Task(alike, other)))
+        stages.append(("reference", f"{reference.name} -> {last.name}", Task(alike, last)))
     if first.num_images != second.num_images:
-        protocol = replace(alike, num_images=second.num_images)
+        alike = alike.replace(num_images=second.num_images)
         detail = f"{first.num_images:,} -> {second.num_images:,}"
-        stages.append(("number of images", detail, Task(protocol, other)))
-    if changed := [name for name in METRIC_SETTINGS if settings[name] != getattr(second, name)]:
-        stages.append(("metric settings", ", ".join(changed), Task(second, other)))
+        stages.append(("number of images", detail, Task(alike, last)))
+    if changed := [k for k in METRIC_SETTINGS if getattr(alike, k) != getattr(second, k)]:
+        stages.append(("metric settings", ", ".join(changed), Task(second, last)))
 
     tasks = [task for _, _, task in stages]
     scores = score(images, tasks[:1], device=device)
@@ -163,11 +136,14 @@ def explain(
     ]
 
 
-def resized(extractor: ExtractorSettings, other: ExtractorSettings) -> ExtractorSettings:
-    """An extractor with the other's resize, where both networks take images of one size."""
-    if extractor.image_size != other.image_size or extractor.resize == other.resize:
-        return extractor
-    return replace(extractor, resize=other.resize)
+def _with_metric_settings(protocol: Protocol, source: Protocol) -> Protocol:
+    """A protocol with the metrics' settings of another, but its own extractor of logits."""
+    settings = {name: getattr(source, name) for name in METRIC_SETTINGS}
+    if protocol.inception_score and source.inception_score:
+        settings["inception_score"] = source.inception_score.replace(
+            extractor=protocol.inception_score.extractor
+        )
+    return protocol.replace(**settings)
 
 
 def explanation_rows(steps: list[Step]) -> list[dict[str, object]]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmrepro.data import ImageSource, images_sha256
-from cmrepro.metrics.protocols import Protocol
 from cmrepro.metrics.references import load_reference
 from cmrepro.metrics.score import Scores, Task, num_scored, score
 from cmrepro.provenance import provenance
 from cmrepro.records import Hashes, RunRecord, SampleProvenance
+from cmrepro.settings import Protocol
 
 
 def evaluate(

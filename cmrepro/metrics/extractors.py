@@ -20,8 +20,8 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cmrepro.metrics.inception import InceptionV3, resize_tensorflow1
-from cmrepro.metrics.protocols import ExtractorSettings
 from cmrepro.metrics.weights import weights_file
+from cmrepro.settings import Extractor as ExtractorSettings
 
 DINOV2_CODE = "facebookresearch/dinov2"  # what torch-fidelity's extractor loads through torch.hub
 

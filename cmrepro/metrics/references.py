@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,6 @@ from cmrepro.metrics.features import (
     ImageBatches,
     extract,
 )
-from cmrepro.metrics.protocols import METRICS, Protocol
 from cmrepro.metrics.reference_files import (
     UNKNOWN,
     ReferenceMetadata,
@@ -29,6 +28,7 @@ from cmrepro.metrics.reference_files import (
     read_statistics,
 )
 from cmrepro.metrics.reference_registry import fetch_reference, registered_references
+from cmrepro.settings import MANIFOLD_METRICS, Protocol
 
 # Batches of features between two updates of the moments: 33 MB at 2,048 dimensions.
 CHUNK_BATCHES = 64
@@ -95,7 +95,7 @@ class ReferenceStatistics(StoredStatistics):
                 f"reference {self.name} was made with data set {mine.name!r}, the images come "
                 f"from a model of {dataset!r}; name another reference"
             )
-        of_features = [m for m in protocol.metrics if "reference_features" in METRICS[m]]
+        of_features = [m for m in protocol.metrics if m in ("kid", *MANIFOLD_METRICS)]
         if of_features and self.features is None and self.images is None:
             raise ValueError(self._lacking("features", of_features))
         if "sfid" in protocol.metrics and self.spatial_mu is None:
@@ -111,10 +111,11 @@ class ReferenceStatistics(StoredStatistics):
             )
         stored = self.features if self.features is not None else ()
         count = self.images.num_images if self.images else len(stored)
-        if count and protocol.reference_features not in (None, count):
+        expected = protocol.stored_features and protocol.stored_features.num_images
+        if count and expected not in (None, count):
             warnings.append(
                 f"features of {count:,} real images where protocol {protocol.name} has "
-                f"{protocol.reference_features:,}: KID, precision and recall depend on it"
+                f"{expected:,}: KID, precision and recall depend on it"
             )
         return warnings
 
@@ -138,7 +139,7 @@ class ReferenceStatistics(StoredStatistics):
             self.features = np.concatenate(features)
         return self.features
 
-    def _lacking(self, part: str, metrics: list[str]) -> str:
+    def _lacking(self, part: str, metrics: Sequence[str]) -> str:
         return (
             f"reference {self.name} holds no {part} for {', '.join(metrics)}; build one from the "
             "data set with `cmrepro references build`, or leave these metrics out"
@@ -199,7 +200,7 @@ def build_reference(
             split=split,
             num_images=count,
             images_sha256=digest.hexdigest(),
-            features_seed=protocol.reference_seed,
+            features_seed=protocol.stored_features.seed if protocol.stored_features else None,
             protocol=protocol.name,
             protocol_version=protocol.version,
             extractor=protocol.extractor.name,
@@ -217,13 +218,14 @@ def _chosen(protocol: Protocol, count: int) -> np.ndarray:
     Raises:
         ValueError: If there are fewer than M.
     """
-    num_features = protocol.reference_features or 0
+    stored = protocol.stored_features
+    num_features = stored.num_images if stored else 0
     if count < num_features:
         raise ValueError(
             f"{count} images, protocol {protocol.name!r} stores features of {num_features}; "
             "give the whole data set"
         )
-    order = np.random.RandomState(protocol.reference_seed).permutation(count)
+    order = np.random.RandomState(stored.seed if stored else 0).permutation(count)
     chosen = np.zeros(count, dtype=bool)
     chosen[order[:num_features]] = True
     return chosen

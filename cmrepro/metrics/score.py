@@ -33,7 +33,6 @@ from cmrepro.metrics.features import (
     extract,
 )
 from cmrepro.metrics.manifolds import manifold_scores
-from cmrepro.metrics.protocols import ExtractorSettings, Protocol
 from cmrepro.metrics.references import ReferenceStatistics
 from cmrepro.metrics.uncertainty import (
     bootstrap_is_error,
@@ -43,11 +42,12 @@ from cmrepro.metrics.uncertainty import (
     fid_infinity,
     interval,
 )
+from cmrepro.settings import MANIFOLD_METRICS, Protocol
+from cmrepro.settings import Extractor as ExtractorSettings
 
 T = TypeVar("T")
 
 RESAMPLING_SEED = 0
-MANIFOLD_METRICS = ("precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _needed_parts(
     if "sfid" in metrics:
         parts[protocol.extractor].add("spatial")
     if "is" in metrics:
-        parts.setdefault(protocol.is_extractor or protocol.extractor, set()).add("logits")
+        parts.setdefault(protocol.logits_extractor, set()).add("logits")
     return parts
 
 
@@ -264,12 +264,13 @@ def _scores(
         spatial = _given(store.spatial).mean_and_covariance()
         values["sfid"] = frechet_distance(*spatial, *reference.spatial_moments())
     if "is" in protocol.metrics:
-        logits = _given(kept[protocol.is_extractor or protocol.extractor, count].logits)
+        logits = _given(kept[protocol.logits_extractor, count].logits)
+        parts_of = _given(protocol.inception_score)
         parts: dict[str, Any] = {
-            "splits": protocol.is_splits,
-            "split_size": protocol.is_split_size,
-            "shuffle": protocol.is_shuffle,
-            "seed": protocol.is_seed or 0,
+            "splits": parts_of.num_splits,
+            "split_size": parts_of.split_size,
+            "shuffle": parts_of.shuffle,
+            "seed": parts_of.seed or 0,
         }
         values["is"] = inception_score(logits, **parts)
         if bootstrap:
@@ -277,12 +278,13 @@ def _scores(
             errors["is"] = bootstrap_is_error(probabilities, bootstrap, RESAMPLING_SEED)
     if "kid" in protocol.metrics:
         sets = _given(store.features), reference.real_features(protocol, device)
+        settings = _given(protocol.kernel)
         kernel: dict[str, Any] = {
-            "subset_size": min(_given(protocol.kid_subset_size), count),
-            "degree": protocol.kid_degree,
-            "coef0": protocol.kid_coef0,
+            "subset_size": min(settings.subset_size, count),
+            "degree": settings.degree,
+            "coef0": settings.coef0,
         }
-        subsets, seed = _given(protocol.kid_subsets), _given(protocol.kid_seed)
+        subsets, seed = settings.num_subsets, settings.seed
         values["kid"] = kernel_distance(*sets, subsets=subsets, seed=seed, **kernel)
         if bootstrap:
             errors["kid"] = bootstrap_kid_error(
@@ -292,7 +294,7 @@ def _scores(
         manifolds = manifold_scores(
             _given(store.features),
             reference.real_features(protocol, device),
-            neighborhood=_given(protocol.neighborhood),
+            neighborhood=_given(protocol.manifold).neighborhood,
         )
         by_image = {
             "precision": manifolds.num_balls > 0,
@@ -337,7 +339,8 @@ def num_scored(available: int, protocol: Protocol, asked: int | None = None) -> 
         ValueError: The set has fewer, or the metrics need more.
     """
     count = protocol.num_images if asked is None else asked
-    least = max(protocol.is_splits or 0, (protocol.neighborhood or 0) + 1, 2)
+    parts, manifold = protocol.inception_score, protocol.manifold
+    least = max((parts and parts.num_splits) or 2, manifold.neighborhood + 1 if manifold else 2)
     if available < least:
         raise ValueError(
             f"got {available} images, protocol '{protocol.name}' needs at least {least} and asks "
@@ -365,9 +368,9 @@ def _warnings(count: int, protocol: Protocol) -> list[str]:
             f"{count:,} images for {protocol.extractor.feature_dim:,} dimensions: "
             "the covariance is singular and the FID biased"
         )
-    if protocol.kid_subset_size and count < protocol.kid_subset_size:
+    if protocol.kernel and count < protocol.kernel.subset_size:
         warnings.append(
             f"KID from subsets of {count:,} images where protocol {protocol.name} has "
-            f"{protocol.kid_subset_size:,}"
+            f"{protocol.kernel.subset_size:,}"
         )
     return warnings

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from cmrepro.files import cache_folder, download, require_checksum
-from cmrepro.metrics.protocols import ExtractorSettings
+from cmrepro.settings import Extractor as ExtractorSettings
 
 
 def weights_file(settings: ExtractorSettings) -> Path:
