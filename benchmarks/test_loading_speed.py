@@ -45,7 +45,7 @@ def test_decoding_over_pillow(benchmark, gate, tmp_path, monkeypatch):
             encoded = io.BytesIO()
             Image.fromarray(image).save(encoded, "png")
             archive.writestr(f"{i:05}.png", encoded.getvalue())
-    monkeypatch.setattr(module, "HELD_BYTES", 0)  # as a set too large for the memory
+    monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", 0)  # as a set too large for the memory
     images = training_images(path, 64)
     numbers = np.random.default_rng(0).permutation(BATCH_SIZE)
 

@@ -1,155 +1,204 @@
-"""Sources of images: in memory, in files, in ADM-style sample sets.
-
-Each gives its images in order (`batches`) and by number (`take`), as uint8 (B, H, W, 3).
-"""
+"""Sources of images: arrays in memory, image files, sample sets (.npz)."""
 
 import functools
 import hashlib
+import logging
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro import npz
-from cmrepro.data.decoding import UnreadableImagesError, decode
-from cmrepro.data.encoded import EncodedFiles
-from cmrepro.files import array_sha256
+from cmrepro.data.containers import Container
+from cmrepro.data.decoding import UnreadableImageError, decode, encoded_size
 
-CHUNK_IMAGES = 1000  # images read at once where all are wanted
+CHUNK_IMAGES = 1000  # images read at once where all are read
+MAX_LISTED = 10  # unreadable images in the text of an error
+DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)  # by numpy and zipfile
 
 Indices = Sequence[int] | NDArray[np.int64]
+Images = NDArray[np.uint8]
+Batches = Iterator[Images]
+Labels = NDArray[np.int64] | None
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ImageDataset:
-    """Images in memory, with their labels.
+class ImageSource:
+    """Images, in order (`batches`) and by number (`take`).
 
     Attributes:
-        name: What records call it, e.g. "cifar10-train".
-        images: (N, H, W, 3) uint8.
-        labels: (N,) int64, or None.
+        name: Name in records, e.g. "cifar10-train".
+        shape: (N, H, W, 3).
+        labels: Classes (N,) int64, or None.
+        num_images: N.
+        image_shape: (H, W, 3).
     """
 
-    name: str
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None = None
+    def __init__(self, name: str, shape: tuple[int, ...], labels: Labels = None) -> None:
+        self.name, self.shape, self.labels = name, shape, labels
+        self.num_images, self.image_shape = shape[0], shape[1:]
 
-    @property
-    def num_images(self) -> int:
-        """N."""
-        return len(self.images)
+    def take(self, indices: Indices) -> Images:
+        """Images of these numbers, uint8 (B, H, W, 3), a copy."""
+        raise NotImplementedError
 
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(H, W, 3)."""
-        return self.images.shape[1:]
-
-    def take(self, indices: Indices) -> NDArray[np.uint8]:
-        """The images of these numbers, (B, H, W, 3)."""
-        return self.images[np.asarray(indices)]
-
-    def batches(
-        self, batch_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[NDArray[np.uint8]]:
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
         """Images start to stop - 1 in batches (B, H, W, 3); the last one may be smaller."""
-        end = len(self.images) if stop is None else stop
-        for first in range(start, end, batch_size):
-            yield self.images[first : min(first + batch_size, end)]
-
-    def sha256(self) -> str:
-        """Checksum of the pixels in their order."""
-        return array_sha256(self.images)
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Images in files that are decoded when they are needed, on all cores.
-
-    Attributes:
-        name: What records call them.
-        image_names: Names of the files, in order.
-        files: Where they lie.
-        labels: (N,) int64, or None.
-        image_size: Bring each image to this size, see `decode`; None: as it is.
-    """
-
-    name: str
-    image_names: Sequence[str]
-    files: EncodedFiles
-    labels: NDArray[np.int64] | None = None
-    image_size: int | None = None
-
-    @property
-    def num_images(self) -> int:
-        """N."""
-        return len(self.image_names)
-
-    @functools.cached_property
-    def image_shape(self) -> tuple[int, ...]:
-        """(H, W, 3), the first image's where they come as they are."""
-        if self.image_size is not None:
-            return (self.image_size, self.image_size, 3)
-        return decode(self.image_names[0], self.files.read, None).shape
-
-    def take(self, indices: Indices) -> NDArray[np.uint8]:
-        """The images of these numbers, (B, H, W, 3).
-
-        Raises:
-            UnreadableImagesError: Some cannot be decoded; all of these are named.
-            ValueError: A file is to be taken as it is, and not RGB or of another size than the
-                first.
-        """
-        batch = np.empty((len(indices), *self.image_shape), np.uint8)
-        unreadable: dict[int, str] = {}
-
-        def fill(part: range) -> None:
-            for i in part:
-                index = int(indices[i])
-                try:
-                    batch[i] = self._decoded(self.image_names[index])
-                except UnreadableImagesError as error:
-                    [unreadable[index]] = error.problems.values()
-
-        threads = _threads()
-        parts = [range(first, len(indices), threads) for first in range(threads)]
-        list(_pool(os.getpid()).map(fill, parts))
-        if unreadable:
-            problems = {self.image_names[i]: unreadable[i] for i in sorted(unreadable)}
-            raise UnreadableImagesError(problems, tuple(sorted(unreadable)))
-        return batch
-
-    def _decoded(self, file_name: str) -> NDArray[np.uint8]:
-        pixels = decode(file_name, self.files.read, self.image_size)
-        if pixels.shape != self.image_shape:
-            raise ValueError(
-                f"'{self.name}' mixes sizes: {self.image_names[0]} is {self.image_shape[:2]}, "
-                f"{file_name} is {pixels.shape[:2]}; resize the images beforehand"
-            )
-        return pixels
-
-    def batches(
-        self, batch_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Images start to stop - 1 in batches (B, H, W, 3), as `take`; the last may be smaller."""
         end = self.num_images if stop is None else stop
         for first in range(start, end, batch_size):
             yield self.take(range(first, min(first + batch_size, end)))
 
     def sha256(self) -> str:
-        """Checksum of which files these are: their names and lengths, and the size asked for.
+        """Checksum that tells data sets apart: of the pixels in their order, if not of files."""
+        return images_sha256(self)
 
-        The pixels', for which every image has to be decoded, is that of `images_sha256`.
+
+def images_sha256(source: ImageSource, num_images: int | None = None) -> str:
+    """Checksum of the pixels of the first `num_images` images (default: all) in their order."""
+    digest = hashlib.sha256()
+    for batch in source.batches(CHUNK_IMAGES, stop=num_images):
+        digest.update(batch.tobytes())
+    return digest.hexdigest()
+
+
+class ImageDataset(ImageSource):
+    """Images in memory, `images` uint8 (N, H, W, 3)."""
+
+    def __init__(self, name: str, images: Images, labels: Labels = None) -> None:
+        super().__init__(name, images.shape, labels)
+        self.images = images
+
+    def take(self, indices: Indices) -> Images:
+        return self.images[np.asarray(indices)]
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
+        """Views of the images; see `ImageSource`."""
+        end = self.num_images if stop is None else stop
+        for first in range(start, end, batch_size):
+            yield self.images[first : min(first + batch_size, end)]
+
+
+class ImageFiles(ImageSource):
+    """Image files, decoded when they are needed, on all cores.
+
+    The next readable image takes the place of one that cannot be decoded, and so does its label.
+    The choice depends on the files alone and not on the order of reading: all processes agree.
+
+    Args:
+        name: Name in records.
+        image_names: Names of the files, in order.
+        files: Their container.
+        labels: Classes (N,), or None.
+        image_size: Side in px to which images are brought, see `decode`; None: as they are.
+        max_unreadable: Number of images that may be replaced.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_names: Sequence[str],
+        files: Container,
+        labels: Labels = None,
+        image_size: int | None = None,
+        max_unreadable: int = 0,
+    ) -> None:
+        if not 0 <= max_unreadable < len(image_names):
+            raise ValueError(
+                f"got max_unreadable = {max_unreadable} for {len(image_names)} images; allowed "
+                f"is 0 to {len(image_names) - 1}"
+            )
+        try:
+            height, width = encoded_size(image_names[0], files.read)
+        except UnreadableImageError as error:
+            if image_size is None:
+                raise ValueError(f"cannot decode {error}; replace or remove it") from error
+            height = width = image_size
+        if image_size is not None:
+            if min(height, width) < image_size:
+                raise ValueError(
+                    f"{image_names[0]} has {height}x{width} pixels, the network takes "
+                    f"{image_size}x{image_size}; give larger images, or enlarge them beforehand"
+                )
+            height = width = image_size
+        # A copy: a replaced image takes its label along.
+        labels = None if labels is None else labels.copy()
+        super().__init__(name, (len(image_names), height, width, 3), labels)
+        self.image_names, self.files, self.image_size = image_names, files, image_size
+        self.max_unreadable = max_unreadable
+        self._unreadable: dict[int, str] = {}
+
+    def take(self, indices: Indices) -> Images:
+        """Images of these numbers, or their replacements, uint8 (B, H, W, 3).
+
+        Raises:
+            ValueError: More images than `max_unreadable` cannot be decoded; or, where images are
+                taken as they are, one is not RGB or differs in size from the first.
         """
+        batch = np.empty((len(indices), *self.image_shape), np.uint8)
+        known = set(self._unreadable)
+
+        def fill(positions: range) -> None:
+            for i in positions:
+                batch[i] = self._pixels(int(indices[i]))
+
+        threads = _threads()
+        list(_pool(os.getpid()).map(fill, [range(i, len(batch), threads) for i in range(threads)]))
+        if found := self._unreadable.keys() - known:
+            self._replace(sorted(found))
+        return batch
+
+    def _pixels(self, index: int) -> Images:
+        while True:
+            name = self.image_names[index := self._readable(index)]
+            try:
+                pixels = decode(name, self.files.read, self.image_size)
+            except UnreadableImageError as error:
+                self._unreadable[index] = str(error)
+                if len(self._unreadable) > self.max_unreadable:
+                    return np.zeros(self.image_shape, np.uint8)  # `_replace` refuses the batch
+                continue
+            if pixels.shape != self.image_shape:
+                raise ValueError(
+                    f"'{self.name}' mixes sizes: {self.image_names[0]} is {self.image_shape[:2]}, "
+                    f"{name} is {pixels.shape[:2]}; resize the images beforehand"
+                )
+            return pixels
+
+    def _readable(self, index: int) -> int:
+        """Number of the image that is shown as image `index`."""
+        following = (i % self.num_images for i in range(index, index + self.num_images))
+        return next((i for i in following if i not in self._unreadable), index)
+
+    def _replace(self, found: list[int]) -> None:
+        """Log what cannot be decoded and change its labels, or refuse too many."""
+        problems = [self._unreadable[index] for index in found]
+        if len(self._unreadable) > self.max_unreadable:
+            more = ", …" if len(problems) > MAX_LISTED else ""
+            allowed = f"at most {self.max_unreadable} may be replaced (--max-unreadable); "
+            raise ValueError(
+                f"cannot decode {', '.join(problems[:MAX_LISTED])}{more}; "
+                f"{'' if self.image_size is None else allowed}replace or remove them"
+            )
+        for problem in problems:
+            log.warning("left out an image that cannot be decoded: %s", problem)
+        if self.labels is not None:
+            for index in self._unreadable:
+                self.labels[index] = self.labels[self._readable(index)]
+
+    def sha256(self) -> str:
+        """Checksum of the names and lengths of the files and of the size; no image is decoded."""
         digest = hashlib.sha256(f"{self.image_size}\n".encode())
-        for first in range(0, self.num_images, CHUNK_IMAGES):
-            names = self.image_names[first : first + CHUNK_IMAGES]
-            for name, length in zip(names, self.files.lengths(names), strict=True):
-                digest.update(f"{name}\0{length}\n".encode("utf-8", "surrogateescape"))
+        for name in self.image_names:
+            line = f"{name}\0{self.files.length(name)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -164,44 +213,50 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_threads(), f"decode-{process}")
 
 
-@dataclass(frozen=True)
-class SampleSet:
-    """An ADM-style file: `arr_0` uint8 (N, H, W, 3), optional `arr_1` integer labels (N,).
+class SampleSet(ImageSource):
+    """An ADM-style .npz: `arr_0` uint8 (N, H, W, 3), optional `arr_1` integer labels (N,).
 
-    Attributes:
-        name: What records call it.
-        path: The .npz.
-        shape: (N, H, W, 3).
-        labels: (N,) int64, or None.
+    Raises:
+        ValueError: It is damaged, or holds something else.
     """
 
-    name: str
-    path: Path
-    shape: tuple[int, ...]
-    labels: NDArray[np.int64] | None = None
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        try:
+            with _open_array(path) as (_, shape, column_major, dtype):
+                pass
+            with np.load(path, allow_pickle=False) as arrays:
+                labels = arrays.get("arr_1")
+        except DAMAGED as error:
+            raise ValueError(
+                f"{path} is not a sample set ({error}); allowed is .npz with arr_0 uint8 "
+                "(N, H, W, 3)"
+            ) from error
+        fits = dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and not column_major
+        if not fits or 0 in shape:
+            raise ValueError(
+                f"{path} holds arr_0 {dtype} {shape}; allowed is uint8 (N, H, W, 3) in row-major "
+                "order: numpy.ascontiguousarray((127.5 * x + 127.5).round().clip(0, 255)"
+                ".astype('uint8').transpose(0, 2, 3, 1)) of x in [-1, 1] and (N, 3, H, W)"
+            )
+        if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != shape[:1]):
+            raise ValueError(
+                f"{path} holds arr_1 {labels.dtype} {labels.shape}; allowed are integer class "
+                f"numbers {shape[:1]}"
+            )
+        super().__init__(name, shape, None if labels is None else labels.astype(np.int64))
 
-    @property
-    def num_images(self) -> int:
-        """N."""
-        return self.shape[0]
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(H, W, 3)."""
-        return self.shape[1:]
-
-    def take(self, indices: Indices) -> NDArray[np.uint8]:
-        """The images of these numbers, (B, H, W, 3); their checksum is not compared.
+    def take(self, indices: Indices) -> Images:
+        """Images of these numbers, uint8 (B, H, W, 3); their checksum is not compared.
 
         Raises:
-            ValueError: The file is compressed, so that all images before one have to be read, or
-                cut off.
+            ValueError: The file is compressed and can only be read from its beginning.
         """
         return np.asarray(self._mapped[np.asarray(indices)])
 
     @functools.cached_property
-    def _mapped(self) -> NDArray[np.uint8]:
-        """The images where they lie in the file."""
+    def _mapped(self) -> Images:
+        """Memory map of the images inside the file."""
         with zipfile.ZipFile(self.path) as archive:
             member = archive.getinfo("arr_0.npy")
         if member.compress_type != zipfile.ZIP_STORED:
@@ -209,7 +264,7 @@ class SampleSet:
                 f"{self.path} is compressed and cannot be read at random places; write it "
                 "again with numpy.savez"
             )
-        with npz.open_array(self.path) as (file, *_):
+        with _open_array(self.path) as (file, *_):
             header_bytes = file.tell()
         with open(self.path, "rb") as raw:
             # The local header: 30 bytes, of which the last 4 are the lengths of name and extra.
@@ -218,79 +273,35 @@ class SampleSet:
         offset = member.header_offset + 30 + int(lengths.sum()) + header_bytes
         return np.memmap(self.path, np.uint8, "r", offset, self.shape)
 
-    def batches(
-        self, batch_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Images start to stop - 1 in batches (B, H, W, 3); the last one may be smaller.
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
+        """Images read one after the other; see `ImageSource`.
 
         Raises:
             ValueError: The file is cut off or damaged.
         """
+        end = self.num_images if stop is None else stop
+        image_bytes = math.prod(self.image_shape)
         try:
-            yield from npz.image_batches(self.path, batch_size, start, stop)
-        except npz.DAMAGED as error:
+            with _open_array(self.path) as (file, *_):
+                file.seek(start * image_bytes, os.SEEK_CUR)
+                for first in range(start, end, batch_size):
+                    count = min(batch_size, end - first)
+                    pixels = np.frombuffer(file.read(count * image_bytes), np.uint8)
+                    yield pixels.reshape(count, *self.image_shape)
+                file.read(1)  # at the end of the file, zipfile compares its checksum
+        except DAMAGED as error:
             raise ValueError(f"{self.path} is damaged ({error}); write it again") from error
 
-    def sha256(self) -> str:
-        """Checksum of the pixels in their order."""
-        return images_sha256(self)
 
-
-ImageSource = ImageDataset | ImageFiles | SampleSet
-
-
-def images_sha256(source: ImageSource, num_images: int | None = None) -> str:
-    """Checksum of the pixels of the first `num_images` images (all by default) in their order."""
-    digest = hashlib.sha256()
-    for batch in source.batches(CHUNK_IMAGES, stop=num_images):
-        digest.update(batch.tobytes())
-    return digest.hexdigest()
-
-
-def open_sample_set(path: Path, name: str) -> SampleSet:
-    """The sample set in an .npz, its images not yet read.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        with npz.open_array(path) as (_, shape, column_major, dtype):
-            pass
-        with np.load(path, allow_pickle=False) as arrays:
-            labels = arrays.get("arr_1")
-    except Exception as error:  # numpy, zipfile and zlib each raise their own kinds
-        raise ValueError(
-            f"{path} is not a sample set ({error}); allowed is .npz with arr_0 uint8 (N, H, W, 3)"
-        ) from error
-    if advice := list(_repairs(shape, column_major, dtype)):
-        raise ValueError(
-            f"{path} holds arr_0 {dtype} {shape}; allowed is uint8 (N, H, W, 3): "
-            f"{', and '.join(advice)}"
-        )
-    if labels is None:
-        return SampleSet(name, path, shape)
-    if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
-        raise ValueError(
-            f"{path} holds arr_1 {labels.dtype} {labels.shape}; allowed are integer class numbers "
-            f"{shape[:1]}"
-        )
-    return SampleSet(name, path, shape, labels.astype(np.int64))
-
-
-def _repairs(
-    shape: tuple[int, ...], column_major: bool, dtype: np.dtype[np.generic]
-) -> Iterator[str]:
-    """What makes a sample set of an array that is none."""
-    if 0 in shape:
-        yield "it has no images; sample some"
-        return
-    if dtype.kind == "f":
-        yield "round images in [-1, 1] by (127.5 * x + 127.5).round().clip(0, 255)"
-    if dtype != np.uint8:
-        yield "convert levels of 0-255 by x.astype(numpy.uint8)"
-    if len(shape) == 4 and shape[1] == 3 != shape[3]:
-        yield "transpose to (N, H, W, 3) by x.transpose(0, 2, 3, 1)"
-    elif len(shape) != 4 or shape[3] != 3:
-        yield "three channels are needed, red, green and blue"
-    if column_major:
-        yield "write it in row-major order by numpy.ascontiguousarray(x)"
+@contextmanager
+def _open_array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
+    """File of `arr_0` at its first value; its shape, True if column-major, and its type."""
+    with zipfile.ZipFile(path) as archive:
+        if "arr_0.npy" not in (names := archive.namelist()):
+            keys = ", ".join(name.removesuffix(".npy") for name in names)
+            raise ValueError(f"it holds {keys or 'nothing'}, but no arr_0")
+        with archive.open("arr_0.npy") as file:
+            major, _ = np.lib.format.read_magic(file)
+            header = np.lib.format
+            read = header.read_array_header_1_0 if major == 1 else header.read_array_header_2_0
+            yield file, *read(file)
