@@ -92,8 +92,6 @@ def _evaluate_command(record: RunRecord, samples: Path, out: Path, files: Files)
         "device": record.device,
         "out": out,
     }
-    if record.uncertainty:
-        options["bootstrap"] = record.uncertainty.resamples
     if record.checkpoint is None:
         options["name"] = record.model
     return ["evaluate", str(samples), *_options(options)]

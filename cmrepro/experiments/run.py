@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from cmrepro.data import ImageSource, images_sha256
 from cmrepro.metrics.references import load_reference
 from cmrepro.metrics.score import Scores, Task, num_scored, score
 from cmrepro.provenance import provenance
-from cmrepro.records import Hashes, RunRecord, SampleProvenance
+from cmrepro.records import Hashes, RunRecord, SampleProvenance, Uncertainty
+from cmrepro.schema import convert
+from cmrepro.settings import Reference
 from cmrepro.settings import Protocol
 
 
@@ -98,13 +101,13 @@ def _record(
         sampling_device=samples.sampling_device,
         num_images=scores.num_images,
         protocol=task.protocol,
-        reference=task.reference.for_record(),
-        scores=scores.values,
-        uncertainty=scores.uncertainty,
+        reference=_reference(task),
+        scores=scores.values,  # type: ignore[arg-type]
+        uncertainty=convert(Uncertainty, scores.uncertainty, "") if scores.uncertainty else None,
         warnings=tuple(scores.warnings),
         hashes=Hashes(
-            noise=samples.hashes and samples.hashes.noise,
-            labels=samples.hashes and samples.hashes.labels,
+            noise=samples.hashes.noise if samples.hashes else None,
+            labels=samples.hashes.labels if samples.hashes else None,
             images=scores.images_sha256,
             features=scores.features_sha256,
         ),
@@ -112,3 +115,8 @@ def _record(
         device=device,
         durations_s=durations_s,
     )
+
+
+def _reference(task: Task) -> Reference:
+    fields = {k: v for k, v in asdict(task.reference.metadata).items() if v != "unknown"}
+    return Reference(name=task.reference.name, sha256=task.reference.sha256, **fields)
