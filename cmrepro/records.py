@@ -224,10 +224,11 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
 
 
 class Extrapolation(Struct, frozen=True, kw_only=True):
-    """FID at infinitely many images, with its standard error."""
+    """FID at infinitely many images: value, standard error, and the bias at all images."""
 
     value: float
     standard_error: float
+    bias: float
 
 
 class Uncertainty(Struct, frozen=True, kw_only=True):
@@ -235,12 +236,12 @@ class Uncertainty(Struct, frozen=True, kw_only=True):
 
     Attributes:
         intervals: 95 % interval by metric.
-        fid_by_num_images: FID of the first n images by n.
+        fid_by_num_images: FIDs of disjoint subsets of n images, by n.
         fid_infinity: Extrapolation of that curve.
     """
 
     intervals: dict[Metric, tuple[float, float]] = field(default_factory=dict)
-    fid_by_num_images: dict[int, float] = field(default_factory=dict)
+    fid_by_num_images: dict[int, tuple[float, ...]] = field(default_factory=dict)
     fid_infinity: Extrapolation | None = None
 
 
