@@ -401,11 +401,11 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
     return path
 
 
-def merge_records(paths: Iterable[Path], folder: Path) -> list[Path]:
+def merge_records(paths: Iterable[Path], folder: Path, overwrite: bool = False) -> list[Path]:
     """Write records from elsewhere (files or folders) into a folder, each under its id.
 
     Raises:
         ValueError: A file is refused, or contradicts a record of the same id.
     """
     files = [f for path in paths for f in (sorted(path.glob("*.json")) or [path])]
-    return [write_record(read_record(file), folder) for file in files]
+    return [write_record(read_record(file), folder, overwrite) for file in files]

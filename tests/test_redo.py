@@ -134,7 +134,7 @@ def test_a_checkpoint_is_found_by_its_file(run: Run, records: list[RunRecord]) -
 def test_images_from_elsewhere_have_to_be_given(run: Run) -> None:
     images = np.random.default_rng(0).integers(0, 256, (14, 8, 8, 3), np.uint8)
     np.savez("photos.npz", arr_0=images)
-    options = ["--num-images", 12, "--name", "my photos"]
+    options = ["--num-images", 12, "--model", "my photos"]
     assert run("evaluate", "photos.npz", *options)[0] == 0
     [path] = pathlib.Path("results/records").iterdir()
     files = ["--samples", "photos.npz"]

@@ -1,1 +1,1 @@
-"""The commands, by what they are about. Heavy imports stay inside the functions."""
+"""The commands: each module parses, calls and prints; `main` imports it when it is invoked."""

@@ -1,40 +1,62 @@
-"""The command line: the commands in one group, and what becomes of their errors."""
+"""The command line: commands that are imported when invoked, and exit codes of their errors."""
 
+import importlib
 import sys
 
 import click
 
-from cmrepro.cli import checkpoints, doctor, records, report, sample, score, train
 from cmrepro.files import DownloadError
+from cmrepro.schema import unknown
+
+# Module of each command, which may import torch, and its line in `cmrepro --help`, which must not.
+COMMANDS = {
+    "reproduce": ("sample", "Sample, score and compare with the paper: the main job."),
+    "table3": ("tables", "Table 3, from the recipes that training uses."),
+    "claims": ("report", "Claims of the paper, with the verdicts so far."),
+    "deviations": ("tables", "Deviations of the official code from the paper."),
+    "recipe": ("tables", "Recipes: list, show."),
+    "checkpoints": ("checkpoints", "Checkpoints: list, fetch, inspect, convert."),
+    "train": ("train", "Train an EDM teacher, CD or CT."),
+    "sample": ("sample", "Sample images from a checkpoint."),
+    "search-times": ("sample", "Search the second time of 2-step sampling."),
+    "references": ("evaluate", "Reference statistics: list, fetch, build."),
+    "anchors": ("evaluate", "Score real images, blurred ones and noise."),
+    "evaluate": ("evaluate", "Score a sample set."),
+    "report": ("report", "REPORT.md, tables, figures and the page, from the records."),
+    "redo": ("redo", "Make a record again."),
+    "compare": ("records", "Explain the differences between two records."),
+    "records": ("records", "Records: validate, merge."),
+    "doctor": ("doctor", "Check an installation, a sample set, a checkpoint or a record."),
+}
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class LazyGroup(click.Group):
+    """Group that imports a command's module when the command is invoked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command:
+        """The command of a name."""
+        if name not in COMMANDS:
+            raise click.UsageError(unknown("command", name, COMMANDS), ctx)
+        module = importlib.import_module(f"cmrepro.cli.{COMMANDS[name][0]}")
+        command: click.Command = getattr(module, name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings=SETTINGS)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="cmrepro")
 def cli(debug: bool) -> None:
     """Reproduce "Consistency Models" (Song et al. 2023) and measure how well."""
-
-
-for command in (
-    sample.reproduce,
-    report.report,
-    report.table3,
-    report.claims,
-    report.deviations,
-    train.recipe,
-    train.train,
-    checkpoints.checkpoints,
-    sample.sample,
-    sample.search_times,
-    score.evaluate,
-    score.anchors,
-    score.references,
-    records.redo,
-    records.compare,
-    records.records,
-    doctor.doctor,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -1,95 +1,73 @@
-"""What several commands share: options, and how text becomes settings and rows text."""
+"""Options of several commands, and the settings, outputs and tables that they stand for."""
 
-import re
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cmrepro.files import require_writable
+from cmrepro.report.tables import FORMATS, render
+
+COUNT = click.IntRange(1)
+PATH = click.Path(path_type=Path)
 OUT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path(),
-    help="Folder for what is written (default: the current one).",
+    "--out", type=PATH, metavar="DIR", default=Path(), help="Folder of results/ and REPORT.md."
 )
-
-FORMAT = click.option(
-    "--format",
-    "format_",
-    default="table",
-    show_default=True,
-    help="table, md, csv, json or latex.",
-)
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what exists and is different.")
+FORMAT = click.option("--format", "format_", type=click.Choice(FORMATS), default="table")
+PROTOCOL = click.option("--protocol", default="embedded", help="Name, or .toml file of your own.")
 
 
-class Device(click.ParamType):
-    """A device of PyTorch that is here: cpu, cuda, cuda:N, mps or xpu."""
+def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The name of a device that PyTorch finds."""
+    if value != "cpu":
+        import torch  # only here: it takes seconds, and tables have no device
 
-    name = "device"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name as it is; refuses one that PyTorch does not know or find."""
-        if value == "cpu":
-            return value
-        if not re.fullmatch(r"(cuda|mps|xpu)(:\d+)?", value):
-            self.fail(f"got {value}; allowed are cpu, cuda, cuda:N, mps and xpu", param, ctx)
-        import torch
-
-        kind, _, number = value.partition(":")
-        count = torch.get_device_module(kind).device_count()
-        if int(number or 0) >= count:
-            self.fail(
-                f"got {value}; PyTorch finds {count} {kind} devices here; choose another, or "
-                "--device cpu",
-                param,
-                ctx,
-            )
-        return value
+        try:
+            torch.empty(0, device=value)
+        except (RuntimeError, AssertionError):
+            allowed = "cpu, cuda, cuda:N, mps or xpu"
+            raise click.BadParameter(f"no device '{value}' here; choose {allowed}") from None
+    return value
 
 
-DEVICE = click.option("--device", type=Device(), default="cpu", show_default=True)
+DEVICE = click.option("--device", default="cpu", callback=_device, help="cpu, cuda, cuda:N, …")
 
 
-def parse_settings(text: str | None) -> dict[str, Any]:
-    """{"total_steps": 20, …} from "total_steps=20,…": numbers, true, false, none, else text."""
+def require_new(path: Path, overwrite: bool) -> None:
+    """Refuse an output file that cannot be written, or that exists, before any work."""
+    require_writable(path)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists; choose another --out, or add --overwrite")
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Settings {"total_steps": 20, …} from texts "total_steps=20,…" (repeated `--set`).
+
+    Values are numbers, true and false as in TOML, none, or else text.
+    """
     settings: dict[str, Any] = {}
-    for part in text.split(",") if text else []:
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"got --set {part}; allowed is KEY=VALUE[,KEY=VALUE…]")
-        settings[key.strip()] = _value(value.strip())
+    for part in (part for text in texts for part in text.split(",")):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or key in settings:
+            raise ValueError(f"got --set {part}; allowed is KEY=VALUE[,KEY=VALUE…], each key once")
+        try:
+            settings[key] = None if value == "none" else tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
     return settings
 
 
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text in words:
-        return words[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def parse_steps(text: str) -> int | list[float]:
-    """A number of steps, or a list of times.
-
-    Raises:
-        ValueError: Neither.
-    """
+    """A number of steps, or a list of times."""
     try:
         return int(text) if "," not in text else [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(
-            f"got --steps {text}; allowed is a number of steps or times t1,t2,…, e.g. 80,0.8"
-        ) from error
+    except ValueError:
+        raise ValueError(f"got --steps {text}; allowed are 1, 2, … or times: 80,0.8") from None
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
-    """Print rows in a format."""
-    from cmrepro.report.tables import render
-
+    """Print rows as a table in a format."""
     click.echo(render(rows, format_), nl=False)

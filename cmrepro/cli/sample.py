@@ -1,146 +1,103 @@
 """Sampling: `sample`, `search-times`, and the main job `reproduce`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cmrepro.cli.options import DEVICE, FORMAT, OUT, parse_steps, print_rows
+from cmrepro.checkpoints.convert import convert
+from cmrepro.checkpoints.io import load_model
+from cmrepro.cli import options
+from cmrepro.distributed import process_group
+from cmrepro.experiments.reproduce import load_suite
+from cmrepro.experiments.reproduce import reproduce as run_suite
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.report.render import write_report
+from cmrepro.sampling import sample as run
+from cmrepro.sampling import sample_provenance, sampler_settings, write_sample_set
+from cmrepro.search import search_time
+from cmrepro.settings import Rounding
 
 
 @click.command()
 @click.argument("dataset")
-@click.option(
-    "--profile",
-    default="demo",
-    show_default=True,
-    help="demo: bundled models, no download; paper: the official ones under its protocol.",
-)
-@click.option("--num-samples", type=int, help="Images a model and seed (default: the suite's).")
-@click.option("--seeds", type=int, help="Number of seeds (default: the suite's).")
-@DEVICE
-@OUT
+@click.option("--profile", default="demo", help="demo: bundled models; paper: official ones.")
+@click.option("--num-images", type=options.COUNT, help="Images of each model and seed.")
+@click.option("--seeds", type=options.COUNT, help="Number of seeds.")
+@options.DEVICE
+@options.OUT
+@options.OVERWRITE
 def reproduce(
-    dataset: str,
-    profile: str,
-    num_samples: int | None,
-    seeds: int | None,
-    device: str,
-    out: Path,
+    dataset: str, profile: str, device: str, out: Path, overwrite: bool, **given: int | None
 ) -> None:
-    """The main job for DATASET (cifar10): sample, score, write results/ and REPORT.md.
+    """Sample and score the models of DATASET, and write results/ and REPORT.md: the main job.
 
-    With --profile paper DATASET may be imagenet64 too.
+    DATASET is cifar10; with --profile paper, which downloads the official checkpoints and needs an
+    accelerator, also imagenet64. Numbers of images and seeds are the profile's by default.
     """
-    from cmrepro.experiments.reproduce import load_suite
-    from cmrepro.experiments.reproduce import reproduce as run
-    from cmrepro.report.render import write_report
-
-    suite = load_suite(dataset, profile)
-    if num_samples is not None:
-        suite = suite.replace(num_images=num_samples)
-    if seeds is not None:
-        suite = suite.replace(seeds=seeds)
-    run(suite, out, device)
+    changes = {key: value for key, value in given.items() if value is not None}
+    run_suite(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
     click.echo(f"wrote {write_report(out)[0]}")
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option(
-    "--steps",
-    default="1",
-    show_default=True,
-    help="1, 2 or times t1,t2,…; of an EDM model N points of Heun's sampler, which cost 2N - 1 "
-    "evaluations (18 for 35).",
-)
-@click.option("--num", default=16, show_default=True, help="Number of images.")
-@click.option("--seed", default=0, show_default=True, help="Image i depends on (seed, i) alone.")
-@click.option(
-    "--to-uint8",
-    type=click.Choice(["round", "truncate"]),
-    default="round",
-    show_default=True,
-    help="The official code truncates.",
-)
-@DEVICE
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Sample set, .npz.")
+@click.option("--steps", default="1", help="1, 2 or times t1,t2,…; points of an EDM model's grid.")
+@click.option("--num-images", default=16)
+@click.option("--seed", default=0, help="Image i depends on (seed, i) alone.")
+@click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
+@options.DEVICE
+@click.option("--out", type=options.PATH, metavar="FILE.npz", required=True)
+@options.OVERWRITE
 def sample(
-    checkpoint: str, steps: str, num: int, seed: int, to_uint8: str, device: str, out: Path
+    checkpoint: str, steps: str, to_uint8: Rounding, out: Path, overwrite: bool, **given: Any
 ) -> None:
-    """Sample images from CHECKPOINT into an .npz with its origin in a .json beside it.
+    """Sample images from CHECKPOINT into FILE.npz, with their provenance in a JSON beside it.
 
-    Under `torchrun … -m cmrepro sample …` every process samples its share of the images.
+    The official code truncates to uint8. N points of an EDM model's grid take 2N - 1 evaluations
+    (18: 35). Under `torchrun … -m cmrepro sample …` each process samples its share of the images.
     """
-    from cmrepro.checkpoints.io import load_model
-    from cmrepro.distributed import process_group
-    from cmrepro.files import require_writable
-    from cmrepro.sampling import sample as run
-    from cmrepro.sampling import sample_provenance, sampler_settings, write_sample_set
-
     if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
-    require_writable(out)
-    model = load_model(checkpoint, device)
-    settings = sampler_settings(model.info, parse_steps(steps), to_uint8)
+    options.require_new(out, overwrite)
+    model = load_model(checkpoint, given["device"])
+    settings = sampler_settings(model.info, options.parse_steps(steps), to_uint8)
     with process_group() as rank:
-        samples = run(model, settings, num, seed, model.image_size, progress=model.path.stem)
+        seed, size = given["seed"], model.image_size
+        samples = run(model, settings, given["num_images"], seed, size, model.path.stem)
     if rank == 0:
         provenance = sample_provenance(model, settings, seed, samples)
-        write_sample_set(out, samples.stages[-1], provenance, samples.labels)
-        click.echo(out)
+        write_sample_set(out, samples.stages[-1], provenance, samples.labels, overwrite)
+        click.echo(f"wrote {out}")
 
 
 @click.command("search-times")
 @click.argument("checkpoint")
-@click.option("--grid", type=int, help="Points of the time grid (default: the checkpoint's).")
+@click.option("--grid", "num_scales", type=int, help="Points of the grid (default: the recipe's).")
+@click.option("--method", type=click.Choice(["ternary", "grid"]), default="ternary")
+@options.PROTOCOL
+@click.option("--num-images", type=options.COUNT, help="Images at each time.")
+@click.option("--seed", default=1000, help="Seed of the noise; at least 1000.")
+@options.DEVICE
+@options.FORMAT
 @click.option(
-    "--method",
-    type=click.Choice(["ternary", "grid"]),
-    default="ternary",
-    show_default=True,
-    help="The official code's ternary search, or every point.",
+    "--out", type=options.PATH, metavar="FILE", help="Checkpoint to write with the time."
 )
-@click.option("--protocol", default="embedded", show_default=True)
-@click.option("--num", type=int, help="Images at each time (default: the protocol's).")
-@click.option("--seed", default=1000, show_default=True, help="One that is not reported.")
-@DEVICE
-@FORMAT
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Checkpoint to write with the time found."
-)
+@options.OVERWRITE
 def search_times(
-    checkpoint: str,
-    grid: int | None,
-    method: str,
-    protocol: str,
-    num: int | None,
-    seed: int,
-    device: str,
-    format_: str,
-    out: Path | None,
+    checkpoint: str, protocol: str, format_: str, out: Path | None, overwrite: bool, **given: Any
 ) -> None:
-    """The second time of 2-step sampling, chosen by the FID of its images, as the paper did."""
-    from cmrepro.checkpoints.convert import convert as write
-    from cmrepro.checkpoints.io import load_model
-    from cmrepro.files import require_writable
-    from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.search import search_time
+    """Search the second time of 2-step sampling by the FID of its images, as the paper did.
 
+    The ternary search is that of the official code; "grid" scores every inner point of the grid.
+    """
     if out:
-        require_writable(out)
-    found = search_time(
-        load_model(checkpoint, device),
-        load_protocol(protocol),
-        method=method,
-        num_scales=grid,
-        num_images=num,
-        seed=seed,
-        device=device,
-    )
-    print_rows(found.rows, format_)
-    click.echo(found.selection.rule, err=True)
+        options.require_new(out, overwrite)
+    model = load_model(checkpoint, given["device"])
+    found = search_time(model, load_protocol(protocol), **given)
+    options.print_rows(found.rows, format_)
+    click.echo(f"t = {found.time:g}: {found.selection.rule}", err=True)
     if out:
-        click.echo(
-            write(checkpoint, out, two_step_time=found.time, two_step_selection=found.selection),
-            err=True,
-        )
+        time, selection = found.time, found.selection
+        path = convert(checkpoint, out, two_step_time=time, two_step_selection=selection)
+        click.echo(f"wrote {path}", err=True)

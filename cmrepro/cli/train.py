@@ -1,4 +1,4 @@
-"""Training: `train`, `recipe`."""
+"""Training: `train`."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from cmrepro.cli.options import DEVICE, FORMAT, OUT, parse_settings, print_rows
     show_default=True,
     help="Leave out so many images that cannot be decoded, naming them.",
 )
-@click.option("--set", "settings", help="Changes to the recipe, KEY=VALUE[,KEY=VALUE…].")
+@click.option(
+    "--set", "settings", multiple=True, help="Changes to the recipe, KEY=VALUE[,KEY=VALUE…]."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the newest state in the output folder.")
 @DEVICE
@@ -53,7 +55,7 @@ def train(
     variant: str,
     data_path: str | None,
     max_unreadable: int,
-    settings: str | None,
+    settings: tuple[str, ...],
     threads: int | None,
     save_every: int,
     sample_every: int,
@@ -104,27 +106,3 @@ def train(
         )
     if rank == 0:
         click.echo(path)
-
-
-@click.group()
-def recipe() -> None:
-    """Recipes: list, show."""
-
-
-@recipe.command("list")
-def list_recipes() -> None:
-    """Names of all recipes."""
-    from cmrepro.training.recipes import recipe_names
-
-    click.echo("\n".join(recipe_names()))
-
-
-@recipe.command()
-@click.argument("name")
-@click.option("--variant", default="paper", show_default=True, help="paper or released.")
-@FORMAT
-def show(name: str, variant: str, format_: str) -> None:
-    """Everything that recipe NAME says, with what Table 3 leaves out."""
-    from cmrepro.training.recipes import recipe_rows
-
-    print_rows(recipe_rows(name, variant), format_)

@@ -93,7 +93,8 @@ def _evaluate_command(record: RunRecord, samples: Path, out: Path, files: Files)
         "out": out,
     }
     if record.checkpoint is None:
-        options["name"] = record.model
+        stated = {"model": record.model, "nfe": record.nfe, "seed": record.seed}
+        options |= {key: value for key, value in stated.items() if value is not None}
     return ["evaluate", str(samples), *_options(options)]
 
 

@@ -1,0 +1,145 @@
+"""Scoring: `evaluate`, `anchors`, `references list|fetch|build`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cmrepro.cli import options
+from cmrepro.data import ImageSource, load_dataset, open_images
+from cmrepro.distributed import process_group
+from cmrepro.experiments.anchors import anchor_records
+from cmrepro.experiments.explain import explain, explanation_rows
+from cmrepro.experiments.run import evaluate as run
+from cmrepro.files import require_writable
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.metrics.reference_files import write_statistics
+from cmrepro.metrics.reference_registry import fetch_reference, reference_rows
+from cmrepro.metrics.references import build_reference
+from cmrepro.records import FOLDER, SampleProvenance, write_record
+from cmrepro.report.figures import waterfall_figure
+from cmrepro.sampling import read_provenance
+
+
+@click.command()
+@click.argument("samples")
+@click.option(
+    "--protocol", "protocols", multiple=True, default=["embedded"], help="Name or .toml."
+)
+@click.option("--reference", "references", multiple=True, help="Other statistics: name or file.")
+@click.option("--num-images", type=options.COUNT, help="Score the first N images.")
+@click.option("--model", help="Name of the model in the record.")
+@click.option("--nfe", type=options.COUNT, help="Network evaluations an image.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the noise.")
+@click.option("--bootstrap", default=0, help="Resamples for intervals of the scores.")
+@click.option("--explain", "explained", nargs=2, metavar="A B", help="Protocols to compare.")
+@click.option("--real", help="Real images, for --explain between different extractors.")
+@options.DEVICE
+@options.FORMAT
+@options.OUT
+@options.OVERWRITE
+def evaluate(
+    samples: str,
+    protocols: tuple[str, ...],
+    format_: str,
+    out: Path,
+    overwrite: bool,
+    **given: Any,
+) -> None:
+    """Score SAMPLES (.npz, folder or zip of images) and write records to results/records.
+
+    Several --protocol score in one pass, each with its own statistics or one --reference each.
+    --model, --nfe and --seed describe images from elsewhere; samples of this suite have their
+    provenance beside them. --bootstrap adds FID against the number of images too. --explain A B
+    attributes the difference between two protocols step by step, as a table and a figure.
+    Under `torchrun … -m cmrepro evaluate …` each process takes its share of the images.
+    """
+    explained, real = given.pop("explained"), given.pop("real")
+    stated = {key: given.pop(key) for key in ("model", "nfe", "seed")}
+    if explained and (given["references"] or given["num_images"] or given["bootstrap"]):
+        raise click.UsageError(
+            "--explain takes references and numbers of images from its two protocols; leave "
+            "--reference, --num-images and --bootstrap out"
+        )
+    if real and not explained:
+        raise click.UsageError("--real is for --explain; leave it out, or give --explain A B")
+    require_writable(out / FOLDER)
+    loaded = [load_protocol(protocol) for protocol in explained or protocols]
+    images = open_images(samples)
+    if explained:
+        real_images = open_images(real) if real else None
+        rows = explanation_rows(explain(images, *loaded, real=real_images, device=given["device"]))
+        path = out / f"results/figures/explain_{images.name}_{loaded[0].name}_{loaded[1].name}.png"
+        options.print_rows(rows, format_)
+        waterfall_figure(rows, path)
+        click.echo(f"wrote {path}", err=True)
+        return
+    provenance = _provenance(samples, images, stated)
+    with process_group() as rank:
+        records = run(images, loaded, provenance, progress=True, **given)
+    rows = [{"record": r.id, "num_images": r.num_images} | r.scores for r in records]
+    for record in records:
+        click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}", err=True)
+        for warning in record.warnings:
+            click.echo(f"warning: {record.protocol.name}: {warning}", err=True)
+    if rank == 0:
+        options.print_rows(rows, format_)
+
+
+def _provenance(samples: str, images: ImageSource, stated: dict[str, Any]) -> SampleProvenance:
+    """The provenance beside a sample set, or the stated one of images from elsewhere."""
+    found = read_provenance(Path(samples), images)
+    stated = {key: value for key, value in stated.items() if value is not None}
+    if found.checkpoint and stated:
+        names = ", ".join(f"--{key}" for key in stated)
+        raise click.UsageError(f"the provenance of {samples} lies beside it; leave {names} out")
+    return found.replace(**stated)
+
+
+@click.command()
+@click.argument("data_path")
+@options.PROTOCOL
+@click.option("--seed", default=0, help="Seed of the noise and of the choice of images.")
+@options.OUT
+@options.OVERWRITE
+def anchors(data_path: str, protocol: str, seed: int, out: Path, overwrite: bool) -> None:
+    """Score real images at DATA_PATH, the same ones blurred, and noise: the scale's anchors."""
+    require_writable(out / FOLDER)
+    loaded = load_protocol(protocol)
+    for record in anchor_records(load_dataset(data_path), loaded, seed):
+        click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}")
+
+
+@click.group()
+def references() -> None:
+    """Reference statistics: list, fetch, build."""
+
+
+@references.command("list")
+@options.FORMAT
+def list_references(format_: str) -> None:
+    """Named reference statistics: bundled, to fetch, or to build."""
+    options.print_rows(reference_rows(), format_)
+
+
+@references.command()
+@click.argument("name")
+def fetch(name: str) -> None:
+    """Download the reference statistics NAME into the cache; an interrupted download continues."""
+    click.echo(f"wrote {fetch_reference(name)}")
+
+
+@references.command()
+@click.argument("data_path")
+@options.PROTOCOL
+@click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
+@click.option("--split", required=True, help="Part of the data set, e.g. train.")
+@options.DEVICE
+@click.option("--out", type=options.PATH, metavar="FILE.npz", required=True)
+@options.OVERWRITE
+def build(data_path: str, protocol: str, out: Path, overwrite: bool, **settings: str) -> None:
+    """Write statistics of the images at DATA_PATH to FILE.npz; images are read batch by batch."""
+    options.require_new(out, overwrite)
+    loaded, images = load_protocol(protocol), open_images(data_path)
+    write_statistics(out, build_reference(images, loaded, progress=True, **settings))
+    click.echo(f"wrote {out}")
