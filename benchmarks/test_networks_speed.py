@@ -17,8 +17,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmrepro.checkpoints.diffusers_folder import unet_config
-from cmrepro.checkpoints.diffusers_names import to_diffusers
+from cmrepro.checkpoints.diffusers import to_diffusers, unet_config
 from cmrepro.networks import presets
 from cmrepro.networks.adm import ADMConfig, UNet
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from cmrepro.checkpoints.io import CheckpointModel
+    from cmrepro.checkpoints.load import CheckpointModel
     from cmrepro.records import RunRecord
 
 
@@ -22,7 +22,7 @@ def load(checkpoint: str | Path, device: str = "cpu") -> CheckpointModel:
         `model(x_t, t, labels=None)`: f(x_t, t), or D(x_t, t) of an EDM teacher; (B, 3, H, W) in
         [-1, 1]. `model.info` is the checkpoint's header.
     """
-    from cmrepro.checkpoints.io import load_model
+    from cmrepro.checkpoints.load import load_model
 
     return load_model(checkpoint, device)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cmrepro.checkpoints.io import CheckpointModel
+from cmrepro.checkpoints.load import CheckpointModel
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times

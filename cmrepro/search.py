@@ -8,7 +8,7 @@ do not fall so, it may miss the deepest valley; scoring the whole grid finds it.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cmrepro.checkpoints.io import CheckpointModel
+from cmrepro.checkpoints.load import CheckpointModel
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.data import ImageDataset
 from cmrepro.metrics.references import load_reference

@@ -93,10 +93,10 @@ def release(
     """A released checkpoint as if it had a small network, its file put into the cache by hand."""
     flax = released_checkpoints()[name].format == "flax"
     small = "tiny-flax" if flax else "tiny"
-    entry = dataclasses.replace(released_checkpoints()[name], network=small)
+    entry = released_checkpoints()[name].replace(network=small)
     monkeypatch.setitem(released_checkpoints(), name, entry)
     if flax:
-        write_flax(entry.downloaded, step=entry.total_steps or 0)
+        write_flax(entry.downloaded, step=entry.training.total_steps or 0)
     else:
         write_torch(entry.downloaded)
     return entry

@@ -1,7 +1,6 @@
 """The official flax files: what is read, what is refused, how the parameters are renamed."""
 
 import pathlib
-import pickle
 import tracemalloc
 from typing import Any
 
@@ -12,24 +11,16 @@ import numpy as np
 import pytest
 import torch
 from random_weights import randomise
-from safetensors.numpy import save_file
 
-from cmrepro.checkpoints.flax import (
-    flax_names,
-    ncsnpp_state_dict,
-    read_flax_checkpoint,
-    read_training_state,
-)
+from cmrepro.checkpoints.flax import flax_names, ncsnpp_state_dict, read_flax_checkpoint
 from cmrepro.consistency.parameterization import PreconditionedModel
-from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
+from cmrepro.networks.ncsnpp import NCSNpp
 
 CONFIG = golden_jax.TINY
 
 
 def extension(value: Any) -> msgpack.ExtType:
-    """An array, numpy number or complex number as flax's serialisation writes it."""
-    if isinstance(value, complex):
-        return msgpack.ExtType(2, msgpack.packb((value.real, value.imag)))
+    """An array or numpy number as flax's serialisation writes it."""
     content = (value.shape, value.dtype.name, value.tobytes())
     code = 1 if isinstance(value, np.ndarray) else 3
     return msgpack.ExtType(code, msgpack.packb(content, use_bin_type=True))
@@ -94,13 +85,6 @@ def error_of(path: pathlib.Path) -> str:
     return text
 
 
-def mismatch(parameters: dict[str, np.ndarray], config: NCSNppConfig = CONFIG) -> str:
-    with pytest.raises(ValueError) as caught:
-        ncsnpp_state_dict(parameters, config)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("case", "name", "step"),
     [("b", "checkpoint_74", 740_000), ("edm_tiny", "edm_cifar10_ema", 400_000)],
@@ -113,10 +97,6 @@ def test_official_files_hold_the_stored_parameters(case: str, name: str, step: i
         assert checkpoint.parameters[key].dtype == value.dtype, key
         np.testing.assert_array_equal(checkpoint.parameters[key], value)
     assert checkpoint.step == step
-    # CT has a target network of its own.
-    trees = list(read_training_state(golden.path(f"ncsnpp/{case}/{name}"), msgpack.ExtType, ()))
-    assert ("target_params" in trees) == (case == "b")
-    assert trees[:3] == ["step", "lr", "ema_rate"]
 
 
 def test_an_official_file_becomes_the_official_consistency_function() -> None:
@@ -150,21 +130,10 @@ def test_kernels_are_transposed(parameters: dict[str, np.ndarray]) -> None:
         assert ours[o, i, y, x] == kernel[y, x, i, o]
     x = np.linspace(-1, 1, 16, dtype=np.float32)
     got = torch.nn.functional.linear(torch.from_numpy(x), weights["time_embed.0.weight"])
+    # Float32 sums in another order.
     np.testing.assert_allclose(got, x @ parameters["Dense_0/kernel"], rtol=1e-5, atol=1e-6)
     query = weights["middle.1.query.weight"].numpy()
     assert np.array_equal(query.T, parameters["AttnBlockpp_1/NIN_0/W"])
-
-
-def test_arrays_in_chunks_are_put_together(tmp_path: pathlib.Path) -> None:
-    whole = np.arange(12, dtype=np.float32).reshape(3, 4)
-    pieces = {str(i): whole.reshape(-1)[5 * i : 5 * i + 5] for i in range(3)}
-    chunked = {"__msgpack_chunked_array__": True, "shape": {"0": 3, "1": 4}, "chunks": pieces}
-    path = write(tmp_path / "c", state({}, params_ema={"a": {"W": chunked}}))
-    np.testing.assert_array_equal(read_flax_checkpoint(path).parameters["a/W"], whole)
-    del pieces["1"]
-    assert "a/W is an array in chunks of which some are missing" in error_of(
-        write(path, state({}, params_ema={"a": {"W": chunked}}))
-    )
 
 
 def test_memory_beyond_the_result_is_small(tmp_path: pathlib.Path) -> None:
@@ -192,68 +161,28 @@ def test_every_shortened_file_is_refused(tmp_path: pathlib.Path, trees: int) -> 
     path = tmp_path / "checkpoint_80"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert f"is cut off: its {length} bytes end" in error_of(path)
+        assert f"is cut off after {length} bytes" in error_of(path)
 
 
-class Touch:
-    """Unpickling it would write a file."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pathlib.Path.touch, (self.path,)
+def array(dtype: str, content: bytes = b"\0\0\0\0\0\0\0\0", shape: Any = (1,)) -> msgpack.ExtType:
+    return msgpack.ExtType(1, msgpack.packb((shape, dtype, content)))
 
 
-def test_a_pickle_is_refused_and_not_run(tmp_path: pathlib.Path) -> None:
-    ran, path = tmp_path / "ran", tmp_path / "model.pkl"
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        path.write_bytes(pickle.dumps({"params_ema": Touch(ran)}, protocol))
-        assert "is not a flax checkpoint" in error_of(path)
-    assert not ran.exists()
-    pickle.loads(path.read_bytes())
-    assert ran.exists(), "the pickle is harmless: no test"
-
-
-def test_other_formats_are_refused(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "model"
-    save_file({"w": np.zeros(3, np.float32)}, path)
-    assert "is not a flax checkpoint" in error_of(path)
-    torch.save({"w": torch.zeros(3)}, path)
-    assert "is not a flax checkpoint" in error_of(path)
-    path.write_text("<!DOCTYPE html><html>not found</html>")
-    assert "is not a flax checkpoint" in error_of(path)
-    path.write_bytes(np.random.default_rng(0).bytes(1000))
-    error_of(path)
-
-
-FOREIGN = {
-    "an array for a map": ([1, 2], "not a flax checkpoint"),
-    "no averaged weights": ({"step": 1, "params": {}}, "no params_ema and step but step, params"),
-    "no step": ({"params_ema": {}}, "no params_ema and step but params_ema"),
-    "numbers for names": ({1: 2}, "a int in place of a tree's name"),
-    "a text for an array": (state({}, params_ema={"a": "b"}), "a is a str, not an array"),
-    "a text for a tree": (state({}, params_ema="b"), "params_ema is a str, not an array"),
-    "a text for the step": (state({}, step="many"), "invalid literal for int"),
-    "an unknown extension": (state({}, step=msgpack.ExtType(9, b"")), "extension of type 9"),
-    "objects": (
-        state({}, step=msgpack.ExtType(1, msgpack.packb(((1,), "object", b"\0" * 8)))),
-        "an array of type object",
-    ),
-    "an unknown type": (
-        state({}, step=msgpack.ExtType(1, msgpack.packb(((1,), "bfloat16", b"\0" * 2)))),
-        "bfloat16",
-    ),
-    "too few bytes": (
-        state({}, step=msgpack.ExtType(1, msgpack.packb(((3,), "float32", b"\0" * 8)))),
-        "cannot reshape",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", FOREIGN)
-def test_other_contents_are_refused(tmp_path: pathlib.Path, what: str) -> None:
-    content, reason = FOREIGN[what]
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([1, 2], ""),
+        ({"step": 1, "params": {}}, "lacks params_ema or step"),
+        (state({}, params_ema={"a": "b"}), "a is a str, not an array"),
+        (state({}, step="many"), "invalid literal for int"),
+        (state({}, step=msgpack.ExtType(9, b"")), "extension of type 9"),
+        (state({}, step=array("object")), "an array of type object"),
+        (state({}, step=array("bfloat16")), "bfloat16"),
+        (state({}, step=array("float32", shape=(3,))), "cannot reshape"),
+        (state({}, step=array("float32", shape=("a",))), ""),
+    ],
+)
+def test_other_contents_are_refused(tmp_path: pathlib.Path, content: Any, reason: str) -> None:
     text = error_of(write(tmp_path / "model", content))
     assert "is not a flax checkpoint" in text and reason in text
 
@@ -262,34 +191,3 @@ def test_what_follows_the_end_is_refused(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "model", state({}))
     path.write_bytes(path.read_bytes() + b"more")
     assert "4 bytes follow its end" in error_of(path)
-
-
-def test_a_missing_parameter_is_named(parameters: dict[str, np.ndarray]) -> None:
-    del parameters["AttnBlockpp_2/NIN_3/W"]
-    assert "they lack AttnBlockpp_2/NIN_3/W; use" in mismatch(parameters)
-
-
-def test_a_surplus_parameter_is_named(parameters: dict[str, np.ndarray]) -> None:
-    parameters["AttnBlockpp_9/NIN_3/W"] = np.zeros((16, 16), np.float32)
-    del parameters["Conv_1/bias"]
-    assert "they lack Conv_1/bias, they have the surplus AttnBlockpp_9/NIN_3/W; use" in mismatch(
-        parameters
-    )
-
-
-def test_another_shape_or_type_is_named(parameters: dict[str, np.ndarray]) -> None:
-    kernel = parameters["Conv_0/kernel"]  # (3, 3, 3, 8)
-    for wrong, got in [
-        (kernel[..., :4], "float32 (4, 3, 3, 3)"),
-        (kernel[0], "float32 (3, 3, 8)"),
-        (kernel.astype(np.float64), "float64 (8, 3, 3, 3)"),
-    ]:
-        text = mismatch(parameters | {"Conv_0/kernel": wrong})
-        assert f"they have Conv_0/kernel as {got}, not float32 (8, 3, 3, 3)" in text
-
-
-def test_another_network_is_refused(parameters: dict[str, np.ndarray]) -> None:
-    wider = NCSNppConfig(16, (1, 2), 1)
-    text = mismatch(parameters, wider)
-    assert "num_channels=16" in text and " more; use a checkpoint of this network" in text
-    assert "and 1" in mismatch(parameters, golden_jax.NCSNPP["b"])  # too many to name them all

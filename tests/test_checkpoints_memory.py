@@ -1,4 +1,4 @@
-"""Memory that inspecting and converting take, in a process of its own, by format."""
+"""Memory that converting takes, in a process of its own, by format."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import msgpack
 import torch
 from safetensors.torch import load_file
 from official_files import ema_tree, packed
-from cmrepro.checkpoints.contents import describe
+from cmrepro.checkpoints.contents import contents
 from cmrepro.checkpoints.convert import convert
 from cmrepro.networks import presets
 from cmrepro.networks.adm import ADMConfig, UNet
@@ -73,8 +73,7 @@ for round in range(2):
         source, out = folder / name, folder / f"{round} {name}.safetensors"
         how = {} if name in ("safetensors", "diffusers") else {"parameterization": "edm"}
         found[name] = {
-            "file": describe(source)["bytes"],
-            "inspected": peak(lambda: describe(source)),
+            "file": contents(str(source))["bytes"],
             "converted": peak(lambda: convert(source, out, **how)),
             "result": out.stat().st_size,
         }
@@ -104,8 +103,6 @@ def test_memory_is_bounded_by_the_size_of_the_file(tmp_path: pathlib.Path) -> No
     for name, numbers in json.loads(result.stdout).items():
         file, converted = numbers["file"], numbers["result"]
         assert file > 60_000_000, name
-        # Buffers of the decoder of msgpack, 20 MB; other formats have their shapes in a header.
-        assert numbers["inspected"] < 0.35 * file, name
         for action in ("converted", "halved", "exported"):
             # What the issue allows, with the result in memory.
             assert numbers.get(action, 0) < converted + 1.2 * file, (name, action)

@@ -316,7 +316,7 @@ def test_claims_deviations_checkpoints_references(run):
         code, out, err = run(*command, "--format", "json")
         assert code == 0, err
         assert len(json.loads(out)) >= least
-    code, out, _ = run("checkpoints", "inspect", CD)
+    code, out, _ = run("checkpoints", "inspect", CD, "--format", "json")
     assert json.loads(out)["network"] == "demo"
 
 
@@ -328,14 +328,12 @@ def test_convert_keeps_the_model_and_adds_the_time(run, tmp_path):
         CD,
         "--two-step-time",
         1.5,
-        "--selection",
-        "by hand",
         "--out",
         path,
     )
     assert code == 0, err
-    info = json.loads(run("checkpoints", "inspect", path)[1])
-    assert (info["two_step_time"], info["selection"]) == (1.5, "by hand")
+    info = json.loads(run("checkpoints", "inspect", path, "--format", "json")[1])
+    assert (info["two_step_time"], info["two_step_selection"]) == (1.5, None)
     code, _, err = run("checkpoints", "convert", CD, "--two-step-time", 90, "--out", path)
     assert code == 2
     assert "allowed is between" in err

@@ -16,7 +16,8 @@ from PIL import Image
 from tiny import tiny_networks
 from tiny_run import tiny_run
 
-from cmrepro.checkpoints.io import load_model, save_checkpoint
+from cmrepro.checkpoints.io import save_checkpoint
+from cmrepro.checkpoints.load import load_model
 from cmrepro.checks import checkpoints, images, statistics
 from cmrepro.checks.examine import examine
 from cmrepro.checks.findings import Examination, Settings, causes

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_checkpoint import save_tiny, tiny_presets
 
-from cmrepro.checkpoints.io import load_model
+from cmrepro.checkpoints.load import load_model
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.data import ImageDataset
 from cmrepro.experiments.reproduce import Suite, load_suite, reproduce

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import DATA, tiny_networks, tiny_recipe
 
-from cmrepro.checkpoints.io import load_model
+from cmrepro.checkpoints.load import load_model
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.training.batches import Batch, BatchSource
 from cmrepro.training.loop import train

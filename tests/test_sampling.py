@@ -12,7 +12,7 @@ from several import in_processes
 from tiny_checkpoint import save_tiny, tiny_presets
 
 from cmrepro import sampling
-from cmrepro.checkpoints.io import CheckpointModel, load_model
+from cmrepro.checkpoints.load import CheckpointModel, load_model
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.data import ImageDataset, load_dataset
 from cmrepro.records import SampleProvenance

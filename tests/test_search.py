@@ -8,7 +8,7 @@ import pytest
 from tiny_checkpoint import save_tiny, tiny_presets
 
 from cmrepro import sampling, search
-from cmrepro.checkpoints.io import load_model
+from cmrepro.checkpoints.load import load_model
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.score import Scores

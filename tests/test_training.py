@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tiny import DATA, SIZE, tiny_networks, tiny_recipe
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.io import load_model, read_info
+from cmrepro.checkpoints.io import read_info
+from cmrepro.checkpoints.load import load_model
 from cmrepro.data import synthetic
 from cmrepro.training import step
 from cmrepro.training.batches import BatchSource

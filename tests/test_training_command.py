@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from tiny import tiny_networks
 
-from cmrepro.checkpoints.io import load_model, read_info
+from cmrepro.checkpoints.io import read_info
+from cmrepro.checkpoints.load import load_model
 from cmrepro.cli import main as cli
 from cmrepro.training import step
 from cmrepro.training.plan import RandomLPIPS

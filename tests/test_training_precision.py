@@ -9,7 +9,7 @@ import torch
 from tiny import DATA, tiny_networks, tiny_recipe
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.io import load_model
+from cmrepro.checkpoints.load import load_model
 from cmrepro.training.batches import BatchSource
 from cmrepro.training.loop import train
 from cmrepro.training.state import state_files

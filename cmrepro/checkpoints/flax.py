@@ -7,22 +7,20 @@ Arrays are msgpack extensions, as flax/serialization.py of flax 0.6 writes them.
 file can be executed.
 """
 
-import contextlib
-from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from cmrepro.networks.ncsnpp import Attention, NCSNpp, NCSNppConfig, PyramidDownsample, ResBlock
 
 EMA_TREE = "params_ema"
-NDARRAY, COMPLEX, SCALAR = 1, 2, 3  # flax's msgpack extension codes
-CHUNKED = "__msgpack_chunked_array__"  # marks a map that holds an array of more than 1 GiB
+NDARRAY, SCALAR = 1, 3  # flax's msgpack extension codes
 MAX_ENTRIES = 2**16  # of one map; the released networks have 56 modules
 
 # Our modules -> the official ones, outside and inside of the blocks. Blocks are numbered by kind.
@@ -71,23 +69,17 @@ LEAVES = {
 AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
-@dataclass(frozen=True)
-class FlaxCheckpoint:
-    """What is read from one official file.
+class FlaxCheckpoint(NamedTuple):
+    """The EMA weights, by the flax tree's path joined by "/" (read-only), and training steps."""
 
-    Attributes:
-        parameters: The EMA weights, the flax tree's path joined by "/" -> read-only array.
-        step: Training steps.
-    """
-
-    parameters: dict[str, np.ndarray]
+    parameters: dict[str, NDArray[Any]]
     step: int
 
 
-def read_flax_checkpoint(path: str | Path) -> FlaxCheckpoint:
-    """The EMA weights of an official checkpoint.
+def read_flax_checkpoint(path: Path) -> FlaxCheckpoint:
+    """The EMA weights of an official checkpoint, read once from front to back.
 
-    Memory holds the result and one array more.
+    Memory holds the result and one more array: the other trees are skipped.
 
     Args:
         path: For example `checkpoint_80` or `edm_cifar10_ema`.
@@ -95,62 +87,32 @@ def read_flax_checkpoint(path: str | Path) -> FlaxCheckpoint:
     Raises:
         ValueError: The file is cut off, or not a flax training state with `params_ema`.
     """
-    path = Path(path)
-    content = read_training_state(path, _decode, {EMA_TREE, "step"})
-    with _official(path, content):
-        if not {EMA_TREE, "step"} <= content.keys():
-            raise ValueError(f"it has no {EMA_TREE} and step but {_some(content)}")
-        return FlaxCheckpoint(dict(_flatten(content[EMA_TREE])), int(content["step"]))
-
-
-def read_training_state(
-    path: Path, decode: Callable[[int, bytes], Any], wanted: Container[str] | None = None
-) -> dict[str, Any]:
-    """What an official file holds, by name in its order, read once from front to back.
-
-    Args:
-        path: The file.
-        decode: What becomes of a msgpack extension of a code.
-        wanted: What is read; the rest is passed over and None. Everything by default.
-
-    Raises:
-        ValueError: The file is cut off, or no flax training state.
-    """
     size = path.stat().st_size
     content: dict[str, Any] = {}
-    with path.open("rb") as file, _official(path, content):
-        unpacker = msgpack.Unpacker(
-            file,
-            ext_hook=decode,
-            max_buffer_size=max(size, 1),
-            max_map_len=MAX_ENTRIES,
-            max_array_len=MAX_ENTRIES,
-        )
-        for _ in range(unpacker.read_map_header()):
-            name = unpacker.unpack()
-            if not isinstance(name, str):
-                raise ValueError(f"it has a {type(name).__name__} in place of a tree's name")
-            if wanted is None or name in wanted:
-                content[name] = unpacker.unpack()
-            else:
-                unpacker.skip()
-                content[name] = None
-        if size != unpacker.tell():
-            raise ValueError(f"{size - unpacker.tell()} bytes follow its end")
-    return content
-
-
-@contextlib.contextmanager
-def _official(path: Path, content: Iterable[str]) -> Iterator[None]:
-    """One line for all that can be wrong in a file of which `content` has been read."""
     try:
-        yield
+        with path.open("rb") as file:
+            unpacker = msgpack.Unpacker(
+                file,
+                ext_hook=_decode,
+                max_buffer_size=max(size, 1),
+                max_map_len=MAX_ENTRIES,
+                max_array_len=MAX_ENTRIES,
+            )
+            for _ in range(unpacker.read_map_header()):
+                if (name := unpacker.unpack()) in (EMA_TREE, "step"):
+                    content[name] = unpacker.unpack()
+                else:
+                    unpacker.skip()
+            if size != unpacker.tell():
+                raise ValueError(f"{size - unpacker.tell()} bytes follow its end")
+        if content.keys() != {EMA_TREE, "step"}:
+            raise ValueError(f"it lacks {EMA_TREE} or step")
+        return FlaxCheckpoint(dict(_flatten(content[EMA_TREE])), int(content["step"]))
     except msgpack.OutOfData as error:
         raise ValueError(
-            f"{path} is cut off: its {path.stat().st_size} bytes end within the tree after "
-            f"{_some(list(content)[-1:])}; copy or download it again"
+            f"{path} is cut off after {size} bytes; copy or download it again"
         ) from error
-    # The decoder reports what is malformed by any of these.
+    # The decoder reports malformed content by any of these.
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(
             f"{path} is not a flax checkpoint of the official CIFAR-10 code "
@@ -159,41 +121,25 @@ def _official(path: Path, content: Iterable[str]) -> Iterator[None]:
 
 
 def _decode(code: int, data: bytes) -> Any:
-    """What one of flax's msgpack extensions holds."""
-    if code == COMPLEX:
-        return complex(*msgpack.unpackb(data))
+    """The array or number in one of flax's msgpack extensions."""
     if code not in (NDARRAY, SCALAR):
         raise ValueError(f"it has a msgpack extension of type {code}")
     shape, name, buffer = msgpack.unpackb(data)
     dtype = np.dtype(name)
-    if dtype.kind not in "biufc":
+    if dtype.kind not in "biuf":
         raise ValueError(f"it has an array of type {name}")
-    array = np.frombuffer(buffer, dtype).reshape(shape)
-    return array[()] if code == SCALAR else array
+    return np.frombuffer(buffer, dtype).reshape(shape)
 
 
-def _flatten(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays of nested maps with their paths; those in chunks are put together."""
-    if isinstance(tree, dict) and CHUNKED in tree:
-        yield path, _joined(tree, path)
-    elif isinstance(tree, dict):
+def _flatten(tree: Any, path: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
+    """Arrays of nested maps with their paths."""
+    if isinstance(tree, dict):
         for name, branch in tree.items():
             yield from _flatten(branch, f"{path}/{name}" if path else str(name))
     elif isinstance(tree, np.ndarray):
         yield path, tree
     else:
         raise ValueError(f"{path or EMA_TREE} is a {type(tree).__name__}, not an array")
-
-
-def _joined(tree: dict[str, Any], path: str) -> np.ndarray:
-    """An array in chunks; its shape and its chunks are maps numbered from "0"."""
-    try:
-        shape, chunks = (
-            [tree[key][str(i)] for i in range(len(tree[key]))] for key in ("shape", "chunks")
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is an array in chunks of which some are missing") from error
-    return np.concatenate(chunks).reshape(shape)
 
 
 def flax_names(network: NCSNpp) -> dict[str, str]:
@@ -214,55 +160,32 @@ def flax_names(network: NCSNpp) -> dict[str, str]:
     return names
 
 
+def flax_shapes(network: NCSNpp) -> dict[str, tuple[int, ...]]:
+    """Official names and shapes of a network's parameters."""
+    names = flax_names(network)
+    return {
+        names[ours]: tuple(tensor.shape[AXES[tensor.ndim].index(i)] for i in range(tensor.ndim))
+        for ours, tensor in network.state_dict().items()
+    }
+
+
 def ncsnpp_state_dict(
-    parameters: dict[str, np.ndarray], config: NCSNppConfig, source: str = "the file"
-) -> dict[str, torch.Tensor]:
-    """Official parameters as the state dict of `NCSNpp(config)`.
+    parameters: Mapping[str, NDArray[Any]], config: NCSNppConfig
+) -> dict[str, Tensor]:
+    """Official parameters of this network as the state dict of `NCSNpp(config)`.
 
     Args:
-        parameters: `FlaxCheckpoint.parameters`. Kernels are (height, width, in, out) or (in, out).
-        config: The network they are of.
-        source: Where they are from, for errors.
+        parameters: `FlaxCheckpoint.parameters`, all of them. Kernels are (height, width, in, out)
+            or (in, out).
+        config: Configuration of the network.
 
     Returns:
-        Name -> float32 tensor of its own memory, in torch's order of axes.
-
-    Raises:
-        ValueError: Names the parameters that are missing, surplus, or of another shape or type.
+        Name -> tensor of its own memory, in torch's order of axes.
     """
     with torch.device("meta"):
-        network = NCSNpp(config)
-    names = flax_names(network)
-    problems = []
-    if missing := [name for name in names.values() if name not in parameters]:
-        problems.append(f"lack {_some(missing)}")
-    if surplus := sorted(parameters.keys() - names.values()):
-        problems.append(f"have the surplus {_some(surplus)}")
-    weights, misfits = {}, []
-    for ours, expected in network.state_dict().items():
-        if (array := parameters.get(names[ours])) is None:
-            continue
-        axes = AXES.get(array.ndim, range(array.ndim))
-        array = array.transpose(axes)
-        if array.shape != expected.shape or array.dtype != np.float32:
-            misfits.append(
-                f"{names[ours]} as {array.dtype} {array.shape}, not float32 "
-                f"{tuple(expected.shape)} (in torch's order)"
-            )
-        elif not problems:
-            weights[ours] = torch.from_numpy(np.array(array, order="C"))
-    if misfits:
-        problems.append(f"have {_some(misfits, shown=1)}")
-    if problems:
-        raise ValueError(
-            f"the parameters of {source} are not of {config}: they {', they '.join(problems)}; "
-            "use a checkpoint of this network"
-        )
-    return weights
-
-
-def _some(names: Iterable[str], shown: int = 3) -> str:
-    """The first few of many names."""
-    names = list(names)
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return (", ".join(names[:shown]) or "nothing") + rest
+        names = flax_names(NCSNpp(config))
+    arrays = {ours: parameters[official] for ours, official in names.items()}
+    return {
+        ours: torch.from_numpy(np.array(array.transpose(AXES[array.ndim]), order="C"))
+        for ours, array in arrays.items()
+    }

@@ -1,7 +1,5 @@
-"""Read and write the project's checkpoints: safetensors with the metadata in its header."""
+"""Read and write the project's checkpoints: safetensors with a `CheckpointInfo` in the header."""
 
-import difflib
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,18 +7,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from msgspec.structs import asdict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.registry import released_checkpoints
-from cmrepro.consistency.parameterization import PreconditionedModel
-from cmrepro.files import atomic_path, sha256
-from cmrepro.networks.presets import IMAGE_SIZES, build_network
-from cmrepro.records import Checkpoint, CheckpointInfo
-from cmrepro.schema import convert, to_builtins, unknown
+from cmrepro.files import atomic_path
+from cmrepro.records import CheckpointInfo
+from cmrepro.schema import convert, to_builtins
 
 FORMAT = "cmrepro-checkpoint-2"
 FORMAT_1 = "cmrepro-checkpoint-1"
@@ -42,7 +37,7 @@ def stored_weights(
     A buffer is a constant, e.g. the frequencies of a noise embedding, which rounding would ruin.
 
     Args:
-        weights: Of `network`, by name.
+        weights: Weights of `network`, by name.
         network: Tells parameters from buffers; may be on the meta device.
         dtype: Type of the parameters.
     """
@@ -63,47 +58,10 @@ def write_checkpoint(path: str | Path, weights: dict[str, Tensor], info: Checkpo
     with atomic_path(path) as temporary:
         try:
             save_file(weights, temporary, metadata)
-        except SafetensorError as error:  # the library's own form of the system's errors
+        except SafetensorError as error:  # safetensors wraps the system's errors
             raise ValueError(
                 f"cannot write {path} ({error}); free space or choose another folder"
             ) from error
-
-
-def find_checkpoint(name: str | Path) -> Path:
-    """The file of a bundled or released checkpoint's name, or the path itself.
-
-    Raises:
-        ValueError: Neither a known name nor a file; a folder; or a released checkpoint that is not
-            converted yet (says the command that does it).
-    """
-    path, name = Path(name), str(name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder; a checkpoint is one file: make it from a diffusers folder with "
-            "'cmrepro checkpoints convert'"
-        )
-    bundled, released = bundled_checkpoints(), released_checkpoints()
-    if name in bundled:
-        return bundled[name]
-    if name in released:
-        if not released[name].converted.is_file():
-            raise ValueError(
-                f"released checkpoint '{name}' is not converted yet (no file "
-                f"{released[name].converted}); run 'cmrepro checkpoints convert {name}'"
-            )
-        return released[name].converted
-    raise ValueError(unknown_checkpoint(name))
-
-
-def unknown_checkpoint(name: str) -> str:
-    """The text of the error for a name that is no file, bundled or released checkpoint."""
-    bundled, released = bundled_checkpoints(), released_checkpoints()
-    nearest = difflib.get_close_matches(name, [*bundled, *released], n=1, cutoff=0.5)
-    known = released if nearest and nearest[0] in released else bundled
-    text = unknown("checkpoint (no such file either)", name, known)
-    return f"{text}; 'cmrepro checkpoints list' shows all"
 
 
 def bundled_checkpoints() -> dict[str, Path]:
@@ -123,8 +81,7 @@ def read_safetensors_metadata(path: str | Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again; one of "
-            "another format is made into a checkpoint by 'cmrepro checkpoints convert'"
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
         ) from error
 
 
@@ -132,7 +89,7 @@ def read_info(path: str | Path) -> CheckpointInfo:
     """The header of a checkpoint, without its weights.
 
     Raises:
-        ValueError: Truncated, not safetensors, or written by another program.
+        ValueError: Truncated, not safetensors, or not written by this version of cmrepro.
     """
     metadata = read_safetensors_metadata(path)
     if metadata.get("format") == FORMAT_1:
@@ -140,14 +97,22 @@ def read_info(path: str | Path) -> CheckpointInfo:
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format '{metadata.get('format', 'none')}', allowed is '{FORMAT}'; "
-            "only checkpoints written by cmrepro can be loaded"
+            "train again, or convert the original file with 'cmrepro checkpoints convert'"
         )
+    return header(metadata.get("info", ""), path)
+
+
+def header(text: str, path: str | Path) -> CheckpointInfo:
+    """The `CheckpointInfo` in the header of a file.
+
+    Raises:
+        ValueError: It is none.
+    """
     try:
-        return convert(CheckpointInfo, json.loads(metadata["info"]), "")
-    except (KeyError, ValueError) as error:
+        return convert(CheckpointInfo, msgspec.json.decode(text), "")
+    except (ValueError, msgspec.DecodeError) as error:
         raise ValueError(
-            f"{path} has a broken header ({type(error).__name__}: {error}); copy or download it "
-            "again"
+            f"{path} has a broken header ({error}); copy or download it again"
         ) from error
 
 
@@ -216,45 +181,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
-class CheckpointModel(PreconditionedModel):
-    """The model of a checkpoint, with the file it came from and what that says of itself."""
-
-    def __init__(self, network: nn.Module, path: Path, info: CheckpointInfo) -> None:
-        super().__init__(network, info.parameterization, info.sigma_data, info.sigma_min)
-        self.path = path
-        self.info = info
-
-    @property
-    def image_size(self) -> int:
-        """H = W of its images."""
-        return IMAGE_SIZES[self.info.network]
-
-    @functools.cached_property
-    def checkpoint(self) -> Checkpoint:
-        """Header, file name and checksum, for the provenance of its samples."""
-        return Checkpoint(**asdict(self.info), file=self.path.name, sha256=sha256(self.path))
-
-
-def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:
-    """The model of a checkpoint, in evaluation mode, float32, channels_last.
-
-    Args:
-        name: A bundled or converted released checkpoint's name, or a path.
-        device: Where to put it.
-
-    Raises:
-        ValueError: Unknown name, broken file, or weights of another network (names one).
-    """
-    path = find_checkpoint(name)
-    info = read_info(path)
-    network = build_network(info.network)
-    weights = {key: tensor.float() for key, tensor in read_weights(path).items()}
-    check_parameters(network.state_dict(), weights, str(path), info.network)
-    network.load_state_dict(weights)
-    model = CheckpointModel(network, path, info)
-    return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
 def check_parameters(
     expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str, network_name: str
 ) -> None:
@@ -263,21 +189,25 @@ def check_parameters(
     Raises:
         ValueError: Names the missing, surplus and misshapen parameters.
     """
-    shapes = ({key: tuple(t.shape) for key, t in side.items()} for side in (expected, weights))
-    if problem := parameter_differences(*shapes):
+    if problem := parameter_differences(shapes(expected), shapes(weights)):
         raise ValueError(
             f"{source} is not of network '{network_name}': it {problem}; "
             "use a checkpoint of this network"
         )
 
 
+def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def parameter_differences(expected: Shapes, got: Shapes) -> str:
-    """What `got` lacks, has besides, and has in another shape; empty where they agree."""
+    """The missing, surplus and misshapen parameters in `got`; empty without any."""
     problems = []
     if missing := sorted(expected.keys() - got.keys()):
-        problems.append(f"lacks parameter {some_names(missing)}")
+        problems.append(f"lacks parameter {_some(missing)}")
     if surplus := sorted(got.keys() - expected.keys()):
-        problems.append(f"has a surplus parameter {some_names(surplus)}")
+        problems.append(f"has a surplus parameter {_some(surplus)}")
     for key in sorted(expected.keys() & got.keys()):
         if got[key] != expected[key]:
             problems.append(f"has {key} {got[key]}, not {expected[key]}")
@@ -285,8 +215,8 @@ def parameter_differences(expected: Shapes, got: Shapes) -> str:
     return ", it ".join(problems)
 
 
-def some_names(names: Sequence[str]) -> str:
-    """The first name, and in brackets two more and how many follow."""
+def _some(names: Sequence[str]) -> str:
+    """The first name, and in brackets two more and the number of the others."""
     first, *others = names
     more = [f"{len(others) - 2} more"] if len(others) > 2 else []
     return f"{first} (and {', '.join([*others[:2], *more])})" if others else first

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.io import CheckpointModel, load_model
+from cmrepro.checkpoints.load import CheckpointModel, load_model
 from cmrepro.checks import statements
 from cmrepro.checks.findings import (
     FID_LIMIT,

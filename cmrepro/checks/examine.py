@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cmrepro.checkpoints.contents import file_format
-from cmrepro.checkpoints.diffusers_folder import is_diffusers_folder
+from cmrepro.checkpoints.diffusers import is_diffusers_folder
+from cmrepro.checkpoints.formats import file_format
 from cmrepro.checkpoints.io import bundled_checkpoints
 from cmrepro.checks.checkpoints import examine_checkpoint
 from cmrepro.checks.findings import Examination, Settings, causes

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro import sampling
-from cmrepro.checkpoints.io import CheckpointModel, find_checkpoint, load_model
+from cmrepro.checkpoints.load import CheckpointModel, find_checkpoint, load_model
 from cmrepro.checks import pixels, sets
 from cmrepro.checks.findings import (
     FID_LIMIT,

@@ -7,10 +7,11 @@ from typing import Any
 import click
 import torch
 
-from cmrepro.checkpoints.contents import checkpoint_rows, describe, here
+from cmrepro.checkpoints.contents import checkpoint_rows, contents
 from cmrepro.checkpoints.convert import convert as run
 from cmrepro.checkpoints.registry import fetch_checkpoint
 from cmrepro.cli.options import FORMAT, OVERWRITE, PATH, print_rows, require_new
+from cmrepro.schema import flat
 
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -36,9 +37,12 @@ def fetch(name: str) -> None:
 
 @checkpoints.command()
 @click.argument("checkpoint")
-def inspect(checkpoint: str) -> None:
-    """Describe CHECKPOINT (of any readable format) as JSON, without loading its weights."""
-    click.echo(json.dumps(describe(here(checkpoint)), indent=1))
+@FORMAT
+def inspect(checkpoint: str, format_: str) -> None:
+    """Show network, parameters, training and selection of CHECKPOINT, of any supported format."""
+    found = contents(checkpoint)
+    rows = [{"field": key, "value": value} for key, value in flat(found).items() if value]
+    click.echo(json.dumps(found, indent=1)) if format_ == "json" else print_rows(rows, format_)
 
 
 @checkpoints.command()

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cmrepro.checkpoints.convert import convert
-from cmrepro.checkpoints.io import load_model
+from cmrepro.checkpoints.load import load_model
 from cmrepro.cli import options
 from cmrepro.distributed import process_group
 from cmrepro.experiments.reproduce import load_suite

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmrepro.checkpoints.io import find_checkpoint
+from cmrepro.checkpoints.load import find_checkpoint
 from cmrepro.data import images_sha256, open_images
 from cmrepro.files import sha256
 from cmrepro.metrics.protocols import load_protocol

@@ -4,7 +4,7 @@ import time
 from importlib import resources
 from pathlib import Path
 
-from cmrepro.checkpoints.io import load_model
+from cmrepro.checkpoints.load import load_model
 from cmrepro.data import ImageDataset
 from cmrepro.experiments.run import evaluate
 from cmrepro.files import make_folder

@@ -14,7 +14,7 @@ from typing import Never
 from torch import distributed
 from tqdm import tqdm
 
-from cmrepro.checkpoints.io import CheckpointModel, find_checkpoint, load_model
+from cmrepro.checkpoints.load import CheckpointModel, find_checkpoint, load_model
 from cmrepro.data import TrainingImages, training_images
 from cmrepro.distributed import all_reduce_max, shard
 from cmrepro.files import DownloadError, make_folder, sha256

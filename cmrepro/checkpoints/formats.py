@@ -1,0 +1,194 @@
+"""Read a checkpoint of any supported format; nothing in it is run.
+
+Ours (safetensors), state dicts of `torch.save`, flax files of the official CIFAR-10 code and
+diffusers folders. A tensor of a mapped file takes memory when it is used.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmrepro.checkpoints.diffusers import (
+    OLD_WEIGHTS,
+    adm_config,
+    folder_fields,
+    folder_weights_file,
+    from_diffusers,
+    is_diffusers_folder,
+    to_diffusers,
+)
+from cmrepro.checkpoints.flax import flax_shapes, ncsnpp_state_dict, read_flax_checkpoint
+from cmrepro.checkpoints.io import (
+    Shapes,
+    parameter_differences,
+    read_info,
+    read_safetensors_metadata,
+    read_weights,
+    shapes,
+)
+from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
+from cmrepro.networks.presets import PRESETS, build_network
+from cmrepro.schema import to_builtins
+
+Format = Literal["safetensors", "torch", "flax", "diffusers"]
+
+
+class Contents(NamedTuple):
+    """Contents of a checkpoint.
+
+    Attributes:
+        format: Format of the file.
+        weights: Tensors under our names.
+        fields: The fields of `CheckpointInfo` that the file states, all of them if we wrote it;
+            and the network that has these parameters.
+        step: Step counter in the file, where it has one.
+    """
+
+    format: Format
+    weights: dict[str, Tensor]
+    fields: dict[str, Any]
+    step: int | None
+
+
+def file_format(path: Path) -> Format:
+    """The format of a file or folder, by its first bytes.
+
+    Raises:
+        ValueError: A Python pickle, or no known format.
+    """
+    if path.is_dir():
+        if is_diffusers_folder(path):
+            return "diffusers"
+        raise ValueError(
+            f"{path} is no diffusers folder (no unet/config.json or config.json); allowed are "
+            "those of UNet2DModel and ConsistencyModelPipeline"
+        )
+    with open(path, "rb") as file:
+        start = file.read(10)
+    if start.startswith(b"PK\x03\x04"):
+        return "torch"
+    if start[4:9] == b"\0\0\0\0{":  # the length of the header, below 4 GiB, and its first byte
+        return "safetensors"
+    if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:  # PROTO and its version
+        raise ValueError(
+            f"{path} is a Python pickle, which runs code when it is opened: save its weights as a "
+            "state dict (torch.save) if you trust it; for NVIDIA's EDM models use the paper's own "
+            "teachers, edm-cifar10 or edm-imagenet64"
+        )
+    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map with entries
+        return "flax"
+    raise ValueError(
+        f"{path} is of no known format; allowed are safetensors, a PyTorch state dict (.pt), a "
+        "flax checkpoint (msgpack) and a diffusers folder"
+    )
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the one with the weights in a diffusers folder."""
+    return folder_weights_file(path) if path.is_dir() else path
+
+
+def read_contents(path: Path, network: str | None = None) -> Contents:
+    """Weights, stated settings and network of a checkpoint.
+
+    Args:
+        path: File or folder.
+        network: Name of the network preset, if the file does not state it; by default the one
+            with exactly these parameters.
+
+    Raises:
+        ValueError: A broken or foreign file, or parameters of another network (names one).
+    """
+    kind = file_format(path)
+    fields: dict[str, Any] = {}
+    if kind == "safetensors":
+        fields = to_builtins(read_info(path))
+    elif kind == "diffusers":
+        fields = folder_fields(path)
+    tensors, step = _read_tensors(path, kind)
+    network = fields.get("network") or network or _matching_network(path, kind, shapes(tensors))
+    if problem := parameter_differences(_expected_shapes(kind, network), shapes(tensors)):
+        raise ValueError(
+            f"{path} is not of network '{network}': it {problem}; use a checkpoint of this network"
+        )
+    config = PRESETS[network][1]
+    if isinstance(config, NCSNppConfig) and kind == "flax":
+        tensors = ncsnpp_state_dict(tensors, config)
+    elif kind == "diffusers":
+        tensors = from_diffusers(tensors, network)
+    return Contents(kind, dict(tensors), fields | {"network": network}, step)
+
+
+def _read_tensors(path: Path, kind: Format) -> tuple[Mapping[str, Any], int | None]:
+    """Arrays under the names of the file's format, and its step counter."""
+    if kind == "flax":
+        return read_flax_checkpoint(path)
+    file = weights_file(path)
+    if kind == "torch" or file.name == OLD_WEIGHTS:
+        return read_torch_file(file), None
+    read_safetensors_metadata(file)  # refuses a broken file
+    return read_weights(file), None
+
+
+def read_torch_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict written by `torch.save`, mapped.
+
+    Args:
+        path: A zip archive, as `torch.save` writes since version 1.6.
+
+    Raises:
+        ValueError: Cut off, of another format, or more than names and tensors. Nothing is run.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a crafted file can make the unpickler raise anything
+        if not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} is cut off, or was written before torch 1.6; copy or download it again"
+            ) from error
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors ({type(error).__name__}), and nothing "
+            "in it was run; download it again, or save its state dict alone if you trust it"
+        ) from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
+        raise ValueError(
+            f"{path} holds a {type(weights).__name__} of other things than named tensors; allowed "
+            "is a state dict, as torch.save(network.state_dict(), FILE) writes it"
+        )
+    return dict(weights)
+
+
+def _matching_network(path: Path, kind: Format, got: Shapes) -> str:
+    """The preset with exactly these parameters.
+
+    Raises:
+        ValueError: There is none (names the nearest and its differences), or more than one.
+    """
+    expected = {name: _expected_shapes(kind, name) for name in PRESETS}
+    matching = [name for name, wanted in expected.items() if wanted == got]
+    if len(matching) > 1:
+        raise ValueError(f"{path} fits {', '.join(matching)}; name one with --network")
+    if matching:
+        return matching[0]
+    nearest = min(expected, key=lambda name: len(expected[name].items() ^ got.items()))
+    raise ValueError(
+        f"{path} ({kind}) has the parameters of no network of ours; the nearest is '{nearest}', "
+        f"but it {parameter_differences(expected[nearest], got)}"
+    )
+
+
+def _expected_shapes(kind: Format, network_name: str) -> Shapes:
+    """Names and shapes of a network's parameters in a format; empty without such networks."""
+    with torch.device("meta"):
+        network = build_network(network_name)
+    if kind == "flax":
+        return flax_shapes(network) if isinstance(network, NCSNpp) else {}
+    if kind == "diffusers":
+        return shapes(to_diffusers(network.state_dict(), adm_config(network_name)))
+    return shapes(network.state_dict())
