@@ -11,8 +11,7 @@ from cmrepro.metrics.score import Scores, Task, num_scored, score
 from cmrepro.provenance import provenance
 from cmrepro.records import Hashes, RunRecord, SampleProvenance, Uncertainty
 from cmrepro.schema import convert
-from cmrepro.settings import Reference
-from cmrepro.settings import Protocol
+from cmrepro.settings import Protocol, Reference
 
 
 def evaluate(
