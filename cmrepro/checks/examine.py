@@ -1,149 +1,103 @@
-"""Recognise what a path is by its content, find what is wrong with it, and say so in a table."""
+"""Kinds of files, their findings, and the table of both."""
 
-from __future__ import annotations
-
-import contextlib
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from cmrepro.checkpoints.diffusers import is_diffusers_folder
-from cmrepro.checkpoints.formats import file_format
-from cmrepro.checkpoints.io import bundled_checkpoints
-from cmrepro.checks.checkpoints import examine_checkpoint
-from cmrepro.checks.findings import Examination, Settings, causes
+from cmrepro.checkpoints.load import load_model
+from cmrepro.checks.findings import Findings, Settings, causes
 from cmrepro.checks.images import examine_images
-from cmrepro.checks.records import examine_record
+from cmrepro.checks.records import examine_checkpoint, examine_record, examine_samples
 from cmrepro.checks.statistics import examine_statistics
 from cmrepro.data import ImageSource, images_sha256, open_images
-from cmrepro.experiments.run import read_origin
 from cmrepro.files import DownloadError
-from cmrepro.records3 import RunRecord, read_record
+from cmrepro.records import RunRecord, read_record
+from cmrepro.sampling import read_provenance
 
-ALLOWED = (
-    "a sample set (.npz with arr_0, a folder or .zip of images), a checkpoint of this project, "
-    "reference statistics (.npz or .pkl with mu and sigma) or a record (.json)"
-)
+Kind = Literal["sample set", "checkpoint", "statistics", "record"]
 
 
-def recognise(what: str) -> str:
-    """What a path is by its content: "sample set", "checkpoint", "statistics" or "record".
-
-    Raises:
-        FileNotFoundError: Nothing is there.
-        ValueError: It is none of these.
-    """
-    path = Path(what)
-    if what in bundled_checkpoints():
-        return "checkpoint"
-    if not path.exists():
-        raise FileNotFoundError(f"nothing at '{what}'; allowed is {ALLOWED}")
-    if path.is_dir():
-        return "checkpoint" if is_diffusers_folder(path) else "sample set"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = {Path(name).name for name in archive.namelist()}
-        if {"mu.npy", "sigma.npy"} <= names:
-            return "statistics"
-        return "checkpoint" if "data.pkl" in names else "sample set"
-    with open(path, "rb") as file:
-        start = file.read(64).lstrip()
-    if start.startswith(b"{"):
+def kind_of(file: str) -> Kind:
+    """Kind of a file, by its ending and its arrays; everything else is a checkpoint's name."""
+    path = Path(file)
+    if path.suffix == ".json":
         return "record"
     if path.suffix == ".pkl":
         return "statistics"
-    try:
-        file_format(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is nothing known; allowed is {ALLOWED}") from error
-    return "checkpoint"
+    if path.suffix == ".npz" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return "statistics" if "mu.npy" in archive.namelist() else "sample set"
+    is_images = path.is_dir() and not any(path.glob("**/diffusion_pytorch_model*"))
+    return "sample set" if is_images or path.suffix in (".npz", ".zip") else "checkpoint"
 
 
-def examine(whats: Sequence[str], settings: Settings) -> list[Examination]:
-    """Examine each path; images serve for a record of theirs, too.
+def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Findings], list[str]]:
+    """Findings by file, and an error for each file that cannot be examined.
 
-    Where nothing is at a path, or nothing known, or it is broken, its examination has that as
-    `error`, and the others go on.
+    Sample sets serve records of their images too.
 
     Raises:
-        DownloadError: What they are held against cannot be had.
+        DownloadError: A file for the comparison cannot be downloaded.
     """
-    examinations = [Examination(what) for what in whats]
-    kinds: dict[str, str] = {}
     sets: dict[str, ImageSource] = {}
-    for examination in examinations:
-        with _noted(examination):
-            what = examination.what
-            kinds[what] = recognise(what)
-            if kinds[what] == "sample set":
-                sets[what] = open_images(what)
-    for index, examination in enumerate(examinations):
-        if examination.error:
-            continue
-        with _noted(examination):
-            what = examination.what
-            found = _examined(what, kinds[what], sets, settings)
-            found.what = what
-            found.findings.sort(key=lambda finding: -finding.likelihood)
-            examinations[index] = found
-    return examinations
+    findings, errors = {}, []
+    # Records last: by then their sample sets are open.
+    for file in sorted(files, key=lambda file: kind_of(file) == "record"):
+        try:
+            findings[file] = _examined(file, sets, settings)
+        except DownloadError:
+            raise
+        except (ValueError, OSError) as error:
+            errors.append(" ".join(str(error).split()))
+    return findings, errors
 
 
-@contextlib.contextmanager
-def _noted(examination: Examination) -> Iterator[None]:
-    try:
-        yield
-    except DownloadError:  # which is no fault of what is examined
-        raise
-    except (ValueError, OSError) as error:
-        examination.error = " ".join(str(error).split())
-
-
-def _examined(
-    what: str, kind: str, sets: Mapping[str, ImageSource], settings: Settings
-) -> Examination:
-    if kind == "sample set":
-        return examine_images(sets[what], read_origin(Path(what), sets[what]), settings)
-    if kind == "record":
-        record = read_record(Path(what))
-        return examine_record(record, _images_of(record, sets.values()), settings)
-    if kind == "statistics":
-        return examine_statistics(what, settings)
-    return examine_checkpoint(what, settings)
+def _examined(file: str, sets: dict[str, ImageSource], settings: Settings) -> Findings:
+    match kind_of(file):
+        case "sample set":
+            images = sets[file] = open_images(file)
+            samples = read_provenance(Path(file), images)
+            return examine_images(images, settings) | examine_samples(samples, settings.protocol)
+        case "record":
+            record = read_record(Path(file))
+            return examine_record(record, _images_of(record, sets.values()), settings)
+        case "statistics":
+            return examine_statistics(file, settings)
+        case "checkpoint":
+            return examine_checkpoint(load_model(file).info)
 
 
 def _images_of(record: RunRecord, sets: Iterable[ImageSource]) -> ImageSource | None:
-    """The sample set whose first images a record is of, if it was given too."""
+    """Sample set whose first images a record scores."""
     for images in sets:
         count = min(record.num_images, images.num_images)
-        if images_sha256(images, count) == record.hashes["images"]:
+        if images_sha256(images, count) == record.hashes.images:
             return images
     return None
 
 
-def finding_rows(examinations: Sequence[Examination]) -> list[dict[str, object]]:
-    """One row a finding, and one for each path without any; none for what was not examined."""
+def finding_rows(findings: Mapping[str, Findings]) -> list[dict[str, object]]:
+    """One row a finding, the certain ones first, or one row for a file without any."""
     rows: list[dict[str, object]] = []
-    for examination in examinations:
-        if examination.error:
-            continue
-        looked_for = [cause for key, cause in causes().items() if key in examination.checked]
+    for file, checked in findings.items():
+        found = [(causes()[key], finding) for key, finding in checked.items() if finding]
         rows += [
             {
-                "what": examination.what,
-                "finding": f"{causes()[finding.cause].number} {causes()[finding.cause].words}",
-                "likelihood": round(finding.likelihood, 3),
+                "file": file,
+                "finding": cause.description,
+                "certainty": "certain" if finding.certain else "likely",
                 "measured": finding.measured,
-                "clean": finding.clean,
+                "expected": finding.expected,
                 "effect": finding.effect,
-                "do": causes()[finding.cause].advice,
+                "advice": cause.advice,
             }
-            for finding in examination.findings
+            for cause, finding in sorted(found, key=lambda pair: not pair[1].certain)
         ] or [
             {
-                "what": examination.what,
-                "finding": "nothing was found",
-                "measured": f"looked for {'; '.join(cause.words for cause in looked_for)}",
+                "file": file,
+                "finding": "none",
+                "measured": f"checked: {'; '.join(causes()[key].description for key in checked)}",
             }
         ]
     return rows

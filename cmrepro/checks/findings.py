@@ -1,62 +1,57 @@
-"""A finding: a cause, what was measured, how likely it is, what it does to the score."""
-
-from __future__ import annotations
+"""Causes of a wrong score, the evidence for them, and the standards of comparison."""
 
 import functools
-import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cmrepro.data import ImageSource
+from cmrepro.metrics.definitions import StreamingMoments, frechet_distance
+from cmrepro.metrics.extractors import load_extractor
+from cmrepro.metrics.features import extract
+from cmrepro.metrics.reference_files import StoredStatistics
+from cmrepro.schema import Struct, read_toml
 from cmrepro.settings import Protocol
 
-FID_LIMIT = 0.02  # by which the distance of a set moves by chance
 
+class Cause(Struct, frozen=True):
+    """A cause of causes.toml: its description and what to do."""
 
-@dataclass(frozen=True)
-class Cause:
-    """A cause of causes.toml.
-
-    Attributes:
-        number: Of the list in the documentation.
-        words: What it is.
-        advice: What to do about it.
-    """
-
-    number: int
-    words: str
+    description: str
     advice: str
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A cause that a measurement speaks for.
+class Finding(Struct, frozen=True, kw_only=True):
+    """Evidence for a cause.
 
     Attributes:
-        cause: Its key in causes.toml.
-        measured: The number measured, in words.
-        clean: What clean inputs give.
-        likelihood: From 0.5 to 1, see `likelihood`; 1 where two statements contradict each other.
-        effect: What it does to the score.
+        measured: Measurement or statement.
+        expected: Its value for clean inputs.
+        certain: False where clean inputs may, rarely, give the same.
+        effect: Effect on the score, where it is measured.
     """
 
-    cause: str
     measured: str
-    clean: str
-    likelihood: float
+    expected: str
+    certain: bool = True
     effect: str = "not measured"
+
+
+Findings = dict[str, Finding | None]  # for each cause that was checked
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What things are held against.
+    """Standards of comparison.
 
     Attributes:
-        protocol: How scores are measured.
-        reference: Name or file of reference statistics; the protocol's own by default.
-        real: Real images, as generated ones should be.
-        device: Where networks run.
+        protocol: Protocol of the scores.
+        reference: Name or file of reference statistics; None: the protocol's.
+        real: Real images that may have been copied; None: those of the reference.
+        device: Device of the extractor.
     """
 
     protocol: Protocol
@@ -64,88 +59,19 @@ class Settings:
     real: ImageSource | None = None
     device: str = "cpu"
 
-
-@dataclass
-class Examination:
-    """What was found about one path.
-
-    Attributes:
-        what: The path.
-        checked: Keys of the causes that were looked for; others need more than was given.
-        findings: What was found, the most likely first.
-        error: Why it could not be examined; then the others are empty.
-    """
-
-    what: str = ""
-    checked: set[str] = field(default_factory=set)
-    findings: list[Finding] = field(default_factory=list)
-    error: str = ""
-
-    def add(self, cause: str, finding: Finding | None) -> None:
-        """Note that a cause was looked for, and what was found."""
-        self.checked.add(cause)
-        if finding is not None:
-            self.findings.append(finding)
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (N, D) of images (N, H, W, 3) by the protocol's extractor."""
+        return extract(images, load_extractor(self.protocol.extractor, self.device)).features
 
 
 @functools.cache
 def causes() -> dict[str, Cause]:
-    """The causes by their keys."""
-    text = resources.files(__package__).joinpath("causes.toml").read_text(encoding="utf-8")
-    return {key: Cause(**fields) for key, fields in tomllib.loads(text).items()}
+    """Causes by key."""
+    return read_toml(dict[str, Cause], Path(str(resources.files(__package__) / "causes.toml")))
 
 
-def likelihood(value: float, limit: float) -> float:
-    """How likely a cause is whose measure is `value` where clean inputs stay below `limit`.
-
-    1 - limit / (2 value): 0 below half the limit, 0.5 at it, 0.75 (called likely) at twice the
-    limit, towards 1 far beyond. A rule to sort by, not a probability.
-    """
-    return max(0.0, 1 - limit / (2 * value)) if value > 0 else 0.0
-
-
-def beyond(
-    cause: str,
-    value: float,
-    limit: float,
-    measured: str,
-    clean: str,
-    effect: str = "not measured",
-    most: float = 1.0,
-) -> Finding | None:
-    """The finding of a measure that clean inputs keep below a limit, None below it.
-
-    Its likelihood is at most `most`: 0.74 where a cause is never called more than possible.
-    """
-    if value < limit:
-        return None
-    return Finding(cause, measured, clean, min(most, likelihood(value, limit)), effect)
-
-
-def undone(
-    cause: str, as_is: float, without: float, how: str, limit: float, clean: str = ""
-) -> Finding | None:
-    """The finding of a fault whose undoing brings images nearer to the reference.
-
-    Args:
-        cause: Key of the fault.
-        as_is: Fréchet distance of the images.
-        without: Of the same with the suspected fault undone.
-        how: It was undone, in words.
-        limit: Relative gain that is chance.
-        clean: What clean inputs give; a gain below the limit by default.
-    """
-    gain, effect = as_is / without - 1, moved((as_is, without), how)
-    measured = f"fid falls by {1 - without / as_is:.1%} {how}"
-    return beyond(cause, gain, limit, measured, clean or f"below {limit:.0%}", effect)
-
-
-def moved(distances: Iterable[float], how: str) -> str:
-    """The effect on a Fréchet distance in words.
-
-    Args:
-        distances: Of what was given, and with the suspected fault undone.
-        how: What was done for the second.
-    """
-    as_is, undone = distances
-    return f"fid {as_is:.1f}, {undone:.1f} {how}"
+def fid(features: NDArray[np.float32], reference: StoredStatistics) -> float:
+    """Fréchet distance of features (N, D) from reference statistics."""
+    moments = StreamingMoments(len(reference.mu))
+    moments.update(features)
+    return frechet_distance(reference.mu, reference.sigma, *moments.mean_and_covariance())

@@ -1,99 +1,93 @@
-"""A record examined: what it states, and whether its precision is that of its images."""
-
-from __future__ import annotations
+"""Faults that a provenance, checkpoint header or record states."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cmrepro.checks import statements
-from cmrepro.checks.findings import Examination, Finding, Settings, beyond
-from cmrepro.checks.images import features_of, own_model, resample, too_few_images
-from cmrepro.checks.pixels import Images
-from cmrepro.checks.statistics import reference_here
+from cmrepro.checks.findings import Finding, Findings, Settings
+from cmrepro.checks.images import too_few_images
 from cmrepro.data import ImageSource
-from cmrepro.metrics.manifolds import manifold_scores
 from cmrepro.metrics.protocols import load_protocol, protocol_names
-from cmrepro.records3 import RunRecord
+from cmrepro.metrics.references import load_reference
+from cmrepro.metrics.score import Task, score
+from cmrepro.records import CheckpointInfo, RunRecord, SampleProvenance
+from cmrepro.settings import Extractor, Metric, Protocol, Reference
 
-PRECISION_IMAGES = 200  # a precision is then known to 0.035
+MANIFOLD: tuple[Metric, Metric] = ("precision", "recall")
 
 
-def swapped_metrics(scores: Mapping[str, float], inside: NDArray[np.bool_]) -> Finding | None:
-    """Whether a record's recall is the precision of its images.
-
-    Precision is a mean over generated images, so that some of them estimate it without bias.
-
-    Args:
-        scores: Of the record.
-        inside: Of n of its images, or others of the same checkpoint, whether each lies in the
-            ball of a real image. The limit is five standard errors of a share of one half.
-    """
-    measured = float(inside.mean())
-    limit = 5 * 0.5 / len(inside) ** 0.5
-    off = abs(scores["precision"] - measured)
-    if abs(scores["recall"] - measured) > off:
+def contradiction(what: str, stated: object, expected: object) -> Finding | None:
+    """A statement that differs from what is expected; None where either is missing."""
+    if None in (stated, expected) or stated == expected:
         return None
-    precision, recall = f"{scores['precision']:.3f}", f"{scores['recall']:.3f}"
-    words = (
-        f"precision of {len(inside):,} of these images is {measured:.3f}, the record has "
-        f"precision {precision} and recall {recall}"
-    )
-    effect = f"precision {precision}, {recall} exchanged"
-    return beyond("swapped-metrics", off, limit, words, f"within {limit:.3f}", effect)
+    return Finding(measured=f"{what} {stated}", expected=str(expected))
 
 
-def examine_record(
-    record: RunRecord, images: ImageSource | None, settings: Settings
-) -> Examination:
-    """What is wrong with a record.
+def examine_checkpoint(info: CheckpointInfo | None) -> Findings:
+    """Check the header of a checkpoint."""
+    weights = info.training.weights if info and info.training else None
+    online = weights if weights == "online" else None
+    return {"online-weights": contradiction("weights:", online, "ema")}
+
+
+def examine_samples(samples: SampleProvenance, protocol: Protocol) -> Findings:
+    """Check the provenance of a sample set."""
+    stated = samples.sampler.to_uint8 if samples.sampler else None
+    expected = None if protocol.to_uint8 == "as given" else protocol.to_uint8
+    rounding = contradiction("to_uint8:", stated, expected)
+    return {"rounding": rounding, **examine_checkpoint(samples.checkpoint)}
+
+
+def examine_record(record: RunRecord, images: ImageSource | None, settings: Settings) -> Findings:
+    """Check a record.
 
     Args:
-        record: It.
-        images: Its sample set, where that was given too; otherwise some images are sampled again
-            where the checkpoint is here.
-        settings: Their device; their protocol where the record's is not one of ours.
+        record: The record.
+        images: Its sample set, where there is one to score again.
+        settings: Device.
     """
-    name = str(record.protocol.get("name"))
-    protocol = load_protocol(name) if name in protocol_names() else settings.protocol
-    own = replace(settings, protocol=protocol)
-    reference = reference_here(own)
-    examination = Examination()
-    checkpoint, sampler = record.checkpoint, record.sampler
-    direction = statements.direction(sampler, checkpoint.get("sigma_max"))
-    asked = int(record.protocol.get("num_images", protocol.num_images))
-    for cause, finding in {
-        "other-split": statements.split(record.reference, record.comparable.get("dataset")),
-        "too-few-images": too_few_images(record.num_images, asked, reference),
-        "rounding": statements.rounding_stated(sampler, protocol.to_uint8),
-        "time-direction": direction,
-        "extractor": statements.extractor(record.protocol, record.reference, protocol.extractor),
-    }.items():
-        examination.add(cause, finding)
-    if reference is None or not {"precision", "recall"} <= record.scores.keys():
-        return examination
-    some = _some_images(record, images, own) if direction is None else None
-    if some is not None:
-        scores = manifold_scores(
-            features_of(some, own),
-            reference.real_features(protocol, settings.device),
-            neighborhood=protocol.manifold.neighborhood if protocol.manifold else 1,
+    name = record.protocol.name
+    protocol = load_protocol(name) if name in protocol_names() else record.protocol
+    training = record.checkpoint.training if record.checkpoint else None
+    findings = examine_samples(record, protocol) | {
+        "split": split(record.reference, training.dataset if training else None),
+        "too-few-images": too_few_images(record.num_images, record.protocol.num_images),
+        "extractor": extractor(record.protocol.extractor, record.reference, protocol.extractor),
+    }
+    if images is not None and set(MANIFOLD) <= record.scores.keys():
+        task = Task(
+            protocol.replace(metrics=MANIFOLD), load_reference(protocol), record.num_images
         )
-        finding = swapped_metrics(record.scores, scores.num_balls > 0)
-        examination.add("swapped-metrics", finding)
-    return examination
+        [scores] = score(images, [task], device=settings.device)
+        findings["swapped-metrics"] = swapped_metrics(record.scores, scores.values)
+    return findings
 
 
-def _some_images(
-    record: RunRecord, images: ImageSource | None, settings: Settings
-) -> Images | None:
-    """The first images of a record, given or sampled again; None where neither can be."""
-    count = min(PRECISION_IMAGES, record.num_images)
-    if images is not None:
-        return next(images.batches(count))
-    model = own_model(record.model, record.checkpoint, settings.device)
-    if model is None or record.seed is None:
+def split(reference: Reference, trained_on: str | None) -> Finding | None:
+    """A reference of another split than that of the training, e.g. "cifar10-train"."""
+    dataset, _, part = (trained_on or "").rpartition("-")
+    if dataset != reference.dataset:
         return None
-    return resample(model, record.sampler, count, record.seed)
+    return contradiction("reference of split", reference.split, part)
+
+
+def extractor(used: Extractor, reference: Reference, expected: Extractor) -> Finding | None:
+    """Features of another network, weights or resize than the protocol's."""
+    return (
+        contradiction("extractor", used.name, expected.name)
+        or contradiction("weights", used.weights.checksum, expected.weights.checksum)
+        or contradiction("resize", used.resize, expected.resize)
+        or contradiction("reference of extractor", reference.extractor, expected.name)
+    )
+
+
+def swapped_metrics(
+    recorded: Mapping[Any, float], measured: Mapping[Any, float]
+) -> Finding | None:
+    """Precision and recall of a record that are those of its images when swapped."""
+    (p, r), (precision, recall) = ([x[m] for m in MANIFOLD] for x in (recorded, measured))
+    if abs(p - precision) + abs(r - recall) <= abs(p - recall) + abs(r - precision):
+        return None
+    return Finding(
+        measured=f"precision {p:.3f}, recall {r:.3f}",
+        expected=f"precision {precision:.3f}, recall {recall:.3f}",
+    )

@@ -1,4 +1,4 @@
-"""What is wrong: `doctor`."""
+"""Diagnosis: `doctor`."""
 
 import click
 
@@ -6,10 +6,10 @@ from cmrepro.cli.options import DEVICE, FORMAT, print_rows
 
 
 @click.command()
-@click.argument("what", nargs=-1)
+@click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--protocol", default="embedded", show_default=True, help="Name, or .toml file.")
-@click.option("--reference", help="Name or file of other statistics than the protocol's.")
-@click.option("--real", help="Real images that the generated ones should be like.")
+@click.option("--reference", help="Name or file of reference statistics; default: the protocol's.")
+@click.option("--real", help="Real images that may have been copied; default: the reference's.")
 @click.option(
     "--calibrate",
     is_flag=True,
@@ -18,7 +18,7 @@ from cmrepro.cli.options import DEVICE, FORMAT, print_rows
 @DEVICE
 @FORMAT
 def doctor(
-    what: tuple[str, ...],
+    files: tuple[str, ...],
     protocol: str,
     reference: str | None,
     real: str | None,
@@ -26,17 +26,15 @@ def doctor(
     device: str,
     format_: str,
 ) -> None:
-    """Say what is installed and cached, or what is wrong with each WHAT.
+    """List what is installed and cached, or find causes of a wrong score in each FILE.
 
-    WHAT is a sample set (.npz, folder or .zip of images), a checkpoint, reference statistics or a
-    record, recognised by its content. Nothing is downloaded but the reference or extractor that
-    --protocol names. Causes are sorted by their likelihood: 1 - limit / (2 measured), where clean
-    inputs stay below the limit.
+    FILE is a sample set (.npz, folder or .zip of images), a checkpoint, reference statistics or a
+    record. Nothing is downloaded but the reference and extractor of --protocol.
     """
     if calibrate:
-        print_rows(_calibrated(what, device), format_)
+        _calibrate(files, device, format_)
         return
-    if not what:
+    if not files:
         from cmrepro.checks.installed import installed_rows
 
         print_rows(installed_rows(), format_)
@@ -48,25 +46,24 @@ def doctor(
 
     images = open_images(real) if real else None
     settings = Settings(load_protocol(protocol), reference, images, device)
-    examinations = examine(what, settings)
-    if rows := finding_rows(examinations):
-        print_rows(rows, format_)
-    if errors := dict.fromkeys(x.error for x in examinations if x.error):
-        for error in errors:
-            click.echo(f"cmrepro: {error}", err=True)
+    findings, errors = examine(files, settings)
+    if findings:
+        print_rows(finding_rows(findings), format_)
+    for error in errors:
+        click.echo(f"cmrepro: {error}", err=True)
+    if errors:
         raise SystemExit(2)
 
 
-def _calibrated(what: tuple[str, ...], device: str) -> list[dict[str, object]]:
+def _calibrate(files: tuple[str, ...], device: str, format_: str) -> None:
     from cmrepro.checks.calibrate import calibration_rows, published_scores
     from cmrepro.data import open_images
 
-    if len(what) != 2:
+    if len(files) != 2:
         raise ValueError(
-            f"got {len(what)} data sets to calibrate with; give two, TRAIN TEST, e.g. "
+            f"got {len(files)} data sets to calibrate with; give two, TRAIN TEST, e.g. "
             "cifar10-train cifar10-test, or your own folders or zips of them"
         )
-    images = {
-        split: open_images(path) for split, path in zip(("train", "test"), what, strict=True)
-    }
-    return calibration_rows(published_scores(), images, device)
+    train, test = (open_images(file) for file in files)
+    rows = calibration_rows(published_scores(), {"train": train, "test": test}, device)
+    print_rows(rows, format_)
