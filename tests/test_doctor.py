@@ -1,4 +1,4 @@
-"""`cmrepro doctor`: planted causes are found, clean inputs have none; calibration; what is here."""
+"""`cmrepro doctor`: planted causes, clean inputs, calibration, installed files."""
 
 import functools
 import hashlib
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from records_of import demo_record
 
 from cmrepro.checks import images as module
 from cmrepro.checks import statistics
 from cmrepro.checks.calibrate import Published, calibration_rows, published_scores
 from cmrepro.checks.examine import examine, finding_rows
 from cmrepro.checks.findings import Findings, Settings, causes
-from cmrepro.checks.images import channel_order, examine_images, is_copy
+from cmrepro.checks.images import channel_order, examine_images, is_copy, value_range
 from cmrepro.checks.installed import file_state
 from cmrepro.checks.records import examine_record, examine_samples, swapped_metrics
 from cmrepro.checks.statistics import compare, matrix_rank
@@ -26,8 +27,10 @@ from cmrepro.metrics.protocols import load_protocol, protocol_names
 from cmrepro.metrics.reference_files import ReferenceMetadata, StoredStatistics
 from cmrepro.metrics.reference_registry import bundled_references
 from cmrepro.metrics.references import load_reference
-from cmrepro.records import Checkpoint, RunRecord, SampleProvenance, TrainingRun, find_record
-from cmrepro.settings import SamplerSettings
+from cmrepro.metrics.score import Task, score
+from cmrepro.records import Hashes, RunRecord, SampleProvenance
+from cmrepro.schema import to_json
+from cmrepro.settings import Reference
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOSSLESS = ROOT.parent / "shared" / "data" / "cifar10-lossless-subset.npz"
@@ -60,29 +63,28 @@ def found(findings: Findings) -> list[str]:
 
 # ---- sample sets
 
-PLANTS: dict[str, tuple[str, Callable[[Images, Images], Images]]] = {
-    "few": ("too-few-images", lambda x, real: x[:60]),
-    "[0, 1] cast": ("value-range", lambda x, real: (x / 255).astype(np.uint8)),
-    "[0, 1] as [-1, 1]": ("value-range", lambda x, real: (127.5 + x / 2).astype(np.uint8)),
-    "[-1, 1] as [0, 1]": (
-        "value-range",
-        lambda x, real: (2.0 * x - 255).clip(0, 255).astype(np.uint8),
-    ),
-    "BGR": ("channel-order", lambda x, real: x[..., ::-1].copy()),
-    "duplicates": ("duplicates", lambda x, real: x[np.arange(len(x)) % 40]),
-    "copies": ("copies", lambda x, real: np.concatenate([x[:90], real[: len(x) - 90]])),
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+
+
+def test_value_ranges() -> None:
+    assert value_range(PIXELS) is None
+    for wrong in (PIXELS / 255, 127.5 + PIXELS / 2, (2.0 * PIXELS - 255).clip(0, 255)):
+        assert value_range(wrong.astype(np.uint8)) is not None
+
+
+PLANTS: dict[str, Callable[[Images, Images], Images]] = {
+    "channel-order": lambda x, real: x[..., ::-1].copy(),
+    "duplicates": lambda x, real: x[np.arange(len(x)) % 40],
+    "copies": lambda x, real: np.concatenate([x[:90], real[: len(x) - 90]]),
 }
 
 
-@pytest.mark.parametrize("plant", PLANTS)
-def test_a_planted_fault_is_found(plant: str, real: Any) -> None:
-    cause, change = PLANTS[plant]
-    settings = Settings(EMBEDDED.replace(num_images=NUM_IMAGES), real=ImageDataset("", real[1]))
-    findings = examine_images(ImageDataset("", change(*real)), settings)
-    finding = findings[cause]
-    assert finding is not None
-    if cause in ("duplicates", "copies", "channel-order"):
-        assert finding.effect.startswith("fid ")
+@pytest.mark.parametrize("cause", PLANTS)
+def test_a_planted_fault_is_found(cause: str, real: Any) -> None:
+    images = ImageDataset("planted", PLANTS[cause](*real))
+    findings = examine_images(images, Settings(EMBEDDED, real=ImageDataset("real", real[1])))
+    assert found(findings) == ["too-few-images", cause]
+    assert str(findings[cause].effect).startswith("fid ")  # type: ignore[union-attr]
 
 
 def test_clean_images_have_no_finding(real: Any) -> None:
@@ -149,8 +151,8 @@ def test_clean_statistics_have_no_finding(tmp_path: pathlib.Path) -> None:
 
 
 def record() -> RunRecord:
-    folder = ROOT / "results" / "records"
-    return find_record(next(folder.glob("demo-cifar10-cd_nfe1_embedded-v1_n2000_seed0*.json")))
+    reference = Reference(name="r", dataset="cifar10-jpeg", split="train")
+    return demo_record("cd", 1, 0, 50.0, protocol=EMBEDDED, reference=reference)
 
 
 def test_faults_that_a_record_states() -> None:
@@ -173,27 +175,17 @@ def test_faults_that_a_record_states() -> None:
 def test_committed_records_have_no_finding() -> None:
     paths = [str(path) for path in (ROOT / "results" / "records").glob("*.json")]
     findings, errors = examine(paths, Settings(EMBEDDED))
-    assert (sum(map(found, findings.values()), []), errors) == ([], [])
-    assert len(findings) == len(paths) > 0
+    assert [found(each) for each in findings.values()] == [[]] * len(paths)
+    assert errors == []
 
 
 def test_online_weights_are_found_where_they_are_stated() -> None:
-    training = TrainingRun(
-        method="cd", scale="demo", stands_for="", dataset="synthetic", weights="online"
-    )
-    checkpoint = Checkpoint(
-        network="n",
-        parameterization="boundary",
-        sigma_data=0.5,
-        sigma_min=0.002,
-        sigma_max=80.0,
-        training=training,
-        file="a.safetensors",
-        sha256="0" * 64,
-    )
-    sampler = SamplerSettings(algorithm="multistep", times=(80.0,))
-    samples = SampleProvenance(model="m", checkpoint=checkpoint, sampler=sampler)
-    assert found(examine_samples(samples, EMBEDDED)) == ["online-weights"]
+    samples = record()
+    assert samples.checkpoint is not None and samples.checkpoint.training is not None
+    training = samples.checkpoint.training.replace(weights="online")
+    checkpoint = samples.checkpoint.replace(training=training)
+    findings = examine_samples(samples.replace(checkpoint=checkpoint), EMBEDDED)
+    assert found(findings) == ["online-weights"]
     assert found(examine_samples(SampleProvenance(model="elsewhere"), EMBEDDED)) == []
 
 
@@ -204,13 +196,21 @@ def test_swapped_metrics_are_those_that_fit_when_swapped_back() -> None:
     assert swapped_metrics({"precision": 0.1, "recall": 0.05}, measured) is None
 
 
-def test_images_serve_their_record() -> None:
+def test_images_serve_their_record(tmp_path: pathlib.Path) -> None:
     """Its precision and recall are measured in the images with the record's checksum."""
-    images = synthetic(2000, 16)
-    scores = record().scores | {"precision": 0.0, "recall": 0.9}
-    clean = record().replace(scores=scores)
-    findings = examine_record(clean, images, Settings(EMBEDDED))
-    assert "swapped-metrics" in findings
+    images = synthetic(100, 16)
+    np.savez(tmp_path / "set.npz", np.concatenate([images.images, images.images[:1]]))
+    protocol = EMBEDDED.replace(num_images=100, metrics=("precision", "recall"))
+    [scores] = score(images, [Task(protocol, load_reference(protocol))])
+    values = {"precision": scores.values["recall"], "recall": scores.values["precision"]}
+    swapped = record().replace(
+        hashes=Hashes(images=images.sha256()), num_images=100, scores=values
+    )
+    (tmp_path / "record.json").write_text(to_json(swapped))
+    files = [str(tmp_path / name) for name in ("record.json", "set.npz")]
+    findings, errors = examine(files, Settings(EMBEDDED))
+    assert errors == []
+    assert "swapped-metrics" in found(findings[files[0]])
 
 
 # ---- the command
@@ -230,10 +230,9 @@ def test_an_unusable_file_is_one_line(
 
 
 def test_other_files_are_examined_beside_an_unusable_one(tmp_path: pathlib.Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
     good, grey = tmp_path / "good.npz", tmp_path / "grey.npz"
-    np.savez(good, images)
-    np.savez(grey, images[..., 0])
+    np.savez(good, PIXELS)
+    np.savez(grey, PIXELS[..., 0])
     result = CliRunner().invoke(doctor, [str(grey), str(good), "--format", "csv"])
     assert result.exit_code == 2
     assert {line.split(",")[0] for line in result.stdout.splitlines()} == {"file", str(good)}

@@ -85,7 +85,7 @@ def swapped_metrics(
 ) -> Finding | None:
     """Precision and recall of a record that are those of its images when swapped."""
     (p, r), (precision, recall) = ([x[m] for m in MANIFOLD] for x in (recorded, measured))
-    if abs(p - precision) + abs(r - recall) <= abs(p - recall) + abs(r - precision):
+    if abs(p - recall) >= abs(p - precision) or abs(r - precision) >= abs(r - recall):
         return None
     return Finding(
         measured=f"precision {p:.3f}, recall {r:.3f}",
