@@ -1,4 +1,4 @@
-"""How fast are the metrics, against torch-fidelity's functions on the same arrays?
+"""Speed of the metrics against torch-fidelity's functions on the same arrays.
 
 Features of 2,048 dimensions, as Inception's, at full size. There on one core our Fréchet distance
 is one symmetric eigenproblem where theirs is a general one; precision and recall take two thirds

@@ -1,4 +1,4 @@
-"""How fast are the extractors, against other tools' networks on the same images?"""
+"""Speed of the extractors against other tools' networks on the same images."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Do training batches cost more than the reading and the random numbers they need?"""
+"""Speed of training batches against their bare reading and random numbers."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Is a forward pass of our networks faster than diffusers' `UNet2DModel` of the same size?
+"""Speed of a forward pass against diffusers' `UNet2DModel` of the same size.
 
 Narrow networks in the structure of ours, on the CPU in float32, each side in the memory format
 that its own loader gives. The ADM networks and the demo's have the same weights on both sides.

@@ -1,4 +1,4 @@
-"""Do three protocols that share an extractor cost more than one?
+"""Speed of three protocols that share an extractor against one.
 
 The pass over the images is what they share. With 50,000 images and InceptionV3 it is more than
 99 % of the work. Here are 128 images, so the metrics are scaled down with it, to the first 64 of

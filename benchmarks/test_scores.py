@@ -1,4 +1,4 @@
-"""Do fixed seeds give the images and the scores that they gave before?
+"""Images and scores of fixed seeds against the stored ones.
 
 The whole way of the demo: bundled checkpoint, two-step sampling, extractor, stored statistics.
 Few images: these scores only stand for themselves. KID, precision and recall are in

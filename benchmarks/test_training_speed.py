@@ -1,4 +1,4 @@
-"""Does a training step cost more than its network passes and optimizer update, done bare?"""
+"""Speed of a training step against its bare network passes and optimizer update."""
 
 import copy
 
