@@ -1,7 +1,6 @@
 """Read and write the project's checkpoints: safetensors with a `CheckpointInfo` in the header."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,7 +17,6 @@ from cmrepro.records import CheckpointInfo
 from cmrepro.schema import convert, to_builtins
 
 FORMAT = "cmrepro-checkpoint-2"
-FORMAT_1 = "cmrepro-checkpoint-1"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -54,7 +52,8 @@ def write_checkpoint(path: str | Path, weights: dict[str, Tensor], info: Checkpo
     Raises:
         ValueError: The file cannot be written.
     """
-    metadata = {"format": FORMAT, "info": json.dumps(to_builtins(info), sort_keys=True)}
+    # One key, since safetensors writes several in random order: equal models give equal files.
+    metadata = {FORMAT: json.dumps(to_builtins(info), sort_keys=True)}
     with atomic_path(path) as temporary:
         try:
             save_file(weights, temporary, metadata)
@@ -92,14 +91,12 @@ def read_info(path: str | Path) -> CheckpointInfo:
         ValueError: Truncated, not safetensors, or not written by this version of cmrepro.
     """
     metadata = read_safetensors_metadata(path)
-    if metadata.get("format") == FORMAT_1:
-        return info_from_format_1(json.loads(metadata["info"]))
-    if metadata.get("format") != FORMAT:
+    if FORMAT not in metadata:
         raise ValueError(
-            f"{path} has format '{metadata.get('format', 'none')}', allowed is '{FORMAT}'; "
-            "train again, or convert the original file with 'cmrepro checkpoints convert'"
+            f"{path} has header '{', '.join(metadata) or 'none'}', allowed is '{FORMAT}'; train "
+            "again, or convert the original file with 'cmrepro checkpoints convert'"
         )
-    return header(metadata.get("info", ""), path)
+    return header(metadata[FORMAT], path)
 
 
 def header(text: str, path: str | Path) -> CheckpointInfo:
@@ -114,65 +111,6 @@ def header(text: str, path: str | Path) -> CheckpointInfo:
         raise ValueError(
             f"{path} has a broken header ({error}); copy or download it again"
         ) from error
-
-
-def convert_header_1(path: Path) -> None:
-    """Replace the header of a checkpoint of format 1 by one of format 2; weights stay.
-
-    Temporary: deleted when the bundled files are converted.
-    """
-    metadata = read_safetensors_metadata(path)
-    if metadata.get("format") == FORMAT_1:
-        info = info_from_format_1(json.loads(metadata["info"]))
-        write_checkpoint(path, {k: t.clone() for k, t in read_weights(path).items()}, info)
-
-
-def info_from_format_1(fields: dict[str, Any]) -> CheckpointInfo:
-    """A header of format 1 as one of format 2, of our own trainings. Temporary, as above."""
-    recipe, origin = fields["recipe"], fields["origin"]
-    info = {key: fields[key] for key in ("network", "parameterization", "sigma_data")}
-    info |= {key: fields[key] for key in ("sigma_min", "sigma_max", "two_step_time")}
-    rule, _, searched = fields["selection"].partition("; second time ")
-    if searched:
-        found = re.search(
-            r"least (\w+) of (\d+) by (\w+) search under (\w+) v(\d+) "
-            r"on (\d+) images of seed (\d+)",
-            searched,
-        )
-        assert found
-        info["two_step_selection"] = {
-            "rule": f"least {found[1]} of {found[2]} candidates",
-            "metric": found[1],
-            "search": found[3],
-            "protocol": f"{found[4]}-v{found[5]}",
-            "num_images": int(found[6]),
-            "seeds": [int(found[7])],
-        }
-    info["selection"] = {"rule": rule}
-    if recipe:
-        name = recipe["name"]
-        scale = {
-            "scale": "demo" if name.startswith("demo-") else "paper",
-            "stands_for": name.removeprefix("demo-"),
-        }
-        info["recipe"] = recipe | scale
-        of_recipe = ("method", "initialisation", "ema_rate", "distance", "batch_size")
-        of_origin = ("weights", "images_seen", "seed", "teacher", "teacher_sha256", "precision")
-        of_machine = ("command", "cmrepro", "commit", "dirty", "python", "packages", "platform")
-        info["training"] = (
-            scale
-            | {key: recipe[key] for key in of_recipe}
-            | {key: origin.get(key) for key in of_origin}
-            | {
-                "dataset": origin["data"],
-                "dataset_sha256": origin["data_sha256"],
-                "total_steps": origin["steps"],
-                "num_processes": origin.get("processes"),
-                "duration_s": origin["duration_s"],
-                "provenance": {k: origin[k] for k in (*of_machine, "cpu", "threads", "gpu")},
-            }
-        )
-    return convert(CheckpointInfo, info, "")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
