@@ -1,4 +1,4 @@
-"""Files written atomically, checksums, resumable downloads, the cache folder."""
+"""Atomic writes, checksums, resumable downloads, the cache folder."""
 
 from __future__ import annotations
 
@@ -19,50 +19,43 @@ RECORDED = "recorded at first download"  # stands for a checksum that nobody pub
 
 
 class DownloadError(ValueError):
-    """A download that failed: nothing is wrong with what was asked for."""
+    """A failed download: the input is right, the network or the disk is not."""
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where it is missing.
-
-    Raises:
-        ValueError: It cannot be made or written.
-    """
+    """Make a folder where it is missing; a ValueError says that it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
     except OSError as error:
         raise _cannot_write(path, error) from error
+    require_writable(path)
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a file or folder that could not be written, before the work for it; makes nothing.
+    """Refuse an output file or folder that cannot be written, before the work for it.
 
     Raises:
         ValueError: It cannot be made or written.
     """
     absolute = path.absolute()
-    places = [absolute, *absolute.parents] if path.is_dir() else absolute.parents
+    folders = [absolute, *absolute.parents] if path.is_dir() else absolute.parents
     try:
-        with tempfile.TemporaryFile(dir=next(place for place in places if place.exists())):
+        with tempfile.TemporaryFile(dir=next(folder for folder in folders if folder.exists())):
             pass
     except OSError as error:
         raise _cannot_write(path, error) from error
 
 
 def _cannot_write(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"cannot write {path}: {error.strerror}; choose a writable one with --out")
+    reason = str(error.strerror).lower()
+    return ValueError(f"cannot write {path}: {reason}; choose another folder with --out")
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` when the block ends without an error.
+    """Temporary file beside `path` that becomes `path` when the block ends without an error.
 
     An interrupted or failing block leaves neither the temporary file nor a partial `path`.
-
-    Args:
-        path: Final name; its folder is made when missing.
 
     Raises:
         ValueError: The folder cannot be written, or its disk is full.
@@ -79,9 +72,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise ValueError(
-            f"cannot write {path}: no space left on its disk; free some or choose another folder"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -97,79 +88,10 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: `CMREPRO_CACHE`, or the user's cache folder."""
-    if folder := os.environ.get("CMREPRO_CACHE"):
-        return Path(folder)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("cmrepro"))
-
-
-def download(url: str, path: Path, checksum: str) -> Path:
-    """Fetch `url` to `path`, going on where an interrupted download stopped.
-
-    A file that is already there is used after its checksum. Processes that want the same file at
-    once fetch it once.
-
-    Args:
-        url: Address.
-        path: Final name; `path` + ".part" holds what has arrived so far.
-        checksum: As for `require_checksum`, or `RECORDED`. Then the first file's SHA-256 is
-            recorded in `path` + ".sha256", as `sha256sum` writes it, and later files must match.
-
-    Returns:
-        `path`.
-
-    Raises:
-        DownloadError: Address unreachable (says where to put the file by hand), or no space.
-        ValueError: Wrong checksum.
-    """
-    if path.exists():
-        _check(path, path, checksum)
-        return path
-    with _fetching(url, path):
-        if path.exists():  # by now: another process has fetched it
-            _check(path, path, checksum)
-        else:
-            part = _fetch(url, path)
-            _check(part, path, checksum)
-            os.replace(part, path)
-    return path
-
-
-def _check(arrived: Path, path: Path, checksum: str) -> None:
-    """Hold what has arrived for `path` against its checksum, or that of the first download."""
-    where = ""
-    if checksum == RECORDED:
-        record = checksum_record(path)
-        if not record.exists():
-            with atomic_path(record) as temporary:
-                temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
-        checksum, where = recorded_checksum(path), f" as recorded in {record}"
-    require_checksum(arrived, checksum, f"{where}; delete it and download again")
-
-
-def checksum_record(path: Path) -> Path:
-    """Where the SHA-256 of a first download is kept."""
-    return path.with_name(path.name + ".sha256")
-
-
-def recorded_checksum(path: Path) -> str:
-    """The recorded checksum of a download, "sha256:…"."""
-    return f"sha256:{checksum_record(path).read_text()[:64]}"
-
-
 def require_checksum(path: Path, checksum: str, advice: str) -> None:
-    """Refuse a file with another checksum.
+    """Refuse a file with another checksum by a ValueError that ends in `advice`.
 
-    Args:
-        path: The file.
-        checksum: "sha256:…" or "md5:…"; "sha256-prefix:…" asks for the first digits only.
-        advice: What to do about another one; ends the message.
-
-    Raises:
-        ValueError: It has another one.
+    `checksum` is "sha256:…", "md5:…", or "sha256-prefix:…" where only first digits are known.
     """
     kind, expected = checksum.split(":")
     algorithm = kind.removesuffix("-prefix")
@@ -179,9 +101,68 @@ def require_checksum(path: Path, checksum: str, advice: str) -> None:
         raise ValueError(f"{path} has {algorithm} {found}, expected {expected}{advice}")
 
 
+def expected_checksum(path: Path, checksum: str) -> str | None:
+    """Checksum of a download; for `RECORDED` that of the first one, None where none is recorded.
+
+    PATH.sha256 holds it, as `sha256sum` writes it.
+    """
+    if checksum != RECORDED:
+        return checksum
+    record = path.with_name(path.name + ".sha256")
+    return f"sha256:{record.read_text()[:64]}" if record.exists() else None
+
+
+def cache_folder() -> Path:
+    """Folder of downloads: `CMREPRO_CACHE`, or the user's cache folder."""
+    if folder := os.environ.get("CMREPRO_CACHE"):
+        return Path(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("cmrepro"))
+
+
+def download(url: str, path: Path, checksum: str) -> Path:
+    """Fetch `url` to `path`, continuing an interrupted download.
+
+    A file that is already there is used after its checksum. Processes that want the same file at
+    once fetch it once.
+
+    Args:
+        url: Address.
+        path: Final name, also returned; PATH.part holds an incomplete download.
+        checksum: As for `require_checksum`, or `RECORDED`: the first file's SHA-256 is recorded,
+            and later files must have it.
+
+    Raises:
+        DownloadError: The address is unreachable (names the place for the file), or no space.
+        ValueError: Wrong checksum.
+    """
+    if not path.exists():
+        with _lock(url, path):
+            if not path.exists():  # another process may have fetched it
+                part = _fetch(url, path)
+                _check(part, path, checksum)
+                os.replace(part, path)
+                return path
+    _check(path, path, checksum)
+    return path
+
+
+def _check(arrived: Path, path: Path, checksum: str) -> None:
+    """Compare a download for `path` with its checksum, or record that of the first one."""
+    record = path.with_name(path.name + ".sha256")
+    expected = expected_checksum(path, checksum)
+    if expected is None:
+        with atomic_path(record) as temporary:
+            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
+        return
+    where = f" as recorded in {record}" if checksum == RECORDED else ""
+    require_checksum(arrived, expected, f"{where}; delete it and download again")
+
+
 @contextlib.contextmanager
-def _fetching(url: str, path: Path) -> Iterator[None]:
-    """One process at a time, for instance of those of `torchrun`; errors of network and disk."""
+def _lock(url: str, path: Path) -> Iterator[None]:
+    """Let one process at a time download; explain errors of network and disk."""
     from filelock import FileLock
 
     part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
@@ -193,11 +174,11 @@ def _fetching(url: str, path: Path) -> Iterator[None]:
         if error.errno == errno.ENOSPC:
             raise DownloadError(
                 f"no space left for {part}; free some, or set CMREPRO_CACHE to a folder on "
-                "another disk, and run it again to go on"
+                "another disk, and run it again to continue"
             ) from error
         raise DownloadError(
-            f"cannot download {url} to {part} ({type(error).__name__}); run it again to go on, or "
-            f"put the file at {path} by hand"
+            f"cannot download {url} to {part} ({type(error).__name__}); run it again to continue, "
+            f"or put the file at {path} by hand"
         ) from error
 
 

@@ -11,8 +11,7 @@ from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.files import (
     RECORDED,
     cache_folder,
-    checksum_record,
-    recorded_checksum,
+    expected_checksum,
     require_checksum,
 )
 from cmrepro.metrics.protocols import load_protocol, protocol_names
@@ -44,20 +43,13 @@ def installed_rows() -> list[dict[str, object]]:
 
 
 def file_state(path: Path, checksum: str) -> str:
-    """Presence of a file, and agreement with its checksum.
-
-    Args:
-        path: Its place.
-        checksum: Published, or `RECORDED`: then that of PATH.sha256.
-    """
+    """Presence of a file, and agreement with its published or recorded checksum."""
     if not path.is_file():
         return "missing"
-    if checksum == RECORDED:
-        if not checksum_record(path).is_file():
-            return "present, checksum not recorded yet"
-        checksum = recorded_checksum(path)
+    if (expected := expected_checksum(path, checksum)) is None:
+        return "present, checksum not recorded yet"
     try:
-        require_checksum(path, checksum, "")
+        require_checksum(path, expected, "")
     except ValueError as error:
         return f"present, wrong checksum: {error}"
     return "present, checksum right"
