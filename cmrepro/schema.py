@@ -76,7 +76,7 @@ def convert(kind: type[T], values: object, where: str, strict: bool = True) -> T
         ValueError: An unknown or missing key, a wrong type, a value out of range.
     """
     try:
-        return msgspec.convert(values, kind, strict=strict)
+        return msgspec.convert(values, kind, strict=strict, str_keys=True)
     except msgspec.ValidationError as error:
         prefix = f"{where}: " if where else ""
         raise ValueError(prefix + _explained(str(error), kind, values)) from None
