@@ -20,6 +20,7 @@ from cmrepro.schema import (
     Positive,
     Share,
     Struct,
+    convert,
     flat,
     read_json,
     to_builtins,
@@ -40,8 +41,7 @@ from cmrepro.settings import (
 
 SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
-# A score of the same features may move by no more, relatively, between machines.
-RELATIVE_TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = 1e-4  # of scores between machines
 # Fields in which two runs of the same settings may differ.
 NOT_COMPARED = ("provenance", "durations_s")
 
@@ -51,13 +51,12 @@ class Provenance(Struct, frozen=True, kw_only=True):
 
     Attributes:
         command: Command line.
-        cmrepro: Version of this package.
+        cmrepro: Version of this package; `python` likewise.
         commit: Commit of the checkout; None for an installed package.
         dirty: True if the checkout's code differs from that commit.
-        python: Version.
         packages: Version by package.
         platform: Operating system and architecture.
-        cpu: Processor, its instruction set and the number of usable cores.
+        cpu: Processor, instruction set, number of usable cores.
         threads: Threads of one process.
         gpu: Accelerator; None without one.
     """
@@ -79,8 +78,6 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
 
     Attributes:
         method: As in `Recipe`, like the next two, or that of a released checkpoint.
-        scale: "demo" or "paper".
-        stands_for: The paper's model, e.g. "cifar10-cd".
         dataset: Name of the images trained on.
         initialisation: "random" or "teacher".
         weights: The weights that were kept: "ema", "online" or "not stated".
@@ -332,7 +329,7 @@ def read_record(path: Path) -> RunRecord:
             f'{path} has schema {json.dumps(schema)}, allowed is "{SCHEMA}"; score the images '
             "again, or read it with the cmrepro that wrote it"
         )
-    return read_json(RunRecord, path)
+    return convert(RunRecord, fields, str(path))
 
 
 def read_records(folder: Path) -> list[RunRecord]:
