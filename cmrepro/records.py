@@ -77,7 +77,7 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
     """How a model was trained: measured for our own, published for official checkpoints.
 
     Attributes:
-        method: As in `Recipe`, like the next two, or that of a released checkpoint.
+        method, scale, stands_for: As in `Recipe`; official checkpoints have more methods.
         dataset: Name of the images trained on.
         initialisation: "random" or "teacher".
         weights: The weights that were kept: "ema", "online" or "not stated".
@@ -121,13 +121,9 @@ class ConvertedFile(Struct, frozen=True, kw_only=True):
     """The file that a converted checkpoint was made from.
 
     Attributes:
-        file: Name.
-        sha256: Checksum of the file, or of the weights of a folder.
-        format: "torch", "flax" or "diffusers".
+        file, sha256, format: Its name, its checksum (of a folder's weights), its format.
         conversion: Version of the conversion.
-        name: Registry name of an official checkpoint.
-        url: Address of an official checkpoint.
-        licence: Licence of the weights, where stated.
+        name, url, licence: Registry entry of an official checkpoint.
         step: Step counter inside the file, where it has one.
     """
 
@@ -147,10 +143,7 @@ class CheckpointInfo(Struct, frozen=True, kw_only=True):
     Attributes:
         network: Name of the network preset.
         parameterization: "boundary" (f) or "edm" (D).
-        sigma_data: Standard deviation of the data.
-        sigma_min: The paper's epsilon.
-        sigma_max: The paper's T.
-        rho: Exponent of the time grid.
+        sigma_data, sigma_min, sigma_max, rho: As in `Recipe`.
         recipe: The recipe of our own trainings.
         training: How the weights were trained; None where unknown.
         converted: The file of another format that the weights come from.
