@@ -3,28 +3,10 @@
 import hashlib
 from typing import Any
 
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import RunRecord
 from cmrepro.schema import convert, to_builtins
 
-PROTOCOL: dict[str, Any] = {
-    "name": "embedded",
-    "version": 1,
-    "source": "this project",
-    "extractor": {
-        "name": "efficientnet-lite0",
-        "network": "efficientnet-lite0",
-        "weights": {"name": "lite0", "file": "lite0.pth", "checksum": "?", "source": "a package"},
-        "image_size": 64,
-        "resize": "bilinear",
-        "mean": [127.0, 127.0, 127.0],
-        "std": [128.0, 128.0, 128.0],
-        "feature_dim": 1280,
-    },
-    "to_uint8": "round",
-    "num_images": 2000,
-    "metrics": ["fid", "is", "kid", "precision", "recall"],
-    "reference": "cifar10-jpeg-train",
-}
 PROVENANCE: dict[str, Any] = {
     "command": "cmrepro reproduce cifar10",
     "cmrepro": "0.1.0",
@@ -129,8 +111,13 @@ def demo_record(
         "nfe": nfe,
         "seed": seed,
         "num_images": 2000,
-        "protocol": PROTOCOL,
-        "reference": {"name": "cifar10-jpeg-train", "sha256": sha256_of("reference")},
+        "protocol": to_builtins(load_protocol("embedded")),
+        "reference": {
+            "name": "cifar10-jpeg-train",
+            "dataset": "cifar10-jpeg",
+            "split": "train",
+            "sha256": sha256_of("reference"),
+        },
         "scores": {"fid": fid, "is": 3.0, "kid": 0.5, "precision": 0.4, "recall": 0.2},
         "hashes": {
             "noise": sha256_of(f"noise {nfe} {seed}"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cmrepro.report.equivalence import (
+from cmrepro.report.statistics import (
     answer_probabilities,
     half_width,
     is_equivalent,

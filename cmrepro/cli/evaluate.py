@@ -17,7 +17,6 @@ from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.reference_registry import fetch_reference, reference_rows
 from cmrepro.metrics.references import build_reference
 from cmrepro.records import FOLDER, SampleProvenance, write_record
-from cmrepro.report.figures import waterfall_figure
 from cmrepro.sampling import read_provenance
 
 
@@ -67,9 +66,11 @@ def evaluate(
     loaded = [load_protocol(protocol) for protocol in explained or protocols]
     images = open_images(samples)
     if explained:
+        from cmrepro.report.figures import waterfall_figure  # takes a second
+
         real_images = open_images(real) if real else None
         rows = explanation_rows(explain(images, *loaded, real=real_images, device=given["device"]))
-        path = out / f"results/figures/explain_{images.name}_{loaded[0].name}_{loaded[1].name}.png"
+        path = out / f"results/figures/explain_{images.name}_{loaded[0].name}_{loaded[1].name}.svg"
         options.print_rows(rows, format_)
         waterfall_figure(rows, path)
         click.echo(f"wrote {path}", err=True)

@@ -9,8 +9,7 @@ from cmrepro.data import open_images
 from cmrepro.grids import GRID_COLUMNS, GRID_ROWS, write_grid
 from cmrepro.paper import claim
 from cmrepro.records import FOLDER, read_records
-from cmrepro.report.page import REAL
-from cmrepro.report.render import check_report, write_report
+from cmrepro.report.render import REAL, check_report, write_report
 from cmrepro.report.tables import claims_rows
 from cmrepro.report.verdicts import verdicts
 
@@ -32,10 +31,13 @@ def report(check: bool, real: str | None, out: Path) -> None:
     if not check:
         for path in write_report(out):
             click.echo(f"wrote {path}")
-    elif problems := check_report(out):
+        return
+    problems, remark = check_report(out)
+    if remark:
+        click.echo(remark, err=True)
+    if problems:
         raise SystemExit("\n".join([*problems, "write them again with 'cmrepro report'"]))
-    else:
-        click.echo(f"REPORT.md and the page follow from the {len(records)} records")
+    click.echo(f"REPORT.md and the page follow from the {len(records)} records")
 
 
 @click.command()
@@ -51,9 +53,10 @@ def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
     if not out.is_dir():
         raise ValueError(f"no folder at '{out}'; give with --out the one that holds {FOLDER}")
     records = read_records(out / FOLDER) if (out / FOLDER).is_dir() else []
+    decided = verdicts(records)
     rows = [
         {"id": row["id"], "verdict": verdict.answer, **row, "reason": verdict.reason}
-        for row, verdict in zip(claims_rows(), verdicts(records), strict=True)
+        for row, verdict in zip(claims_rows(), decided.values(), strict=True)
         if not requested or row["id"] in requested
     ]
     print_rows(rows, format_)

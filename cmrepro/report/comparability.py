@@ -1,54 +1,45 @@
-"""Like with like: what must agree before two scores may be set side by side.
+"""Like with like: what must agree before two scores are set side by side.
 
-A claim of the paper and a record of ours are each brought to the same fields
-(`fields_of`), and one comparison says which differ and which are not known.
+A claim of the paper and a record are brought to the same fields (`facts`); `Agreement` names those
+that differ and those that are not known. Verdicts, tables and `cmrepro compare` use it alike.
 """
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from cmrepro.paper import ABLATED, AbsoluteClaim, ablated_fields
-from cmrepro.records3 import RunRecord
-from cmrepro.report.matching import SECOND_TIME, recipe_fields, trained_recipe
-from cmrepro.report.results import is_demo
+from cmrepro.paper import ABLATED, AbsoluteClaim, Setting, ablated_fields
+from cmrepro.records import RunRecord, TrainingRun
+from cmrepro.schema import Struct
+from cmrepro.settings import Metric
 
-Value = str | int | float | None
-Scored = AbsoluteClaim | RunRecord
+Value = str | int | float | bool | None
+Facts = dict[str, Value]
 
-HOW_SCORED = (
-    "training data",
-    "evaluations",
-    "protocol",
-    "protocol version",
-    "images scored",
-    "network",
+SAMPLING = ("times", "to_uint8", "clip_denoised")
+SCORING = ("protocol", "reference", "num_images")
+DATA_AND_SIZE = ("scale", "dataset", "network")
+TRAINING = (
+    *("images_seen", "batch_size", "total_steps"),
+    *("initialisation", "weights", "selection"),
 )
-# Two methods that are compared may differ in these, as CD and CT do.
-HOW_TRAINED = (
-    "recipe",
-    "images seen",
-    "global batch",
-    "training steps",
-    "initialisation",
-    "weights",
-    "selection",
-    *ABLATED,
-)
-# Words that stand for "not known": of the paper, of released files, of foreign checkpoints.
-UNKNOWN = (None, "", "not stated", "not known", "as released")
+# Fields that a comparison may be about: two methods, or two values of an ablated field.
+MODEL = ("stands_for", *ABLATED)
+FIELDS = ("nfe", *SAMPLING, *SCORING, *DATA_AND_SIZE, *TRAINING, *MODEL)
+# A record without one of these is not set beside a printed score.
+NEEDED = {*SCORING, "dataset", "network", "images_seen", "batch_size", "total_steps"}
+UNKNOWN = (None, "", "not stated", "as released")
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """How two scores compare, field by field.
+class Agreement(Struct, frozen=True):
+    """Agreement of two scores, field by field.
 
     Attributes:
-        different: By field that differs: its name and both values.
-        unknown: By field that a side does not say: its name and which side.
+        different: Both values, in words, by field that differs.
+        unknown: The side that does not state it, in words, by field.
     """
 
-    different: Mapping[str, str]
-    unknown: Mapping[str, str]
+    different: dict[str, str]
+    unknown: dict[str, str]
 
     def __str__(self) -> str:
         """Both in one line, "" where all fields are known and agree."""
@@ -56,111 +47,270 @@ class Likeness:
         return "; ".join(filter(None, [*self.different.values(), unknown]))
 
 
-def like_with_like(
-    there: Scored,
-    here: Scored,
-    leave_out: Container[str] = (),
-    names: tuple[str, str] = ("there", "here"),
-) -> Likeness:
-    """Compare two scores in every field that has to agree before they are set side by side.
+def compare_facts(
+    a: Mapping[str, Value], b: Mapping[str, Value], fields: Iterable[str], names: tuple[str, str]
+) -> Agreement:
+    """Compare two scores in some fields.
 
     Args:
-        there: A claim or a record.
-        here: Another.
-        leave_out: Fields that may differ, since the comparison is about them.
-        names: What to call the two.
+        a: `facts` of a claim or a record.
+        b: `facts` of another.
+        fields: Fields that have to agree.
+        names: Places of the two, e.g. ("in the paper", "in the record").
     """
-    one, two = fields_of(there), fields_of(here)
     different, unknown = {}, {}
-    for field in (*HOW_SCORED, *HOW_TRAINED):
-        if field in leave_out:
-            continue
-        values = (one[field], two[field])
+    for field in fields:
+        values = a[field], b[field]
         silent = [name for name, value in zip(names, values, strict=True) if value in UNKNOWN]
         if silent:
             unknown[field] = f"{field} ({' and '.join(silent)})"
         elif values[0] != values[1]:
-            different[field] = f"{field} {differing(values, names)}"
-    return Likeness(different, unknown)
+            different[field] = f"{field} {in_words(values, names)}"
+    return Agreement(different, unknown)
 
 
-def differing(values: tuple[object, object], names: tuple[str, str]) -> str:
-    """Two values in words: "1,000 there, 20 here"."""
-    texts = [
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else value
-        for value in values
-    ]
-    return ", ".join(f"{text} {name}" for text, name in zip(texts, names, strict=True))
+def in_words(values: tuple[object, object], names: tuple[str, str]) -> str:
+    """Two values with their places: "1,000 in the paper, 20 in the record"."""
+    return ", ".join(
+        f"{_in_words(value)} {name}" for value, name in zip(values, names, strict=True)
+    )
 
 
-def fields_of(scored: Scored) -> Mapping[str, Value]:
-    """The fields that make a score comparable, None where not known; the same of all kinds."""
-    known = _of_claim(scored) if isinstance(scored, AbsoluteClaim) else _of_record(scored)
-    return dict.fromkeys((*HOW_SCORED, *HOW_TRAINED)) | known
+def _in_words(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if type(value) is int else str(value)
 
 
-def _of_claim(claim: AbsoluteClaim) -> dict[str, Value]:
+def facts(score: AbsoluteClaim | RunRecord) -> Facts:
+    """The fields that make a score comparable, None where not known."""
+    known = _claim_facts(score) if isinstance(score, AbsoluteClaim) else _record_facts(score)
+    return dict.fromkeys(FIELDS) | known
+
+
+def _claim_facts(claim: AbsoluteClaim) -> Facts:
     setting = claim.setting
     return {
-        "training data": claim.training_data,
-        "evaluations": setting.nfe,
-        "protocol": setting.protocol,
-        "protocol version": claim.protocol_version,
-        "images scored": claim.num_images,
+        "nfe": setting.nfe,
+        "protocol": f"{setting.protocol}-v{claim.protocol_version}",
+        "reference": claim.training_data,
+        "num_images": claim.num_images,
+        "scale": "paper",
+        "dataset": claim.training_data,
         "network": claim.network,
-        "recipe": setting.recipe,
-        "images seen": claim.images_seen,
-        "global batch": claim.batch_size,
-        "training steps": claim.total_steps,
+        "images_seen": claim.images_seen,
+        "batch_size": claim.batch_size,
+        "total_steps": claim.total_steps,
         "initialisation": claim.initialisation,
         "weights": f"EMA {claim.ema_rate:.6g}",
         "selection": claim.selection,
-        **_said(ablated_fields(setting.recipe, setting.changes)),
+        "stands_for": setting.recipe,
+        **_ablated_facts(ablated_fields(setting.recipe, setting.changes)),
     }
 
 
-def _of_record(record: RunRecord) -> dict[str, Value]:
-    comparable = record.comparable
-    protocol, reference = record.protocol, record.reference["name"]
-    foreign = protocol.get("reference") not in (None, reference)  # another than the protocol's own
-    recipe = trained_recipe(record)
-    rule = (comparable["selection"] or {}).get("rule")
-    return {
-        "training data": comparable["dataset"],
-        "evaluations": record.nfe,
-        "protocol": f"{protocol['name']} against {reference}" if foreign else protocol["name"],
-        "protocol version": protocol["version"],
-        "images scored": record.num_images,
-        "network": comparable["network"],
-        "recipe": f"demo-{recipe}" if is_demo(record) else recipe,
-        "images seen": comparable["images_seen"],
-        "global batch": comparable["global_batch"],
-        "training steps": comparable["training_steps"],
-        "initialisation": comparable["initialisation"],
-        "weights": _weights(record),
-        "selection": rule and rule.partition(SECOND_TIME)[0],
-        **_said(recipe_fields(record)),
+def _record_facts(record: RunRecord) -> Facts:
+    reference = record.reference
+    images = f"{reference.dataset}-{reference.split}" if reference.dataset else reference.name
+    known: Facts = {
+        "nfe": record.nfe,
+        "protocol": f"{record.protocol.name}-v{record.protocol.version}",
+        "reference": images,
+        "num_images": record.num_images,
     }
+    if sampler := record.sampler:
+        known |= {
+            "times": _times(sampler.times),
+            "to_uint8": sampler.to_uint8,
+            "clip_denoised": sampler.clip_denoised,
+        }
+    if record.checkpoint:
+        known |= {
+            "network": record.checkpoint.network,
+            "selection": record.checkpoint.selection.rule,
+            **_ablated_facts(ablated(record)),
+        }
+    if training := trained(record):
+        shared = ("scale", "dataset", "stands_for", "initialisation")
+        known |= {name: getattr(training, name) for name in shared}
+        known |= {name: getattr(training, name) for name in TRAINING[:3]}
+        rate = training.ema_rate
+        known["weights"] = training.weights
+        if training.weights == "ema":
+            known["weights"] = None if rate is None else f"EMA {rate:.6g}"  # digits of Table 3
+    return known
 
 
-def _weights(record: RunRecord) -> str | None:
-    """Which average of the weights is sampled; Table 3 prints rates to six digits."""
-    weights: str | None = record.comparable["weights"]
-    if weights != "ema":
-        return weights
-    trained = record.checkpoint.get("recipe") or record.checkpoint.get("origin") or {}
-    rate = trained.get("ema_rate")
-    return None if rate is None else f"EMA {rate:.6g}"
+def _times(times: Iterable[float]) -> str:
+    return " → ".join(f"{t:.6g}" for t in times)
 
 
-def _said(fields: Mapping[str, Value] | None) -> Mapping[str, Value]:
-    """Recipe fields as text: one without a value is not unknown."""
-    scheduled = ("num_scales", "target_ema")
+def _ablated_facts(fields: Mapping[str, str | int | float | None] | None) -> Facts:
+    """Recipe fields as facts: a field without a value is known too."""
+    absent = {"num_scales": "by a schedule", "target_ema": "by a schedule"}
     return {
-        name: value if value is not None else "by a schedule" if name in scheduled else "none"
+        name: absent.get(name, "none") if value is None else value
         for name, value in (fields or {}).items()
     }
+
+
+def expected_sampling(record: RunRecord) -> Facts:
+    """The sampling that checkpoint and protocol ask for; None where neither states it.
+
+    The second time is the checkpoint's own, published or selected, and the rounding that of the
+    protocol's tools.
+    """
+    checkpoint, expected = record.checkpoint, dict[str, Value].fromkeys(SAMPLING)
+    expected["clip_denoised"] = True
+    if record.protocol.to_uint8 != "as given":
+        expected["to_uint8"] = record.protocol.to_uint8
+    if checkpoint and record.nfe == 1:
+        expected["times"] = _times([checkpoint.sigma_max])
+    if checkpoint and record.nfe == 2 and checkpoint.two_step_time:
+        expected["times"] = _times([checkpoint.sigma_max, checkpoint.two_step_time])
+    return expected
+
+
+def sampling_agreement(record: RunRecord) -> Agreement:
+    """Agreement of a record's sampling with `expected_sampling`."""
+    names = ("expected", "here")
+    return compare_facts(expected_sampling(record), facts(record), SAMPLING, names)
+
+
+def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
+    """Agreement of a record with a claim; what the record must state and does not, differs."""
+    names = ("in the paper", "here")
+    fields = [field for field in FIELDS if field not in SAMPLING]
+    found, sampling = compare_facts(facts(claim), facts(record), fields, names), {}
+    if record.sampler:
+        sampling = sampling_agreement(record).different
+    missing = {field: text for field, text in found.unknown.items() if field in NEEDED}
+    return Agreement(
+        {**found.different, **sampling, **{f: f"not known: {t}" for f, t in missing.items()}},
+        {field: text for field, text in found.unknown.items() if field not in missing},
+    )
+
+
+def trained(record: RunRecord) -> TrainingRun | None:
+    """Training of the checkpoint behind a record."""
+    return record.checkpoint.training if record.checkpoint else None
+
+
+def is_demo(record: RunRecord) -> bool:
+    """True if the model is one of the demo's."""
+    training = trained(record)
+    return training is not None and training.scale == "demo"
+
+
+def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
+    """Values of a model's recipe in the fields of `ABLATED`; None where unknown.
+
+    A released checkpoint has no recipe; its recipe is the paper's with the published distance.
+    """
+    training = trained(record)
+    if record.checkpoint and record.checkpoint.recipe:
+        return {name: getattr(record.checkpoint.recipe, name) for name in ABLATED}
+    fields = ablated_fields(training.stands_for) if training else None
+    return (
+        None if fields is None or training is None else {**fields, "distance": training.distance}
+    )
+
+
+def is_of(record: RunRecord, setting: Setting, demo: bool) -> bool:
+    """True if a model is that of a setting, with its changes and no others, at that scale."""
+    training = trained(record)
+    return (
+        training is not None
+        and (training.scale == "demo") == demo
+        and training.stands_for == setting.recipe
+        and ablated(record) == ablated_fields(setting.recipe, setting.changes, demo)
+    )
+
+
+def is_ablation(record: RunRecord) -> bool:
+    """True if a model was trained with another value of an ablated field than its recipe's."""
+    training = trained(record)
+    fields = ablated_fields(training.stands_for, (), is_demo(record)) if training else None
+    return fields is not None and ablated(record) != fields
+
+
+def group(
+    records: Iterable[RunRecord], ignore: Collection[str] = ("seed",)
+) -> list[list[RunRecord]]:
+    """Records of one experiment together: those whose identity differs in the seed alone.
+
+    Args:
+        records: In any order.
+        ignore: Keys of `RunRecord.identity` in which the records of a group may differ.
+
+    Returns:
+        Groups in the order of model, NFE and identity; the records of each by seed.
+    """
+    found = defaultdict(list)
+    for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
+        shared = {key: value for key, value in record.identity.items() if key not in ignore}
+        if record.seed is not None:  # else the images alone tell two sample sets apart
+            shared["images"] = None
+        found[repr(shared)].append(record)
+    return sorted(found.values(), key=lambda g: (g[0].model, g[0].nfe or 0, repr(g[0].identity)))
+
+
+class Side(Struct, frozen=True):
+    """One model with one sampler under one protocol.
+
+    Attributes:
+        records: Record by seed; all agree but in seed and scores.
+        chosen_on: Seeds on which the checkpoint or its second time was chosen: their scores
+            flatter the model and do not count.
+    """
+
+    records: dict[int, RunRecord]
+    chosen_on: frozenset[int]
+
+    @property
+    def first(self) -> RunRecord:
+        """The record of the first seed."""
+        return next(iter(self.records.values()))
+
+    @property
+    def condition(self) -> tuple[str, str | None, int]:
+        """The way of scoring: protocol, checksum of the reference, number of images."""
+        scored = facts(self.first)
+        return str(scored["protocol"]), self.first.reference.sha256, self.first.num_images
+
+    @property
+    def checksum(self) -> str | None:
+        """Checksum of the checkpoint."""
+        return self.first.checkpoint.sha256 if self.first.checkpoint else None
+
+    @property
+    def remark(self) -> str:
+        """Which seeds do not count, "" where all do."""
+        seeds = ", ".join(str(seed) for seed in sorted(self.chosen_on))
+        return f"without seed {seeds}, on which checkpoint or time was chosen" if seeds else ""
+
+    def scores(self, metric: Metric) -> dict[int, float]:
+        """Score by seed, of the seeds that count."""
+        return {
+            seed: record.scores[metric]
+            for seed, record in self.records.items()
+            if seed not in self.chosen_on
+        }
+
+
+def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
+    """Sides with that number of evaluations and that score, in the order of models' names."""
+    usable = [r for r in records if r.nfe == nfe and r.seed is not None and metric in r.scores]
+    found = []
+    for members in group(usable, ignore=("seed", "model")):
+        by_seed = {record.seed: record for record in members if record.seed is not None}
+        found.append(Side(by_seed, _chosen_on(members[0]) & by_seed.keys()))
+    return found
+
+
+def _chosen_on(record: RunRecord) -> frozenset[int]:
+    """Seeds on which a record's checkpoint or, after the first evaluation, its time was chosen."""
+    if not (checkpoint := record.checkpoint):
+        return frozenset()
+    times = checkpoint.two_step_selection if record.nfe != 1 else None
+    return frozenset(checkpoint.selection.seeds) | frozenset(times.seeds if times else ())

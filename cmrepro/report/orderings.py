@@ -1,7 +1,6 @@
 """Verdicts on orderings: one model against others, paired over seeds (the same noise)."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,42 +14,60 @@ from cmrepro.paper import (
     claims,
     metrics,
 )
-from cmrepro.records3 import RunRecord
-from cmrepro.report.answers import Verdict, more_seeds
-from cmrepro.report.comparability import HOW_TRAINED, differing, like_with_like
-from cmrepro.report.equivalence import (
+from cmrepro.records import RunRecord
+from cmrepro.report.comparability import (
+    DATA_AND_SIZE,
+    FIELDS,
+    MODEL,
+    SAMPLING,
+    SCORING,
+    TRAINING,
+    Side,
+    compare_facts,
+    facts,
+    in_words,
+    is_of,
+    sampling_agreement,
+    sides,
+    trained,
+)
+from cmrepro.report.statistics import (
     ALPHA,
     Interval,
+    Summary,
+    Verdict,
     half_width,
+    more_seeds,
     probability_better,
     seeds_to_decide,
+    summarise,
 )
-from cmrepro.report.matching import Side, sides, stands_for
-from cmrepro.report.results import LABELS, Summary, recipe_name, summarise
+from cmrepro.report.tables import LABELS
+from cmrepro.schema import Struct, to_builtins
+from cmrepro.settings import Metric
 
 NAMES = ("for the better", "for the worse")
 HOLDS = {True: "holds at demo scale", False: "reproduced"}
 DOES_NOT_HOLD = {True: "does not hold at demo scale", False: "not reproduced"}
-# What follows from an ablated field: N and mu are fixed or follow a schedule.
+# Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
 FOLLOWING = {"num_scales": ("s0", "s1", "schedule_steps"), "target_ema": ("mu0",)}
-# Recipe fields that cannot move a score, or that `like_with_like` compares.
-ELSEWHERE = (
-    *ABLATED,
-    *("name", "variant", "method", "num_gpus", "two_step_index", "schedule_steps"),
-    *("dataset", "network", "initialisation", "batch_size", "ema_rate", "total_steps"),
+# Recipe fields that can move a score and that `facts` does not hold.
+RECIPE_FIELDS = (
+    *("optimizer", "learning_rate", "inverse_sqrt_after", "linear_decay_share", "dropout"),
+    *("horizontal_flip", "mixed_precision", "sigma_min", "sigma_max", "rho", "sigma_data"),
+    *("mu_form", "mu0", "s0", "s1"),
 )
 
 
-@dataclass(frozen=True)
-class _Pair:
+class _Pair(Struct, frozen=True):
     """The better side and one worse side.
 
     Attributes:
         worse: Setting of the worse side.
-        scores: (2, n) of the better and of the worse side, one a seed that both have.
-        gains: (n,) by how much the better side is better with that seed.
-        different: What makes the two not comparable, in words.
-        notes: What else the reader has to know.
+        scores: (2, n) of the better and of the worse side, by common seed.
+        gains: (n,) by which the better side is better.
+        different: Fields in which the two are not comparable, in words.
+        notes: Remarks for the reader.
     """
 
     worse: Setting
@@ -61,63 +78,57 @@ class _Pair:
 
     @property
     def sd(self) -> float:
-        """Standard deviation of the gains; needs two."""
+        """Standard deviation of two or more gains."""
         return float(np.std(self.gains, ddof=1))
 
 
-def ordering_verdict(claim: Ordering, records: list[RunRecord]) -> Verdict:
-    """The verdict on an ordering: by models of the paper's size, or else by the demo's.
+def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
+    """Verdict on an ordering: by models of the paper's size, or else by the demo's.
 
     It holds when, for every worse side, the whole 95 % interval of the mean difference lies on the
     claimed side of zero. It does not hold when for one of the K worse sides the interval lies
     wholly on the other; there the interval is that of 1 - 5 % / K, so that a claim of which no
     part is wrong is denied in at most 5 %.
-
-    Args:
-        claim: The claim.
-        records: All that there are.
     """
     settings = (claim.better, *claim.worse)
-    missing: list[list[Setting]] = []
+    missing: list[Sequence[Setting]] = []
     found: list[Verdict] = []
-    for demo in (False, True):
+    for demo in (True, False):
         candidates = [
-            [
-                side
-                for side in sides(records, setting.nfe, setting.metric)
-                if stands_for(side.first, setting, demo)
-            ]
-            for setting in settings
+            [s for s in sides(records, x.nfe, x.metric) if is_of(s.first, x, demo)]
+            for x in settings
         ]
-        missing.append([s for s, of in zip(settings, candidates, strict=True) if not of])
+        missing.append([x for x, of in zip(settings, candidates, strict=True) if not of])
         if not missing[-1]:
             found.append(_by_candidates(claim, candidates, demo))
     if not found:
-        of_paper, of_demo = missing
-        fewest = of_demo if len(of_demo) <= len(of_paper) else of_paper
+        fewest = min(missing, key=len)
         reason = f"no record of {'; '.join(map(str, fewest))}"
         return Verdict(claim.id, "not measured", reason)
-    comparable = [verdict for verdict in found if verdict.answer != "not comparable"]
-    return (comparable or found)[0]
+    return min(reversed(found), key=lambda verdict: verdict.answer == "not comparable")
 
 
 def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) -> Verdict:
-    """The verdict where every setting has records; which are taken never depends on scores."""
+    """Verdict where every setting has records; the choice among them never depends on scores."""
+    for i, of in enumerate(candidates):
+        agreements = [sampling_agreement(side.first) for side in of]
+        candidates[i] = [s for s, each in zip(of, agreements, strict=True) if not each.different]
+        if not candidates[i]:
+            return Verdict(claim.id, "not comparable", f"{of[0].first.model}: {agreements[0]}")
     conditions = set.intersection(*({side.condition for side in of} for of in candidates))
     if not conditions:
-        one, scoring = candidates[0][0].first, {"evaluations", *HOW_TRAINED}
-        found = [like_with_like(one, of[0].first, scoring, NAMES) for of in candidates[1:]]
-        texts = [text for other in found for text in other.different.values()]
-        reason = "; ".join(texts) or "no two sides were scored against the same reference"
+        first, *rest = [facts(of[0].first) for of in candidates]
+        fields = (*SCORING, *DATA_AND_SIZE)
+        found = [str(compare_facts(first, other, fields, NAMES)) for other in rest]
+        reason = "; ".join(filter(None, found)) or "scored against different reference statistics"
         return Verdict(claim.id, "not comparable", reason)
-    condition = max(sorted(conditions), key=lambda found: found[2])  # the most images
+    condition = max(sorted(conditions, key=repr), key=lambda found: found[2])  # the most images
     better, *others = [
-        sorted((s for s in of if s.condition == condition), key=_fullness, reverse=True)
+        sorted((s for s in of if s.condition == condition), key=_preference, reverse=True)
         for of in candidates
     ]
-    tried = [_pairs(claim, best, others, demo) for best in better]
-    alike = [pairs for pairs in tried if not any(pair.different for pair in pairs)]
-    pairs = (alike or tried)[0]
+    tried = [_pairs(claim, side, others, demo) for side in better]
+    pairs = min(tried, key=lambda pairs: any(pair.different for pair in pairs))
     for pair in pairs:
         if pair.different:
             return Verdict(claim.id, "not comparable", "; ".join(pair.different))
@@ -128,185 +139,159 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
     return _decide(claim, pairs, demo)
 
 
-def _fullness(side: Side) -> tuple[int, bool]:
-    """More for a side with more seeds, then for one that is called like its recipe."""
-    return len(side.records), side.first.model == recipe_name(side.first)
+def _preference(side: Side) -> tuple[int, bool]:
+    """Greater for a side with more seeds, then for one named like its recipe."""
+    checkpoint = side.first.checkpoint
+    recipe = checkpoint and checkpoint.recipe
+    return len(side.records), bool(recipe and side.first.model == recipe.name)
 
 
 def _pairs(claim: Ordering, best: Side, others: list[list[Side]], demo: bool) -> list[_Pair]:
-    """A better side with one worse side a setting: the first that is comparable, or the first."""
+    """A better side with one worse side a setting: the first comparable one, or the first."""
     pairs = []
     for setting, of in zip(claim.worse, others, strict=True):
-        same = [side for side in of if _checksum(side) == _checksum(best)]
-        tried = [_pair(claim.better, best, setting, side, demo) for side in same or of]
-        pairs.append(next((pair for pair in tried if not pair.different), tried[0]))
+        same = [side for side in of if side.checksum == best.checksum]
+        tried = [_pair((claim.better, setting), (best, side), demo) for side in same or of]
+        pairs.append(min(tried, key=lambda pair: bool(pair.different)))
     return pairs
 
 
-def _checksum(side: Side) -> str:
-    return str(side.first.checkpoint["sha256"])
-
-
-def _pair(better: Setting, a: Side, worse: Setting, b: Side, demo: bool) -> _Pair:
-    """Two sides with their differences of every seed that both have."""
-    different, notes = _unlike((better, worse), (a, b), demo)
-    one, two = a.scores(better.metric), b.scores(better.metric)
-    common = sorted(one.keys() & two.keys())
-    mine, theirs = a.first.sampler, b.first.sampler
-    if (a.first.nfe, mine.get("num_images")) != (b.first.nfe, theirs.get("num_images")):
+def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool) -> _Pair:
+    """Two sides with their differences by common seed."""
+    (a, b), metric = pair, settings[0].metric
+    different, notes = _disagreement(settings, pair, demo)
+    common = sorted(a.scores(metric).keys() & b.scores(metric).keys())
+    if (a.first.nfe, a.first.num_sampled) != (b.first.nfe, b.first.num_sampled):
         notes.append("paired by seed alone, as the two sides draw different amounts of noise")
     else:
-        hashes = {s: (_noise(a, s), _noise(b, s)) for s in common}
-        if other := [s for s in common if None not in hashes[s] and len(set(hashes[s])) > 1]:
+        noise = {s: {side.records[s].hashes.noise for side in pair} for s in common}
+        if other := [s for s in common if None not in noise[s] and len(noise[s]) > 1]:
             common = [s for s in common if s not in other]
             notes.append(f"without seed {', '.join(map(str, other))}, whose noise differs")
-            if not common:
-                different.append("the noise of every seed differs")
-        if any(None in hashes[s] for s in common):
+            different += [] if common else ["the noise of every seed differs"]
+        if any(None in noise[s] for s in common):
             notes.append("paired by seed alone, as a side does not record its noise")
-    notes += [
-        f"{side.remark} {name}" for side, name in zip((a, b), NAMES, strict=True) if side.remark
-    ]
-    if one and two and not common and not different:
+    notes += [f"{s.remark} {name}" for s, name in zip(pair, NAMES, strict=True) if s.remark]
+    if not common and not different:
         notes.append("no seed in common")
-    gains = _gains(better.metric, a, b, common)
-    others = [
+    gains = _gains(metric, pair, common)
+    opposite = [
         label
-        for metric, label in LABELS.items()
-        if metric in a.first.scores.keys() & b.first.scores.keys()
-        and (_gains(metric, a, b, common) * gains.sum() < 0).all()
+        for other, label in LABELS.items()
+        if other in a.first.scores.keys() & b.first.scores.keys()
+        and (_gains(other, pair, common) * gains.sum() < 0).all()
     ]
-    if len(common) > 1 and others:
-        notes.append(f"the other way with every seed: {', '.join(others)}")
-    scores = np.array([[of[seed] for seed in common] for of in (one, two)], np.float64)
-    return _Pair(worse, scores, gains, different, notes)
+    if len(common) > 1 and opposite:
+        notes.append(f"the other way with every seed: {', '.join(opposite)}")
+    scores = [[side.records[seed].scores[metric] for seed in common] for side in pair]
+    return _Pair(settings[1], np.array(scores, np.float64), gains, different, notes)
 
 
-def _gains(metric: str, a: Side, b: Side, seeds: list[int]) -> NDArray[np.float64]:
-    """(n,) by how much one side is better than another, one a seed."""
+def _gains(metric: Metric, pair: tuple[Side, Side], seeds: list[int]) -> NDArray[np.float64]:
+    """(n,) by which the first side is better than the second, by seed."""
     sign = 1 if metrics()[metric].higher_is_better else -1
-    one, two = a.scores(metric), b.scores(metric)
-    return np.array([sign * (one[s] - two[s]) for s in seeds], np.float64)
+    a, b = (np.array([s.records[seed].scores[metric] for seed in seeds]) for s in pair)
+    return np.asarray(sign * (a - b), np.float64)
 
 
-def _noise(side: Side, seed: int) -> str | None:
-    return side.records[seed].hashes.get("noise")
-
-
-def _unlike(
+def _disagreement(
     settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool
 ) -> tuple[list[str], list[str]]:
-    """What makes two sides not comparable, and what is not known of them or differs by method."""
+    """Fields in which two sides are not comparable, and notes on the rest, in words."""
     records = (pair[0].first, pair[1].first)
     different: dict[str, str] = {}
     unknown: dict[str, str] = {}
-    if not demo:
-        for setting, record, name in zip(settings, records, NAMES, strict=True):
-            changed = {field for field, _ in setting.changes}
-            found = like_with_like(_unchanged(setting), record, changed, ("in the paper", name))
-            different |= found.different
-            unknown |= found.unknown
-    otherwise: list[str] = []
-    if _checksum(pair[0]) != _checksum(pair[1]):
-        same_recipe = settings[0].recipe == settings[1].recipe
-        wanted = [ablated_fields(s.recipe, s.changes, demo) or {} for s in settings]
-        changed = {field for field in ABLATED if wanted[0].get(field) != wanted[1].get(field)}
-        leave_out = changed if same_recipe else HOW_TRAINED
-        found = like_with_like(*records, {"evaluations", *leave_out}, NAMES)
-        different |= found.different
-        unknown |= found.unknown
-        if same_recipe:
+    notes = []
+    for setting, record, name in () if demo else zip(settings, records, NAMES, strict=True):
+        changed = (*SAMPLING, *(field for field, _ in setting.changes))
+        fields = [field for field in FIELDS if field not in changed]
+        paper = facts(_printed(setting))
+        found = compare_facts(paper, facts(record), fields, ("in the paper", name))
+        different, unknown = different | found.different, unknown | found.unknown
+    if pair[0].checksum != pair[1].checksum:
+        a, b = facts(records[0]), facts(records[1])
+        fields = [*SCORING, *DATA_AND_SIZE]
+        if settings[0].recipe == settings[1].recipe:
+            wanted = [ablated_fields(s.recipe, s.changes, demo) or {} for s in settings]
+            changed = tuple(f for f in ABLATED if wanted[0].get(f) != wanted[1].get(f))
+            fields += [field for field in (*TRAINING, *MODEL) if field not in changed]
             different |= _recipe_differences(records, changed)
-            if not changed:
-                different["model"] = (
-                    f"model {differing((records[0].model, records[1].model), NAMES)}"
-                )
         else:
-            said = {"images seen", "global batch", "initialisation", "distance"}
-            leave_out = {"evaluations", *HOW_TRAINED} - said
-            otherwise = list(like_with_like(*records, leave_out, NAMES).different.values())
-    notes = [f"trained otherwise: {', '.join(otherwise)}"] if otherwise else []
-    if unknown:
-        notes.append(f"not known: {', '.join(unknown.values())}")
+            trained_by = ("images_seen", "batch_size", "initialisation", "distance")
+            otherwise = compare_facts(a, b, trained_by, NAMES).different
+            notes += [f"trained otherwise: {', '.join(otherwise.values())}"] if otherwise else []
+        found = compare_facts(a, b, fields, NAMES)
+        different, unknown = different | found.different, unknown | found.unknown
+    notes += [f"not known: {', '.join(unknown.values())}"] if unknown else []
     return list(different.values()), notes
 
 
-def _unchanged(setting: Setting) -> AbsoluteClaim:
-    """The printed score of a setting's recipe as it stands."""
-    plain = replace(setting, changes=())
+def _printed(setting: Setting) -> AbsoluteClaim:
+    """The printed score of a setting's recipe without changes."""
+    plain = Setting(setting.recipe, setting.nfe, setting.protocol, setting.metric)
     return next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
 
 
-def _recipe_differences(records: tuple[RunRecord, RunRecord], changed: set[str]) -> dict[str, str]:
-    """Further recipe fields, and the teacher, where both sides say them and they differ."""
-    following = {name for field in changed for name in FOLLOWING.get(field, ())}
-    sides_: list[dict[str, Any]] = []
+def _recipe_differences(
+    records: tuple[RunRecord, RunRecord], changed: Sequence[str]
+) -> dict[str, str]:
+    """Further recipe fields, and the teacher, where both sides state them and they differ.
+
+    Two checkpoints of one recipe without a changed field differ in any case.
+    """
+    if not changed:
+        return {"model": f"model {in_words((records[0].model, records[1].model), NAMES)}"}
+    following = [name for field in changed for name in FOLLOWING.get(field, ())]
+    values = []
     for record in records:
-        recipe, origin = record.checkpoint.get("recipe", {}), record.checkpoint.get("origin", {})
-        own = {k: v for k, v in recipe.items() if k not in ELSEWHERE and k not in following}
-        teacher = origin.get("teacher_sha256")
-        sides_.append(own | {"teacher": teacher and teacher[:10]})
-    one, two = sides_
+        recipe = to_builtins(record.checkpoint and record.checkpoint.recipe) or {}
+        training = trained(record)
+        teacher = training and training.teacher_sha256
+        stated = {k: recipe[k] for k in RECIPE_FIELDS if k in recipe and k not in following}
+        values.append(stated | {"teacher": teacher and teacher[:10]})
+    a, b = values
     return {
-        field: f"{field} {differing((one[field], two[field]), NAMES)}"
-        for field in one.keys() & two.keys()
-        if one[field] != two[field]
+        field: f"{field} {in_words((a[field], b[field]), NAMES)}"
+        for field in a
+        if field in b and a[field] != b[field]
     }
 
 
 def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
-    """The verdict where all pairs are comparable and have two seeds or more."""
-    closest, nearest = min(
-        ((pair, summarise(list(pair.gains))) for pair in pairs),
-        key=lambda found: found[1].mean - found[1].half_width,
-    )
+    """Verdict where all pairs are comparable and have two seeds or more."""
     denied = [
         pair
         for pair in pairs
         if pair.gains.mean() + half_width(pair.sd, len(pair.gains), 1 - ALPHA / len(pairs)) < 0
     ]
+    summaries = [(pair, summarise(list(pair.gains))) for pair in denied[:1] or pairs]
+    closest, gain = min(summaries, key=lambda found: found[1].mean - found[1].half_width)
+    answer = HOLDS[demo] if gain.mean > gain.half_width else "inconclusive"
     if denied:
-        closest, nearest = denied[0], summarise(list(denied[0].gains))
         answer = DOES_NOT_HOLD[demo]
-    else:
-        answer = HOLDS[demo] if nearest.mean > nearest.half_width else "inconclusive"
+    probability = None
+    if closest.sd:
+        value, low, high = probability_better(gain.mean, closest.sd, gain.n)
+        probability = Interval(float(value), float(low), float(high), gain.n)
+    parts = [_in_words(claim, closest, gain, probability)]
     seeds = None
-    probability = _probability(closest)
-    parts = [_in_words(claim, closest, nearest, probability)]
     if answer == "inconclusive":
-        seeds = seeds_to_decide(nearest.mean, 0.0, closest.sd)
+        seeds = seeds_to_decide(gain.mean, 0.0, closest.sd)
         parts.append(more_seeds(seeds))
     notes = dict.fromkeys(note for pair in pairs for note in pair.notes)
+    reason = "; ".join([*parts, *notes])
     return Verdict(
-        claim.id,
-        answer,
-        "; ".join([*parts, *notes]),
-        difference=nearest,
-        probability=probability,
-        seeds_to_decide=seeds,
+        claim.id, answer, reason, None, gain, probability=probability, seeds_to_decide=seeds
     )
 
 
-def _probability(pair: _Pair) -> Interval | None:
-    """P(the better side is better) on a new seed; None where all differences are the same."""
-    n = len(pair.gains)
-    if pair.sd == 0:
-        return None
-    value, low, high = probability_better(pair.gains.mean(), pair.sd, n)
-    return Interval(float(value), float(low), float(high), n)
-
-
-def _in_words(
-    claim: Ordering, pair: _Pair, difference: Summary, probability: Interval | None
-) -> str:
+def _in_words(claim: Ordering, pair: _Pair, gain: Summary, probability: Interval | None) -> str:
     than = f" of {pair.worse}" if len(claim.worse) > 1 else ""
-    wins = int((pair.gains > 0).sum())
-    one, two = pair.scores.mean(axis=1)
-    by = f"better by {difference}"
-    if difference.mean < 0:
-        by = f"worse by {replace(difference, mean=-difference.mean)}"
+    better, worse = pair.scores.mean(axis=1)
+    by = "better" if gain.mean >= 0 else "worse"
     text = (
-        f"{LABELS[claim.better.metric]} {one:.4g} against {two:.4g}{than}, {by} "
-        f"(95 % interval), paired over {difference.n} seeds and better in {wins} of them"
+        f"{LABELS[claim.better.metric]} {better:.4g} against {worse:.4g}{than}, {by} by "
+        f"{Summary(abs(gain.mean), gain.half_width, gain.n)} (95 % interval), paired over "
+        f"{gain.n} seeds and better in {int((pair.gains > 0).sum())} of them"
     )
     return f"{text}; P(better with a new seed) {probability}" if probability else text

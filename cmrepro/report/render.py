@@ -1,40 +1,35 @@
 """REPORT.md, tables, figures and the page from results/records, and the check of them."""
 
+import functools
+import html
+import json
+import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cmrepro.files import atomic_path
-from cmrepro.paper import Ordering, claim
-from cmrepro.records3 import FOLDER, RunRecord, read_records
-from cmrepro.report import page
-from cmrepro.report.figures import figures
-from cmrepro.report.published import AS_PUBLISHED, later_work_rows, ledger_rows, paper_rows
-from cmrepro.report.results import is_demo, results_rows
-from cmrepro.report.tables import render
+import jinja2
+from markupsafe import Markup
+
+from cmrepro.files import atomic_path, sha256
+from cmrepro.paper import AbsoluteClaim, claims
+from cmrepro.records import FOLDER, RunRecord, read_records
+from cmrepro.report.comparability import is_demo
+from cmrepro.report.results import anchors, model_rows, paper_rows, record_rows, results_rows
+from cmrepro.report.statistics import Verdict
+from cmrepro.report.tables import AS_PUBLISHED, LABELS, later_work_rows, ledger_rows, render
 from cmrepro.report.verdicts import verdicts
-
-if TYPE_CHECKING:
-    import jinja2
+from cmrepro.schema import flat, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
+SITE = Path("results/site")
 FIGURES = Path("results/figures")
 TRAINING = Path("results/training")
-
-# What the demo does otherwise than the paper. Numbers come from the records, not from here.
-DIFFERENCES = (
-    "Network: an ADM U-Net on 2x2 patches, small enough for a laptop; the paper uses NCSN++.",
-    "Training data: CIFAR-10 stored as JPEG (`cifar10-jpeg`), some 30 dB PSNR from the originals.",
-    "Training length, batch and learning rate: see the models' table; the paper has Table 3.",
-    "CD raises N by the N(k) that the paper has for CT only; the paper's CD keeps N fixed.",
-    "Distance: the paper has LPIPS on VGG16. The bundled CD has l2; `efficientnet`, of CT, is "
-    "LPIPS's form on EfficientNet-Lite1 without learned weights, plus 0.05 pseudo-Huber. That "
-    "network is a relative of the one that scores, as VGG is of Inception: scores flatter models "
-    "trained with it as they flatter the paper's.",
-    "Protocol `embedded`: EfficientNet-Lite0 instead of Inception-v3, fewer images.",
-    "The time of the second evaluation was chosen by the reported metric, as in the paper, but on "
-    "a seed that is not reported (`cmrepro search-times`).",
-)
+REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
+DRAWN_BY = re.compile(r"Matplotlib v([\w.]+)")
+# The package's checkpoints; their reader needs torch, which the report does without.
+BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
 
 
 def write_report(out: Path) -> list[Path]:
@@ -43,7 +38,7 @@ def write_report(out: Path) -> list[Path]:
     Pages of records that are gone are removed.
 
     Returns:
-        What was written.
+        The written files.
 
     Raises:
         ValueError: No records, one is refused, or a folder cannot be written.
@@ -58,25 +53,41 @@ def write_report(out: Path) -> list[Path]:
     return [out / name for name in texts]
 
 
-def check_report(out: Path) -> list[str]:
-    """What is out of step with the records in out/results/records, one line each.
+def check_report(out: Path) -> tuple[list[str], str]:
+    """Compare all files with the records in out/results/records.
+
+    Figures are compared only under the version of matplotlib that drew them.
+
+    Returns:
+        One line a file that is out of step, and a remark on figures that were not compared ("" if
+        they were).
 
     Raises:
         ValueError: No records, or one is refused.
     """
+    import matplotlib
+
+    problems, versions = [], set()
     texts = _texts(out)
-    problems = [
-        f"{name} {'differs from what the records give' if (out / name).exists() else 'is missing'}"
-        for name, text in texts.items()
-        if not (out / name).exists() or (out / name).read_bytes() != text.encode()
-    ]
-    gone = [path.relative_to(out).as_posix() for path in _surplus(texts, out)]
-    return problems + [f"{name} belongs to no record" for name in gone]
+    for name, text in texts.items():
+        path = out / name
+        if not path.exists():
+            problems.append(f"{name} is missing")
+        elif path.read_bytes() != text.encode():
+            found = DRAWN_BY.search(path.read_text(encoding="utf-8", errors="replace"))
+            if path.suffix == ".svg" and found and found[1] != matplotlib.__version__:
+                versions.add(found[1])
+            else:
+                problems.append(f"{name} differs from the records")
+    problems += [f"{p.relative_to(out).as_posix()} has no record" for p in _surplus(texts, out)]
+    remark = f"figures of matplotlib {', '.join(sorted(versions))} are not compared, as "
+    remark += f"{matplotlib.__version__} is installed"
+    return problems, remark if versions else ""
 
 
 def _surplus(texts: dict[str, str], out: Path) -> list[Path]:
-    """Files of the page that the records do not give."""
-    files = sorted(path for path in (out / page.SITE).rglob("*") if path.is_file())
+    """Files of the page that belong to no record."""
+    files = sorted(path for path in (out / SITE).rglob("*") if path.is_file())
     return [path for path in files if path.relative_to(out).as_posix() not in texts]
 
 
@@ -84,133 +95,118 @@ def _texts(out: Path) -> dict[str, str]:
     """Every file of the report by its name relative to the output folder."""
     records = read_records(out / FOLDER)
     content = _content(records, out)
-    fill = _environment(out).get_template
-    page_of_record = fill("record.html.j2")
-    return {
-        "REPORT.md": fill("report.md.j2").render(content),
-        **{
-            f"results/tables/{name}.{suffix}": _render(rows, format)
-            for name, rows in content["tables"].items()
-            for suffix, format in TABLE_FILES.items()
-        },
-        **{
-            f"{FIGURES}/{name}.svg": text
-            for drawn in content["figures"].values()
-            for name, text in drawn.items()
-        },
-        f"{page.SITE}/index.html": fill("page.html.j2").render(content),
-        **{
-            f"{page.SITE}/{page.record_page(record)}": page_of_record.render(
-                page.record_fields(record, records, out / FOLDER)
-            )
-            for record in records
-        },
-    }
-
-
-def _environment(out: Path) -> "jinja2.Environment":
-    """The templates; their filters say how rows, texts and grids look in each."""
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cmrepro.report", ""),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=jinja2.select_autoescape(["html.j2"]),
     )
-    environment.filters |= {
-        "md": lambda rows: _render(rows, "md"),
-        "code": page.code,
-        "columns": page.columns,
-        "grid": lambda path: page.grid(out / path),
-        "paper_table": page.paper_table,
-        "plain_table": page.plain_table,
-        "record_table": page.record_table,
+    environment.filters["md"] = functools.partial(render, format="md")
+    environment.filters["code"] = _code
+    fill = environment.get_template
+    tables = {
+        f"results/tables/{name}.{suffix}": render(rows, format)
+        for name, rows in content["tables"].items()
+        for suffix, format in TABLE_FILES.items()
     }
-    return environment
+    drawn = {
+        f"{FIGURES}/{name}.svg": text
+        for kind in content["figures"].values()
+        for name, text in kind.items()
+    }
+    pages = {
+        f"{SITE}/records/{record.id}.html": fill("record.html.j2").render(
+            _record_fields(record, records, out / FOLDER)
+        )
+        for record in records
+    }
+    return {
+        "REPORT.md": fill("report.md.j2").render(content),
+        **tables,
+        **drawn,
+        f"{SITE}/index.html": fill("page.html.j2").render(content),
+        **pages,
+    }
 
 
-def _render(rows: list[dict[str, Any]], format: str) -> str:
-    """Rows in a format; methods that this suite does not have are set back."""
-    return render(rows, format, [row.get("ours") == AS_PUBLISHED for row in rows])
+def _code(text: str) -> Markup:
+    """HTML of a text whose only Markdown is `code`."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
 
 
 def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
-    """What the templates show: the same for REPORT.md and for the page."""
-    paper = {f"table{number}": paper_rows(number, records) for number in (1, 2)}
+    """Values of the templates of REPORT.md and of the page."""
+    from cmrepro.report.figures import figures  # other commands do without matplotlib
+
+    decided = verdicts(records)
+    paper = {f"table{number}": paper_rows(number, records, decided) for number in (1, 2)}
+    rows = _verdict_rows(decided)
+    measured = [row for row in rows if row["verdict"] != "not measured"]
+    datasets = {row["dataset"] for row in measured if row["kind"] == "ordering"}
     tables = {
-        **{name: [row.cells for row in rows] for name, rows in paper.items()},
+        **{name: [row.cells for row in paper_table] for name, paper_table in paper.items()},
         "results": results_rows(records),
-        "verdicts": _verdict_rows(records),
+        "verdicts": [
+            {key: row[key] for key in ("claim", "kind", "verdict", "reason")} for row in rows
+        ],
         "later_work": later_work_rows(),
         "deviations": ledger_rows(),
     }
-    measured = [row for row in tables["verdicts"] if row["verdict"] != "not measured"]
-    absolute = [row for row in measured if row["kind"] == "absolute"]
+    shown = ("statement", "verdict", "reason", "claim")
     return {
         "paper": paper,
         "tables": tables,
         "ours": [row for row in tables["table1"] if row["ours"] != AS_PUBLISHED],
-        "summary": _summary(tables["verdicts"]),
-        "orderings": [row for row in measured if row["kind"] == "ordering"],
-        "orderings_here": _orderings_here(tables["verdicts"]),
-        "absolute": absolute,
-        "by_reason": _by_reason(absolute),
-        "records": records,
+        "summary": _summary(rows),
+        "orderings": [
+            {key: row[key] for key in shown}
+            for row in rows
+            if row["kind"] == "ordering" and row["dataset"] in datasets
+        ],
+        "measured": [{key: row[key] for key in shown} for row in measured],
+        "by_reason": _by_reason(row for row in measured if row["kind"] == "absolute"),
+        "records": record_rows(records),
         "runs": _runs(records),
-        "models": _model_rows(records),
-        "table3": page.marked_table3(),
+        "models": model_rows(records),
         "figures": figures(records, out / TRAINING),
         "samples": _samples(records, out),
-        "real": page.REAL if (out / page.REAL).exists() else None,
+        "real": (out / REAL).exists(),
         "context": ", ".join(
-            f"{r.model} {r.scores['fid']:.1f} ({r.protocol['name']})"
+            f"{r.model} {r.scores['fid']:.1f} ({r.protocol.name})"
             for r in records
             if r.nfe is None and "fid" in r.scores
         ),
         "demo": any(is_demo(r) for r in records),
-        "differences": DIFFERENCES,
         "warnings": sorted({w for r in records for w in r.warnings}),
     }
 
 
-def _verdict_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
+def _verdict_rows(decided: dict[str, Verdict]) -> list[dict[str, Any]]:
+    """Every claim with its verdict."""
     return [
         {
-            "claim": verdict.claim_id,
-            "kind": claim(verdict.claim_id).kind,
-            "verdict": verdict.answer,
-            "reason": verdict.reason,
+            "claim": claim.id,
+            "kind": claim.kind,
+            "dataset": claim.dataset,
+            "statement": claim.where if isinstance(claim, AbsoluteClaim) else claim.statement,
+            "verdict": decided[claim.id].answer,
+            "reason": decided[claim.id].reason,
         }
-        for verdict in verdicts(records)
+        for claim in claims()
     ]
 
 
-def _summary(rows: list[dict[str, Any]]) -> str:
-    """How many claims have which verdict, in a sentence a kind."""
-    lines = []
-    for kind, what in {
-        "ordering": "Orderings and ablations",
-        "absolute": "Printed scores",
-    }.items():
+def _summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Number of claims by verdict, one sentence a kind."""
+    sentences = []
+    for kind, name in (("ordering", "Orderings and ablations"), ("absolute", "Printed scores")):
         counts = Counter(row["verdict"] for row in rows if row["kind"] == kind)
         each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
-        lines.append(f"{what} ({counts.total()}): {each}.")
-    return " ".join(lines)
+        sentences.append(f"{name} ({counts.total()}): {each}.")
+    return " ".join(sentences)
 
 
-def _orderings_here(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The orderings of each data set of which any is measured, in the paper's words."""
-    found = {claimed: row for row in rows if isinstance(claimed := claim(row["claim"]), Ordering)}
-    here = {c.dataset for c, row in found.items() if row["verdict"] != "not measured"}
-    return [
-        {"statement": c.statement, **{key: row[key] for key in ("verdict", "reason", "claim")}}
-        for c, row in found.items()
-        if c.dataset in here
-    ]
-
-
-def _by_reason(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[str]]]:
+def _by_reason(rows: Iterable[dict[str, Any]]) -> list[tuple[tuple[str, str], list[str]]]:
     """Claims by verdict and reason."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
@@ -218,59 +214,45 @@ def _by_reason(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[s
     return sorted(found.items())
 
 
-def _runs(records: list[RunRecord]) -> list[tuple[str, str]]:
-    """What the records say of how they were made, one line where all agree."""
+def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Command, hardware and time of the records, one line each."""
+    sources = [record.provenance for record in records]
 
     def distinct(key: str) -> str:
-        return "; ".join(sorted({f"{r.provenance[key]}" for r in records}))
+        return "; ".join(sorted({str(getattr(source, key)) for source in sources}))
 
     commits = Counter(
-        (r.provenance["commit"] or "of an installed package")[:10]
-        + (" (changed)" if r.provenance["dirty"] else "")
-        for r in records
+        (source.commit or "of an installed package")[:10] + " (changed)" * bool(source.dirty)
+        for source in sources
     )
-    sampling = {
-        (r.model, r.seed): r.durations_s["sampling_all_steps"]
-        for r in records
-        if "sampling_all_steps" in r.durations_s
-    }
+    by_name: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        by_name[" ".join(source.command.split()[:2])].add(source.command)
+    commands = [
+        f"`{min(own)}`" if len(own) == 1 else f"`{name} …`, {len(own)} of them (see records)"
+        for name, own in sorted(by_name.items())
+    ]
+    packages = sorted({f"{name} {v}" for s in sources for name, v in s.packages.items()})
+    key = "sampling_all_steps"
+    sampling = {(r.model, r.seed): r.durations_s[key] for r in records if key in r.durations_s}
+    scoring = sum(r.durations_s.get("scoring", 0) for r in records)
+    counts = ", ".join(f"{name} ({n} records)" for name, n in sorted(commits.items()))
     gpus = distinct("gpu").replace("None", "no GPU")
-    scoring = sum(r.durations_s["scoring"] for r in records)
-    packages = {
-        f"{name} {version}" for r in records for name, version in r.provenance["packages"].items()
-    }
-    commands = defaultdict(set)
-    for record in records:
-        command = record.provenance["command"]
-        commands[" ".join(command.split()[:2])].add(command)
     return [
-        (
-            "command",
-            "; ".join(
-                f"`{min(own)}`"
-                if len(own) == 1
-                else f"`{name} …`, {len(own)} of them (see records)"
-                for name, own in sorted(commands.items())
-            ),
-        ),
-        (
-            "cmrepro",
-            f"{distinct('cmrepro')}, commit "
-            + ", ".join(f"{name} ({n} records)" for name, n in sorted(commits.items())),
-        ),
+        ("command", "; ".join(commands)),
+        ("cmrepro", f"{distinct('cmrepro')}, commit {counts}"),
         ("machine", f"{distinct('cpu')}; {distinct('platform')}; {gpus}"),
-        ("Python", f"{distinct('python')}; {', '.join(sorted(packages))}"),
+        ("Python", f"{distinct('python')}; {', '.join(packages)}"),
         (
             "sampling",
-            f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job, "
-            "all steps at once",
+            f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job",
         ),
         ("scoring", f"{scoring:.0f} s for all {len(records)} records"),
     ]
 
 
-def _samples(records: list[RunRecord], out: Path) -> list[tuple[str, list[tuple[int, str]]]]:
-    """Sample grids that lie in results/samples, by model and evaluations."""
+def _samples(records: Sequence[RunRecord], out: Path) -> list[tuple[str, list[tuple[int, str]]]]:
+    """Grids in results/samples, by model and NFE."""
     grids: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
         path = f"results/samples/{model}_nfe{nfe}.png"
@@ -279,39 +261,42 @@ def _samples(records: list[RunRecord], out: Path) -> list[tuple[str, list[tuple[
     return list(grids.items())
 
 
-def _model_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
-    """One row a checkpoint: how it was trained and what that cost."""
-    rows: dict[str, dict[str, Any]] = {}
-    for record in sorted(records, key=lambda r: r.model):
-        recipe, origin = record.checkpoint.get("recipe"), record.checkpoint.get("origin")
-        if not recipe or not origin:
-            continue
-        threads = origin["threads"]
-        scales = recipe["num_scales"]
-        if recipe["s0"]:
-            schedule_steps = recipe["schedule_steps"] or recipe["total_steps"]
-            scales = f"N(k), {recipe['s0']} to {recipe['s1'] + 1} in {schedule_steps:,} steps"
-        rows[record.model] = {
-            "model": record.model,
-            "method": recipe["method"].upper(),
-            "N": scales,
-            "mu": _mu(recipe),
-            "distance": recipe["distance"],
-            "solver": recipe["solver"],
-            "batch": recipe["batch_size"],
-            "learning rate": f"{recipe['learning_rate']:g}",
-            "steps": origin["steps"],
-            "images seen": f"{origin['images_seen']:,}",
-            "hours": f"{origin['duration_s'] / 3600:.2f}",
-            "trained on": f"{origin['data']}, {origin['cpu']}, "
-            f"{threads} thread{'s' * (threads > 1)}",
-            "weights": origin["weights"],
+def _record_fields(record: RunRecord, records: list[RunRecord], folder: Path) -> dict[str, Any]:
+    """Values of the template of a record's page.
+
+    Returns:
+        `record`; `file_sha256` of its file; `anchors` that say what its scores mean; `scores`:
+        label, value, interval in words and the anchors' values; `groups`: flat fields by their
+        first key; `bundled`: True if its checkpoint comes with the package.
+    """
+    context = anchors(record, records)
+    intervals = record.uncertainty.intervals if record.uncertainty else {}
+    scores = [
+        (
+            label,
+            record.scores[metric],
+            " to ".join(f"{end:.5g}" for end in intervals.get(metric, ())),
+            [anchor.scores.get(metric) for anchor in context],
+        )
+        for metric, label in LABELS.items()
+        if metric in record.scores
+    ]
+    groups = {
+        key: {
+            name: field if isinstance(field, str) else json.dumps(field)
+            for name, field in flat(value).items()
         }
-    return list(rows.values())
-
-
-def _mu(recipe: dict[str, Any]) -> str | None:
-    """Decay of the target network: fixed, by a schedule, or none for the teacher."""
-    if recipe["mu0"] is not None:
-        return f"mu(k) from {recipe['mu0']:g}"
-    return None if recipe["target_ema"] is None else f"{recipe['target_ema']:g}"
+        for key, value in to_builtins(record).items()
+        if isinstance(value, dict) and value
+    }
+    own = BUNDLED / f"{record.model}.safetensors"
+    return {
+        "record": record,
+        "file_sha256": sha256(folder / f"{record.id}.json"),
+        "anchors": context,
+        "scores": scores,
+        "groups": groups,
+        "bundled": own.is_file()
+        and record.checkpoint is not None
+        and sha256(own) == record.checkpoint.sha256,
+    }

@@ -1,144 +1,197 @@
-"""Records brought together: mean and interval over seeds."""
+"""Records as rows: means over seeds, the paper's Tables 1 and 2 with our scores, the models."""
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
+from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
+from cmrepro.records import RunRecord
+from cmrepro.report.comparability import group, is_ablation, trained
+from cmrepro.report.statistics import Verdict, summarise
+from cmrepro.report.tables import AS_PUBLISHED, LABELS
+from cmrepro.settings import Metric, Recipe
 
-from cmrepro.records3 import RunRecord
-from cmrepro.report.equivalence import half_width
-
-LABELS = {
-    "fid": "FD",
-    "sfid": "sFD",
-    "is": "IS",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
-DEMO = "demo-"
+PAPER_METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
+SHOWN = ("model", "nfe", "num_images", "protocol", "protocol version")
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Mean of one score over seeds.
+class PaperRow(NamedTuple):
+    """A printed row with our scores of that model.
 
     Attributes:
-        mean: Of the records' values.
-        half_width: Half the 95 % Student-t interval of the mean; NaN with one record.
-        n: Number of records.
+        cells: The printed columns, then `ours` (`AS_PUBLISHED` for methods that this suite does
+            not have, "not measured", or the model), our means, n, protocol and the verdicts.
+        records: The records behind our scores.
     """
 
-    mean: float
-    half_width: float
-    n: int
-
-    def __str__(self) -> str:
-        digits = 4 if abs(self.mean) < 1 else 2 if abs(self.mean) < 100 else 1
-        spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
+    cells: dict[str, Any]
+    records: list[RunRecord]
 
 
-def summarise(values: list[float]) -> Summary:
-    """Mean and Student-t interval of the values of independent seeds."""
-    n = len(values)
-    if n < 2:
-        return Summary(float(np.mean(values)), math.nan, n)
-    half = half_width(np.std(values, ddof=1), n)
-    return Summary(float(np.mean(values)), float(half), n)
+def protocol_of(record: RunRecord) -> str:
+    """Name and version of a record's protocol."""
+    return f"{record.protocol.name} v{record.protocol.version}"
 
 
-GroupKey = tuple[str, int | None, str, int]
-
-
-def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
-    """Records by (model, nfe, protocol with version, number of images), seeds in order.
-
-    Raises:
-        ValueError: Records of one group differ in checkpoint, times, rounding or reference, or
-            two have the same seed, so that their mean would mean nothing.
-    """
-    groups: dict[GroupKey, list[RunRecord]] = defaultdict(list)
-    for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
-        protocol = f"{record.protocol['name']} v{record.protocol['version']}"
-        groups[record.model, record.nfe, protocol, record.num_images].append(record)
-    for members in groups.values():
-        for one, other in pairwise(members):
-            mine, theirs = _of_group(one), _of_group(other)
-            unlike = [f"different {what}" for what in mine if mine[what] != theirs[what]]
-            unlike += ["the same seed"] * (one.seed == other.seed)
-            if unlike:
-                raise ValueError(
-                    f"a mean over records {one.id} and {other.id} means nothing: they have "
-                    f"{' and '.join(unlike)}; remove what is out of date"
-                )
-    return dict(groups)
-
-
-def _of_group(record: RunRecord) -> dict[str, object]:
-    """What records have to share for a mean over their seeds."""
+def means(members: Sequence[RunRecord], shown: Sequence[Metric] = tuple(LABELS)) -> dict[str, Any]:
+    """Mean ± half the 95 % interval of each score of a group of records."""
     return {
-        "checkpoints": record.checkpoint.get("sha256"),
-        "times": record.sampler.get("times"),
-        "rounding": record.sampler.get("to_uint8"),
-        "references": record.reference["sha256"],
+        LABELS[metric]: str(summarise([r.scores[metric] for r in members]))
+        for metric in shown
+        if metric in members[0].scores
     }
 
 
-def results_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
-    """One row a group: model, nfe, protocol, images, seeds, and each score's mean ± interval."""
-    return [
-        {
-            "model": model,
-            "nfe": nfe,
-            "protocol": protocol,
-            "images": num_images,
+def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a group of seeds; `settings` tells apart what the other columns do not."""
+    rows = []
+    groups = group(records)
+    for members in groups:
+        first = members[0]
+        cells = {
+            "model": first.model,
+            "nfe": first.nfe,
+            "protocol": protocol_of(first),
+            "num_images": first.num_images,
             "seeds": len(members),
         }
-        | {
-            LABELS[metric]: str(summarise([r.scores[metric] for r in members]))
-            for metric in LABELS
-            if metric in members[0].scores
-        }
-        for (model, nfe, protocol, num_images), members in group(records).items()
-    ]
+        settings = _settings(first, groups)
+        rows.append(cells | ({"settings": settings} if settings else {}) | means(members))
+    return rows
 
 
-def anchors(record: RunRecord, records: list[RunRecord]) -> list[RunRecord]:
-    """Records of images that no network here made, scored as a record was; not itself.
+def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
+    """What distinguishes a record from those that agree with it in the fields `SHOWN`."""
+    own = record.identity
+    others = [members[0].identity for members in groups]
+    alike = [other for other in others if all(other[key] == own[key] for key in SHOWN)]
+    keys = [k for k in own if k != "seed" and any(other.get(k) != own[k] for other in alike)]
+    return ", ".join(f"{key.removeprefix('sampler.')} {_short(own[key])}" for key in keys)
 
-    The best come first, by FD where they have it.
+
+def _short(value: object) -> str:
+    """Times to six digits, the first ten digits of a checksum."""
+    return " → ".join(f"{t:.6g}" for t in value) if isinstance(value, tuple) else f"{value}"[:10]
+
+
+def paper_rows(
+    number: int, records: Sequence[RunRecord], verdicts: Mapping[str, Verdict]
+) -> list[PaperRow]:
+    """Table 1 or 2 as printed, every row, with our scores of CD, CT and EDM.
+
+    Args:
+        number: 1 or 2.
+        records: Ours; each group of them, ablations excepted, repeats its printed row.
+        verdicts: The verdict on each claim.
     """
-    found = [
-        other
-        for other in records
-        if other.nfe is None and other.id != record.id and _scored(other) == _scored(record)
+    absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
+    models = {(c.dataset, c.method): c.setting.recipe for c in absolute}
+    for dataset in {c.dataset for c in absolute}:  # the teacher is no claim
+        models[dataset, "EDM"] = models[dataset, "CD"].removesuffix("cd") + "edm"
+    columns: dict[int, tuple[Metric, ...]] = {1: ("fid", "is"), 2: ("fid", "precision", "recall")}
+    rows = []
+    for row in result_rows(number):
+        printed: dict[str, Any] = {"dataset": row.dataset} if number == 2 else {}
+        printed |= {"method": row.method, "nfe": row.nfe}
+        printed |= {metrics()[m].label: str(row.scores.get(m, "")) for m in columns[number]}
+        model = models.get((row.dataset, row.method))
+        ours = [
+            r
+            for r in records
+            if r.nfe == row.nfe
+            and (training := trained(r))
+            and training.stands_for == model
+            and not is_ablation(r)
+        ]
+        if not ours:
+            printed["ours"] = "not measured" if model else AS_PUBLISHED
+            rows.append(PaperRow(printed, []))
+        answers = dict.fromkeys(
+            verdicts[c.id].answer
+            for c in absolute
+            if (c.dataset, c.method, c.setting.nfe) == (row.dataset, row.method, row.nfe)
+        )
+        for members in (groups := group(ours)):
+            first = members[0]
+            settings = _settings(first, groups)
+            cells = {"ours": first.model + (f" ({settings})" if settings else "")}
+            cells |= {
+                f"our {label}": mean for label, mean in means(members, PAPER_METRICS).items()
+            }
+            cells |= {
+                "n": f"{len(members)} x {first.num_images:,}",
+                "protocol": protocol_of(first),
+            }
+            rows.append(PaperRow(printed | cells | {"verdict": ", ".join(answers)}, members))
+    return rows
+
+
+def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a record, those of one group beside each other."""
+    return [
+        {
+            "record": record.id,
+            "model": record.model,
+            "nfe": record.nfe,
+            "seed": record.seed,
+            **{LABELS[m]: f"{record.scores[m]:.5g}" for m in LABELS if m in record.scores},
+            "num_images": f"{record.num_images:,}",
+            "protocol": protocol_of(record),
+        }
+        for members in group(records)
+        for record in members
     ]
-    return sorted(found, key=lambda other: (other.scores.get("fid", math.inf), other.id))
 
 
-def _scored(record: RunRecord) -> tuple[object, ...]:
-    """How a record was scored: all that scores of one scale share."""
-    protocol = record.protocol
-    return protocol["name"], protocol["version"], record.num_images, record.reference["sha256"]
+def anchors(record: RunRecord, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Other records of images from elsewhere, scored like a record, in the order of FD."""
+
+    def scored(r: RunRecord) -> tuple[object, ...]:
+        return protocol_of(r), r.num_images, r.reference.sha256
+
+    found = [
+        r for r in records if r.nfe is None and r.id != record.id and scored(r) == scored(record)
+    ]
+    return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 
-def recipe_name(record: RunRecord) -> str:
-    """Name of the recipe that a model was trained by; converted checkpoints have it as origin."""
-    trained_here = record.checkpoint.get("recipe", {}).get("name")
-    return str(trained_here or record.checkpoint.get("origin", {}).get("recipe") or "")
+def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a checkpoint trained here: its recipe and the cost of its training."""
+    rows: dict[str, dict[str, Any]] = {}
+    for record in sorted(records, key=lambda r: r.model):
+        training, recipe = trained(record), record.checkpoint and record.checkpoint.recipe
+        if not recipe or not training or not training.provenance:
+            continue
+        machine = training.provenance
+        threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
+        rows[record.model] = {
+            "model": record.model,
+            "method": recipe.method.upper(),
+            "N": _scales(recipe),
+            "mu": _target_ema(recipe),
+            "distance": recipe.distance,
+            "solver": recipe.solver,
+            "batch_size": recipe.batch_size,
+            "learning_rate": f"{recipe.learning_rate:g}",
+            "total_steps": training.total_steps,
+            "images_seen": f"{training.images_seen:,}",
+            "hours": f"{(training.duration_s or 0) / 3600:.2f}",
+            "trained on": f"{training.dataset}, {machine.cpu}, {threads}",
+            "weights": training.weights,
+        }
+    return list(rows.values())
 
 
-def recipe_of(record: RunRecord) -> str:
-    """The recipe of Table 3 that a model stands for: a demo model for the one it imitates."""
-    return recipe_name(record).removeprefix(DEMO)
+def _scales(recipe: Recipe) -> str | int | None:
+    """Number of time points: fixed, or by N(k)."""
+    if recipe.s0 is None or recipe.s1 is None:
+        return recipe.num_scales
+    steps = recipe.schedule_steps or recipe.total_steps
+    return f"N(k), {recipe.s0} to {recipe.s1 + 1} in {steps:,} steps"
 
 
-def is_demo(record: RunRecord) -> bool:
-    """Whether the model is one of the demo's."""
-    return recipe_name(record).startswith(DEMO)
+def _target_ema(recipe: Recipe) -> str | None:
+    """Decay of the target network: fixed, or by mu(k)."""
+    if recipe.mu0 is not None:
+        return f"mu(k) from {recipe.mu0:g}"
+    return None if recipe.target_ema is None else f"{recipe.target_ema:g}"
