@@ -10,7 +10,7 @@ from PIL import Image
 
 from cmrepro.data import opening as module
 from cmrepro.data import synthetic, training_images
-from cmrepro.training.batches import BatchSource
+from cmrepro.training.data import BatchSource
 from cmrepro.training.recipes import load_recipe
 from cmrepro.training.step import Training
 

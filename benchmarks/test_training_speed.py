@@ -8,7 +8,7 @@ import torch
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.data import synthetic
 from cmrepro.networks.presets import build_network
-from cmrepro.training.batches import BatchSource, prefetched
+from cmrepro.training.data import BatchSource, prefetched
 from cmrepro.training.recipes import load_recipe
 from cmrepro.training.step import Training
 

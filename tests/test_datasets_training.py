@@ -21,7 +21,7 @@ from cmrepro.data import (
     training_images,
 )
 from cmrepro.data.decoding import centre_square
-from cmrepro.training.batches import BatchSource
+from cmrepro.training.data import BatchSource
 from cmrepro.training.recipes import load_recipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), np.uint8)

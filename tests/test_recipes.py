@@ -11,6 +11,7 @@ from msgspec.structs import fields
 from cmrepro.paper import TABLE3_RECIPES, deviations
 from cmrepro.schema import to_builtins
 from cmrepro.settings import Recipe
+from cmrepro.training.methods import learning_rate_at, two_step_time
 from cmrepro.training.recipes import (
     load_recipe,
     recipe_names,
@@ -195,3 +196,27 @@ def test_a_deviation_of_both_sides_shows_in_its_recipes() -> None:
     for deviation in both:
         for recipe in deviation.recipes:
             assert set(deviation.fields) <= set(RELEASED[recipe]), (deviation.id, recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "time"),
+    # Computed from the indices of scripts/launch.sh and the notebook, to four decimals.
+    [
+        ("cifar10-cd", 0.5853),
+        ("imagenet64-cd", 1.3824),
+        ("imagenet64-ct", 1.9128),
+        ("lsun-bedroom256-cd", 4.3656),
+        ("lsun-bedroom256-ct", 3.9912),
+        ("lsun-cat256-ct", 5.2485),
+    ],
+)
+def test_second_times_are_those_of_the_official_commands(name: str, time: float) -> None:
+    assert two_step_time(load_recipe(name)) == pytest.approx(time, abs=5e-5)
+
+
+def test_learning_rate_falls_with_the_images_and_then_to_zero() -> None:
+    changes = {"total_steps": 100, "batch_size": 16, "learning_rate": 1e-3}
+    decay = {"inverse_sqrt_after": 160, "linear_decay_share": 0.2}
+    recipe = load_recipe("demo-cifar10-edm").replace(**changes, **decay)
+    rates = [learning_rate_at(recipe, step) for step in (0, 10, 40, 80, 90, 100)]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 1e-3 / 8**0.5, 0.5e-3 / 3, 0])

@@ -14,26 +14,20 @@ from typing import Any
 from unittest import mock
 
 import torch
-from tiny import DATA, tiny_networks, tiny_recipe
+from tiny import tiny_networks, tiny_recipe, tiny_train
 from torch import distributed
 
 from cmrepro.distributed import process_group
-from cmrepro.training.loop import Rhythm, train
 from cmrepro.training.step import Training
 
 
 def tiny_run(
-    method: str,
-    out: str,
-    changes: dict[str, Any] | None = None,
-    rhythm: dict[str, int] | None = None,
-    **settings: Any,
+    method: str, out: str, changes: dict[str, Any] | None = None, **settings: Any
 ) -> None:
     """Train a tiny recipe on one thread."""
     torch.set_num_threads(1)
-    recipe = tiny_recipe(method, **(changes or {}))
     with tiny_networks():
-        train(recipe, DATA, pathlib.Path(out), rhythm=Rhythm(**(rhythm or {})), **settings)
+        tiny_train(tiny_recipe(method, **(changes or {})), pathlib.Path(out), **settings)
 
 
 def tiny_run_of_several(rank: int, num_processes: int, meeting: str, run: dict[str, Any]) -> None:

@@ -31,18 +31,10 @@ def _self_consistency(
     labels: Tensor | None,
 ) -> Tensor:
     """d(f(x_t, t), stop-gradient(f_target(x_s, s))), with one dropout mask for both."""
-    device = x_t.device
-    rng_states = (
-        torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    )
-    prediction = online(x_t, t, labels)
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(rng_states, device)
-        else:
-            torch.set_rng_state(rng_states)
+    devices = [x_t.device] if x_t.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):  # leaves the masks to `online`
         goal = target(x_s, s, labels)
-    return distance(prediction, goal)
+    return distance(online(x_t, t, labels), goal)
 
 
 def consistency_distillation_loss(
@@ -51,13 +43,13 @@ def consistency_distillation_loss(
     teacher: Model,
     x: Tensor,
     z: Tensor,
-    indices: Tensor,
-    times: Tensor,
+    t: Tensor,
+    s: Tensor,
     step: OdeStep,
     distance: Distance,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Loss of Algorithm 2 (CD): both ends of one step of the teacher's ODE.
+    """Loss of Algorithm 2 (CD): d(f(x + t z, t), f_target(x_s, s)) with x_s = step(D, x + t z).
 
     Args:
         online: f with the weights that are trained.
@@ -65,16 +57,15 @@ def consistency_distillation_loss(
         teacher: EDM denoiser D.
         x: (B, C, H, W), images in [-1, 1].
         z: (B, C, H, W), standard normal.
-        indices: (B,) int64 in [0, N - 2], which interval of the grid.
-        times: (N,), decreasing grid.
-        step: ODE solver, Heun in the paper.
+        t: (B,), times of the grid but its last.
+        s: (B,), the times that follow `t` on the grid, s < t.
+        step: ODE solver from t to s, Heun in the paper.
         distance: d.
         labels: (B,) int64 for class-conditional models.
 
     Returns:
         (B,).
     """
-    t, s = times[indices], times[indices + 1]
     x_t = noisy(x, z, t)
     with torch.no_grad():
         x_s = step(lambda x_t, t: teacher(x_t, t, labels), x_t, t, s)
@@ -86,19 +77,17 @@ def consistency_training_loss(
     target: Model,
     x: Tensor,
     z: Tensor,
-    indices: Tensor,
-    times: Tensor,
+    t: Tensor,
+    s: Tensor,
     distance: Distance,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Loss of Algorithm 3 (CT): the same image and noise at two neighbouring times.
+    """Loss of Algorithm 3 (CT): d(f(x + t z, t), f_target(x + s z, s)), image and noise shared.
 
     Arguments and result as `consistency_distillation_loss`, without a teacher.
     """
-    t, s = times[indices], times[indices + 1]
-    return _self_consistency(
-        online, target, noisy(x, z, t), t, noisy(x, z, s), s, distance, labels
-    )
+    x_t, x_s = noisy(x, z, t), noisy(x, z, s)
+    return _self_consistency(online, target, x_t, t, x_s, s, distance, labels)
 
 
 def edm_loss(

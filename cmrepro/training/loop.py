@@ -1,229 +1,174 @@
-"""A whole training: its checks, its steps, how it is stopped, saved and gone on with."""
+"""A whole training: checks, steps, log, previews, saves, and how it stops."""
 
 import contextlib
-import dataclasses
+import functools
+import json
 import signal
+import statistics
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Never
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import distributed
 from tqdm import tqdm
 
-from cmrepro.checkpoints.load import CheckpointModel, find_checkpoint, load_model
-from cmrepro.data import TrainingImages, training_images
-from cmrepro.distributed import all_reduce_max, shard
-from cmrepro.files import DownloadError, make_folder, sha256
+from cmrepro.checkpoints.io import save_checkpoint
+from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.data import ImageSource
+from cmrepro.distributed import all_reduce_max
+from cmrepro.files import atomic_path, make_folder, sha256
+from cmrepro.grids import write_grid
 from cmrepro.networks.presets import IMAGE_SIZES
 from cmrepro.records import Provenance
-from cmrepro.schema import unknown
-from cmrepro.settings import Recipe
-from cmrepro.training.batches import BatchSource, prefetched
-from cmrepro.training.saves import Saves
+from cmrepro.sampling import sample, sampler_settings
+from cmrepro.training.data import BatchSource, prefetched
+from cmrepro.training.methods import learning_rate_at, scales_and_mu
+from cmrepro.training.state import checkpoint_info, load_newest, save_state, state_files
 from cmrepro.training.step import Training
-from cmrepro.training.watch import Watch
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DIVERGED = max(signal.valid_signals()) + 1  # what the processes agree on is a signal, or this
-
-
-@dataclasses.dataclass(frozen=True)
-class Rhythm:
-    """How often a run does what is not training, in steps.
-
-    Attributes:
-        save_every: Between checkpoints.
-        log_every: Between lines of the log.
-        sample_every: Between grids of samples with a quick score; 0 for none.
-    """
-
-    save_every: int = 500
-    log_every: int = 50
-    sample_every: int = 2000
+DIVERGED = max(signal.valid_signals()) + 1  # the processes agree on a signal's number, or this
+# A mean loss this many times the median of the earlier ones is no fluctuation: in healthy runs it
+# stays below the median, which includes the larger losses of the start.
+DIVERGED_RATIO = 100.0
+PREVIEW_IMAGES = 240  # a multiple of a grid's 60
+PREVIEW_HEUN_POINTS = 10  # half of EDM's 18: for a preview, not for a result
+NUM_REAL = 2000
 
 
 def train(
-    recipe: Recipe,
-    dataset: TrainingImages,
+    training: Training,
+    dataset: ImageSource,
     out: Path,
     *,
-    seed: int = 0,
-    teacher: str | Path | None = None,
+    name: str | None = None,
     resume: bool = False,
-    device: str = "cpu",
-    precision: str | None = None,
-    micro_batch: int | None = None,
-    compiled: bool = False,
-    rhythm: Rhythm = Rhythm(),
+    save_every: int = 500,
+    log_every: int = 50,
+    sample_every: int = 2000,
     keep: int = 2,
-    tensorboard: bool = False,
     provenance: Provenance | None = None,
 ) -> Path:
-    """Train a recipe to its last step and write the checkpoint of its EMA weights.
+    """Train to the recipe's last step and write the checkpoint of the averaged weights.
 
-    `out` then holds NAME.safetensors, the newest states (state-STEP.pt, to go on), log.jsonl,
-    samples/ and scores.jsonl. The first two are also written when the run is interrupted: Ctrl-C
-    and SIGTERM end it after the step in progress.
-
-    Every process of `torchrun` calls this with the same arguments, and the first one writes.
-    `out` is the same folder for all: over several nodes, one on a shared file system.
+    `out` then holds NAME.safetensors, the newest states (state-STEP.pt, to resume from),
+    log.jsonl, samples/ and scores.jsonl. Ctrl-C and SIGTERM save the first two and end the run
+    after the step in progress. Every process of `torchrun` calls this with the same arguments
+    and the same folder (over several nodes, on a shared file system), and rank 0 writes.
 
     Args:
-        recipe: What to train.
+        training: Training at its first step.
         dataset: Training images.
         out: Folder.
-        seed: Of everything random.
-        teacher: Name or path of the EDM checkpoint, for recipes that need one.
-        resume: Go on from the newest whole state in `out`. Under `torchrun`, which starts all
-            processes again with the same command when one has died, an empty folder is one in
-            which the run has not got as far as its first save.
-        device: "cpu", "cuda", …
-        precision: As for `Training`, like the next two.
-        micro_batch: Images that go through the network at once.
-        compiled: Compile the networks.
-        rhythm: How often to save, log and sample.
+        name: Name of the checkpoint; the recipe's by default.
+        resume: Continue from the newest whole state in `out`, or start where there is none.
+        save_every: Steps between states.
+        log_every: Steps between lines of the log.
+        sample_every: Steps between grids of samples with a quick score; 0 for none.
         keep: Number of states to keep.
-        tensorboard: Write the log for TensorBoard too.
         provenance: Code and machine, for the checkpoint.
 
     Returns:
-        The checkpoint's path.
+        Path of the checkpoint.
 
     Raises:
-        ValueError: The folder holds another run, or none to resume; the images are not of the
-            network's size; the teacher is no EDM denoiser or of other data; `out` cannot be
-            written; see `Training` too.
+        ValueError: The folder holds another run; images of another size than the network's; a
+            teacher of other data.
         FloatingPointError: The gradient is not finite, or the loss has diverged.
         KeyboardInterrupt: Ctrl-C. The state is saved.
         SystemExit: SIGTERM, with exit code 143. The state is saved.
     """
-    teacher_model = None if teacher is None else _load_teacher(teacher, recipe, device)
-    training = Training(
-        recipe,
-        seed,
-        teacher_model,
-        device,
-        precision=precision,
-        micro_batch=micro_batch,
-        compiled=compiled,
-    )
-    height, width = dataset.image_shape[:2]
-    if {height, width} != {size := IMAGE_SIZES[recipe.network]}:
+    recipe, teacher, rank = training.recipe, training.teacher, training.rank
+    size = IMAGE_SIZES[recipe.network]
+    if dataset.image_shape[:2] != (size, size):
         raise ValueError(
-            f"'{dataset.name}' has {height}x{width} images, network '{recipe.network}' takes "
-            f"{size}x{size}; resize the images beforehand"
+            f"'{dataset.name}' has images of {dataset.image_shape[:2]} px, network "
+            f"'{recipe.network}' takes {size} x {size}; resize them"
         )
-    sources = {
-        "data_sha256": dataset.sha256(),
-        "teacher_sha256": sha256(find_checkpoint(teacher)) if teacher else None,
-    }
-    saves = Saves(
-        training, out, sources, dataset.name, str(teacher) if teacher else None, provenance, keep
-    )
-    saves.begin(resume)
+    checksums: dict[str, str | None] = {"dataset_sha256": dataset.sha256(), "teacher_sha256": None}
+    if isinstance(teacher, CheckpointModel):
+        checksums["teacher_sha256"] = sha256(teacher.path)
+        if (taught := teacher.info.recipe) and taught.dataset != recipe.dataset:
+            raise ValueError(
+                f"the teacher was trained on {taught.dataset}, the recipe is for "
+                f"{recipe.dataset}; give a teacher of the same data"
+            )
+    checkpoint = out / f"{name or recipe.name}.safetensors"
+    resumed = resume and load_newest(training, checksums, out)
+    # --resume may replace the log of its own run, but no checkpoint of an unknown one.
+    guarded = [checkpoint] if resume else [checkpoint, out / "log.jsonl", *state_files(out)]
+    if not resumed and (present := [path for path in guarded if path.exists()]):
+        raise ValueError(
+            f"{present[0]} is there already; continue its training with --resume, or choose "
+            "another --out or --name"
+        )
     make_folder(out)
-    _say(training, batch_division(training))
-    _run(training, dataset, saves, rhythm, tensorboard)
-    return saves.checkpoint
+    if resume and not resumed and rank == 0:
+        tqdm.write(f"no state in {out}; starting with the first step", file=sys.stderr)
+    info = functools.partial(checkpoint_info, training, checksums, dataset.name, provenance)
+    score: Callable[[NDArray[np.uint8]], float] | None = None
 
+    def save() -> None:
+        if rank == 0:
+            if not (out / f"state-{training.step:08d}.pt").exists():
+                save_state(training, checksums, out, keep)
+            save_checkpoint(checkpoint, training.ema.network, info())
 
-def recipe_images(
-    recipe: Recipe, source: str | None = None, max_unreadable: int = 0
-) -> TrainingImages:
-    """The training images of a recipe, at the size of its network.
-
-    Args:
-        recipe: Names network and data set.
-        source: Name or path of other images; the recipe's data set by default.
-        max_unreadable: Leave out so many images that cannot be decoded.
-
-    Raises:
-        ValueError: Unknown network; see `training_images` too.
-    """
-    if recipe.network not in IMAGE_SIZES:
-        raise ValueError(unknown("network", recipe.network, IMAGE_SIZES))
-    try:
-        return training_images(
-            source or recipe.dataset, IMAGE_SIZES[recipe.network], max_unreadable
-        )
-    except DownloadError:
-        raise
-    except ValueError as error:
-        if source or Path(recipe.dataset).exists():
-            raise
-        raise ValueError(f"{error}; give the recipe's data, or others, with --data") from error
-
-
-def _load_teacher(teacher: str | Path, recipe: Recipe, device: str) -> CheckpointModel:
-    model = load_model(teacher, device)
-    if model.info.parameterization != "edm":
-        raise ValueError(f"teacher '{teacher}' is no EDM denoiser; give one trained by EDM")
-    if (data := getattr(model.info.recipe, "dataset", recipe.dataset)) != recipe.dataset:
-        raise ValueError(
-            f"teacher '{teacher}' was trained on {data}, the recipe is for {recipe.dataset}; give "
-            "a teacher of the same data"
-        )
-    return model
-
-
-def batch_division(training: Training) -> str | None:
-    """How the global batch is divided, in words; None where it goes through whole."""
-    count, processes = training.recipe.batch_size, training.num_processes
-    shares = [shard(count, rank, processes) for rank in range(processes)]
-    sizes = sorted({rows.stop - rows.start for rows in shares})
-    if processes == 1 and count <= training.micro_batch:
-        return None
-    text = f"a batch of {count}: "
-    if processes > 1:
-        text += f"{' or '.join(map(str, sizes))} images in each of {processes} processes, "
-    if sizes[-1] > training.micro_batch:
-        text += f"gradients added up over parts of {training.micro_batch}, "
-    return text + "every image with the same weight"
-
-
-def _run(
-    training: Training, dataset: TrainingImages, saves: Saves, rhythm: Rhythm, tensorboard: bool
-) -> None:
-    """The steps that are left, and the last save."""
-    recipe = training.recipe
-    source = BatchSource(dataset, recipe, training.seed, training.rank, training.num_processes)
+    source = BatchSource(dataset, recipe, training.seed, rank, training.world_size)
     batches = prefetched(source, range(training.step, recipe.total_steps), training.device)
-    with contextlib.ExitStack() as stack:
-        received = stack.enter_context(stop_signals())
-        stack.callback(batches.close)
-        watch = None
-        if training.rank == 0:
-            watch = Watch(training, saves.folder, rhythm.log_every, tensorboard)
-            stack.callback(watch.close)
-        before = time.perf_counter()
+    with stop_signals() as received, contextlib.closing(batches), Log(training, out) as log:
         while training.step < recipe.total_steps:
-            with saves.after_failure():
+            start = time.perf_counter()
+            try:
                 loss = training.train_step(next(batches))
-            now = time.perf_counter()
-            training.duration_s, before = training.duration_s + now - before, now
-            problem = watch.after_step(loss) if watch else None
+            except BaseException as error:
+                if training.between_steps and training.step:
+                    save()
+                if isinstance(error, FloatingPointError):
+                    raise _with_advice(training, out, str(error)) from error
+                raise
+            training.duration_s += time.perf_counter() - start
+            problem = log.after_step(loss, log_every)
             stop = all_reduce_max(DIVERGED if problem else max(received, default=0))
             if stop == DIVERGED:
-                raise FloatingPointError(saves.advice(problem or "the loss has diverged"))
+                raise _with_advice(training, out, problem or "the loss has diverged")
             if stop:
-                saves.save()
-                _leave(training, stop)
-            if watch and rhythm.sample_every and training.step % rhythm.sample_every == 0:
-                watch.look(dataset)
-            if training.step % rhythm.save_every == 0 and training.step < recipe.total_steps:
-                saves.save()
-    saves.save()
+                save()
+                if rank == 0:
+                    text = f"saved at step {training.step}; continue with --resume"
+                    tqdm.write(text, file=sys.stderr)
+                raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
+            if sample_every and training.step % sample_every == 0:
+                images = preview(training)
+                if rank == 0:
+                    write_grid(out / "samples" / f"{training.step:08d}.png", images)
+                    score = score or quick_score(dataset, str(training.device))
+                    entry = {"step": training.step, "quick_fd": round(score(images), 2)}
+                    append(out / "scores.jsonl", entry)
+            if training.step % save_every == 0 and training.step < recipe.total_steps:
+                save()
+    save()
+    return checkpoint
+
+
+def _with_advice(training: Training, out: Path, problem: str) -> FloatingPointError:
+    good = next(iter(state_files(out)), "none before the first save")
+    half = "--precision fp32 or bf16, or " if training.precision == "fp16" else ""
+    return FloatingPointError(
+        f"{problem}; last good state: {good}; try {half}a lower learning_rate in a new folder"
+    )
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[set[int]]:
-    """The signals to stop that have come; without `torchrun`, a second one stops at once.
+    """The signals to stop that were received; without `torchrun`, a second one stops at once.
 
-    `torchrun` itself passes on to its processes what they have received already.
+    `torchrun` passes on to its processes what they have received already.
     """
     received: set[int] = set()
 
@@ -232,9 +177,6 @@ def stop_signals() -> Iterator[set[int]]:
             raise KeyboardInterrupt
         received.add(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may change what signals do
-        return
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         yield received
@@ -243,13 +185,121 @@ def stop_signals() -> Iterator[set[int]]:
             signal.signal(number, handler)
 
 
-def _leave(training: Training, number: int) -> Never:
-    _say(training, f"stopped at step {training.step} and saved; go on with --resume")
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+class Log(contextlib.AbstractContextManager["Log"]):
+    """Progress bar and log.jsonl of a run, at rank 0.
+
+    A line holds step, images seen, mean loss since the last line, seconds trained, images a
+    second, and N, mu, learning rate and scale of the loss where they change. A resumed run
+    continues the log at its step.
+    """
+
+    def __init__(self, training: Training, out: Path) -> None:
+        self.training, self.path = training, out / "log.jsonl"
+        self._losses: list[float] = []
+        self._means: list[float] = []
+        self._last = time.perf_counter(), training.step
+        recipe, first = training.recipe, training.rank == 0
+        if first:
+            self._means = [entry["loss"] for entry in trim_log(self.path, training.step)]
+            trim_log(out / "scores.jsonl", training.step)
+        self._bar = tqdm(
+            total=recipe.total_steps * recipe.batch_size,
+            initial=training.step * recipe.batch_size,
+            desc=recipe.name,
+            unit="images",
+            unit_scale=True,
+            mininterval=5,
+            disable=not first,
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def after_step(self, loss: float, log_every: int) -> str | None:
+        """Count a step; every `log_every` steps write a line.
+
+        Returns:
+            Description of the divergence, where the mean loss is out of proportion.
+        """
+        training, recipe = self.training, self.training.recipe
+        self._losses.append(loss)
+        self._bar.update(recipe.batch_size)
+        if training.rank > 0 or training.step % log_every:
+            return None
+        mean, now, (then, step) = statistics.fmean(self._losses), time.perf_counter(), self._last
+        entry = {
+            "step": training.step,
+            "images": training.step * recipe.batch_size,
+            "loss": mean,
+            "duration_s": round(training.duration_s, 1),
+            "images_per_s": round((training.step - step) * recipe.batch_size / (now - then), 2),
+        }
+        if recipe.inverse_sqrt_after or recipe.linear_decay_share:
+            entry["learning_rate"] = learning_rate_at(recipe, training.step - 1)
+        if training.method.has_target:
+            entry["num_scales"], entry["mu"] = scales_and_mu(recipe, training.step - 1)
+        if training.scaler.is_enabled():
+            entry["loss_scale"] = training.scaler.get_scale()
+        append(self.path, entry)
+        self._bar.set_postfix(step=training.step, loss=f"{mean:.4g}", refresh=False)
+        self._losses, self._last = [], (now, training.step)
+        usual = statistics.median(self._means or [mean])
+        self._means.append(mean)
+        if mean <= DIVERGED_RATIO * usual:
+            return None
+        return (
+            f"the loss has diverged at step {training.step}: its mean is {mean:g}, the median of "
+            f"the earlier ones {usual:g}"
+        )
 
 
-def _say(training: Training, text: str | None) -> None:
-    if text and training.rank == 0:
-        tqdm.write(f"{training.recipe.name}: {text}", file=sys.stderr)
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add a line to a file of JSON objects."""
+    with open(path, "a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def trim_log(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove a log's lines beyond a step, as a killed run leaves them; returns the others."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    entries = [entry for entry in whole if entry["step"] <= step]
+    if len(entries) < len(lines):
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(lines[: len(entries)]))
+    return entries
+
+
+def preview(training: Training) -> NDArray[np.uint8]:
+    """Images of the averaged weights, always from the same noise, (N, H, W, 3).
+
+    One step of a consistency function, Heun's method for a denoiser. The processes share the work.
+    """
+    info = checkpoint_info(training, {}, training.recipe.dataset, None)
+    steps = PREVIEW_HEUN_POINTS if info.parameterization == "edm" else 1
+    size = IMAGE_SIZES[info.network]
+    stages = sample(training.ema, sampler_settings(info, steps), PREVIEW_IMAGES, 0, size).stages
+    return stages[-1] if stages else np.empty(0, np.uint8)
+
+
+def quick_score(dataset: ImageSource, device: str) -> Callable[[NDArray[np.uint8]], float]:
+    """Fréchet distance of samples to the data in the features of the `embedded` protocol.
+
+    Of far too few samples for a record, and biased upwards by that; it shows a run's progress.
+    """
+    # Imported here because the metrics take seconds to import.
+    from cmrepro.metrics.definitions import frechet_distance
+    from cmrepro.metrics.extractors import load_extractor
+    from cmrepro.metrics.features import extract
+    from cmrepro.metrics.protocols import load_protocol
+
+    extractor = load_extractor(load_protocol("embedded").extractor, device)
+
+    def moments(images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+        features = extract(images, extractor).features
+        return features.mean(0, dtype=np.float64), np.cov(features, rowvar=False, dtype=np.float64)
+
+    num_real = min(NUM_REAL, dataset.num_images)
+    evenly = np.linspace(0, dataset.num_images - 1, num_real).round().astype(np.int64)
+    real = moments(dataset.take(evenly))
+    return lambda images: frechet_distance(*moments(images), *real)

@@ -1,50 +1,46 @@
-"""What a training needs to go on: weights, averages, optimizer, scale of the loss, counters.
+"""The folder of a run: states to resume from, and the checkpoint of the averaged weights.
 
-Random numbers and the place in the data need no state of their own: seed and step fix them. The
-files are those of `torch.save`, zips whose entries carry checksums (CRC-32). PyTorch does not
-look at these when it loads, so a changed bit would pass; here they are compared first.
+A state holds weights, averages, optimizer, scale of the loss and counters. Random numbers and the
+place in the data need no state of their own: seed and step fix them. Files of `torch.save` are
+zips whose entries carry checksums (CRC-32). PyTorch ignores them, so a changed bit would pass;
+here they are compared first.
 """
 
-from __future__ import annotations
-
-import pickle
+import sys
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.distributed import broadcast
 from cmrepro.files import atomic_path
+from cmrepro.records import CheckpointInfo, Provenance, TrainingRun
 from cmrepro.schema import convert, to_builtins
 from cmrepro.settings import Recipe
-from cmrepro.training.schedules import learning_rate_at
+from cmrepro.training.methods import learning_rate_at, two_step_time
+from cmrepro.training.step import Training
 
-if TYPE_CHECKING:
-    from cmrepro.training.step import Training
+# Checksums of data and teacher, to which a state belongs: dataset_sha256, teacher_sha256.
+Checksums = dict[str, str | None]
+OF_RECIPE = (  # fields of `TrainingRun`
+    *("method", "scale", "stands_for", "initialisation", "ema_rate", "distance", "batch_size"),
+)
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The states in a folder, newest first; state.pt, the name of earlier versions, is last."""
-    return [*sorted(folder.glob("state-*.pt"), reverse=True), *folder.glob("state.pt")]
+    """The states in a folder, newest first."""
+    return sorted(folder.glob("state-*.pt"), reverse=True)
 
 
-def save_state(training: Training, origin: dict[str, Any], folder: Path, keep: int) -> None:
-    """Write the state of a run, then delete all but the newest `keep`.
-
-    Args:
-        training: Between two steps.
-        origin: Checksums of data and teacher.
-        folder: Gets state-STEP.pt.
-        keep: At least 1.
-
-    Raises:
-        ValueError: The file cannot be written.
-    """
+def save_state(training: Training, checksums: Checksums, folder: Path, keep: int) -> None:
+    """Write folder/state-STEP.pt, then delete all states but the newest `keep`."""
     state = {
         "recipe": to_builtins(training.recipe),
         "seed": training.seed,
         "precision": training.precision,
-        "origin": origin,
+        "checksums": checksums,
         "step": training.step,
         "duration_s": training.duration_s,
         "online": training.online.state_dict(),
@@ -60,7 +56,7 @@ def save_state(training: Training, origin: dict[str, Any], folder: Path, keep: i
     ):
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # raised on the way out, where a write has failed
+        except RuntimeError as error:  # PyTorch raises it while it closes a file it cannot write
             raise (error.__context__ or error) from None
     for path in state_files(folder)[keep:]:
         path.unlink()
@@ -70,7 +66,7 @@ def newest_state(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest whole state in a folder, and the damaged ones that are newer.
 
     Raises:
-        ValueError: There are states, but no whole one.
+        ValueError: All states are damaged.
     """
     damaged: list[Path] = []
     for path in state_files(folder):
@@ -78,68 +74,85 @@ def newest_state(folder: Path) -> tuple[Path | None, list[Path]]:
             return path, damaged
         damaged.append(path)
     if damaged:
-        raise ValueError(
-            f"{', '.join(map(str, damaged))}: cut off, damaged or no training state; start again "
-            "in another folder"
-        )
+        names = ", ".join(map(str, damaged))
+        raise ValueError(f"{names}: cut off or damaged; start again in another folder")
     return None, []
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether every byte of a state is as it was written."""
+    """True if every byte of a state is as it was written."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return False
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # as PyTorch reads zips
         return True
-    except Exception:  # each library stumbles in its own ways over a changed byte
+    except Exception:  # the libraries raise errors of many types for a changed byte
         return False
 
 
-def load_state(training: Training, origin: dict[str, Any], path: Path) -> None:
-    """Put the state of an earlier run of the same recipe, seed and data into `training`.
-
-    The recipe may go on longer than the earlier one where that leaves N(k) as it was.
+def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
+    """Put the newest whole state of a folder into `training`; False if there is no state.
 
     Raises:
-        ValueError: A broken state, or that of another training.
+        ValueError: All states are damaged, or the state is of another training.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step = state["step"]
-        # Earlier versions stored neither of the first two.
-        named = {"scale": training.recipe.scale, "stands_for": training.recipe.stands_for}
-        recipe = convert(Recipe, named | state["recipe"], str(path))
-        theirs = _course(recipe, step) | {"seed": state["seed"]}
-    except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.PickleError) as error:
-        raise ValueError(
-            f"{path} is cut off or no training state ({type(error).__name__}); start again in "
-            "another folder"
-        ) from error
-    # States of earlier versions know neither, and were of float32 throughout.
-    theirs |= {"precision": state.get("precision", "fp32")} | state.get("origin", origin)
-    mine = _course(training.recipe, step) | {"seed": training.seed}
-    mine |= {"precision": training.precision} | origin
-    for key in mine:
-        if mine[key] != theirs.get(key):
+    newest, damaged = newest_state(folder) if training.rank == 0 else (None, [])
+    newest = broadcast(newest)
+    if newest is None:
+        return False
+    load_state(training, checksums, newest)
+    for path in damaged:
+        path.rename(f"{path}.damaged")
+        print(f"{path} is cut off or damaged; resuming from {newest}", file=sys.stderr)
+    if training.rank == 0:  # files that a killed process did not finish
+        for pattern in (".state-*.pt.*", ".*.safetensors.*", ".tmp??????"):
+            for path in folder.glob(pattern):
+                path.unlink()
+    return True
+
+
+def load_state(training: Training, checksums: Checksums, path: Path) -> None:
+    """Put the state of an earlier run of the same recipe, seed and data into `training`.
+
+    The recipe may have more steps than the earlier one where that leaves N(k) as it was.
+
+    Raises:
+        ValueError: The state is of another training.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if "origin" in state:  # written before states had checksums, scale and stands_for
+        origin = state.pop("origin")
+        state["checksums"] = {
+            "dataset_sha256": origin["data_sha256"],
+            "teacher_sha256": origin["teacher_sha256"],
+        }
+        recipe = training.recipe
+        state["recipe"] |= {"scale": recipe.scale, "stands_for": recipe.stands_for}
+    step = state["step"]
+    found = _course(convert(Recipe, state["recipe"], str(path)), step) | state["checksums"]
+    expected = _course(training.recipe, step) | checksums
+    for key in ("seed", "precision"):
+        found[key], expected[key] = state[key], getattr(training, key)
+    for key, value in expected.items():
+        if value != found[key]:
             raise ValueError(
-                f"{path} is of another training: {key} is {theirs.get(key)!r}, not {mine[key]!r}; "
-                "resume with the same recipe, seed, data and teacher"
+                f"{path} is of another training: {key} is {found[key]!r}, not {value!r}; resume "
+                "with the same recipe, seed, data and teacher"
             )
     training.online.load_state_dict(state["online"])
     if training.target is not training.online:
         training.target.load_state_dict(state["target"])
     training.ema.load_state_dict(state["ema"])
     training.optimizer.load_state_dict(state["optimizer"])
-    training.scaler.load_state_dict(state.get("scaler", {}))
+    training.scaler.load_state_dict(state["scaler"])
     training.step, training.duration_s = state["step"], state["duration_s"]
 
 
 def _course(recipe: Recipe, step: int) -> dict[str, Any]:
-    """What fixes the first `step` steps of a recipe.
+    """Everything of a recipe that the first `step` steps depend on.
 
-    Where it ends does not, unless N(k) depends on it or the final decay of the rate has begun.
+    Its end is no part of it, unless N(k) depends on it or the final decay of the rate has begun.
     """
     schedule_steps = recipe.schedule_steps or recipe.total_steps
     changed = {
@@ -148,3 +161,35 @@ def _course(recipe: Recipe, step: int) -> dict[str, Any]:
         "learning_rate at that step": learning_rate_at(recipe, step),
     }
     return to_builtins(recipe) | changed
+
+
+def checkpoint_info(
+    training: Training, checksums: Checksums, dataset: str, provenance: Provenance | None
+) -> CheckpointInfo:
+    """Header of the checkpoint of a run's averaged weights, trained on the named images."""
+    recipe, teacher = training.recipe, training.teacher
+    run = {
+        **{field: getattr(recipe, field) for field in OF_RECIPE},
+        **checksums,
+        "dataset": dataset,
+        "weights": "ema",
+        "total_steps": training.step,
+        "images_seen": training.step * recipe.batch_size,
+        "seed": training.seed,
+        "teacher": teacher.path.stem if isinstance(teacher, CheckpointModel) else None,
+        "precision": training.precision,
+        "num_processes": training.world_size,
+        "duration_s": round(training.duration_s, 1),
+        "provenance": provenance,
+    }
+    return CheckpointInfo(
+        network=recipe.network,
+        parameterization=training.online.parameterization,
+        sigma_data=recipe.sigma_data,
+        sigma_min=recipe.sigma_min,
+        sigma_max=recipe.sigma_max,
+        rho=recipe.rho,
+        recipe=recipe,
+        training=TrainingRun(**run),
+        two_step_time=two_step_time(recipe),
+    )

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny import DATA, tiny_networks, tiny_recipe
-from torch import Tensor
+from tiny import DATA, assert_equal, tiny_networks, tiny_recipe
 
+from cmrepro.consistency.schedules import karras_times
 from cmrepro.data import ImageDataset
-from cmrepro.distributed import shard
-from cmrepro.training import batches
-from cmrepro.training.batches import Batch, BatchSource, dropout_seed, prefetched
+from cmrepro.training import data
+from cmrepro.training.data import Batch, BatchSource, dropout_seed, prefetched
 
 CPU = torch.device("cpu")
 
@@ -34,18 +33,9 @@ def numbered(num_images: int) -> ImageDataset:
     return ImageDataset("numbered", images, np.arange(num_images))
 
 
-def tensors(batch: Batch) -> list[Tensor]:
-    assert batch.labels is not None
-    return [batch.images, batch.z, batch.draws, batch.labels]
-
-
-def assert_equal(first: Batch, second: Batch) -> None:
-    for a, b in zip(tensors(first), tensors(second), strict=True):
-        assert torch.equal(a, b)
-
-
 def joined(parts: list[Batch]) -> Batch:
-    return Batch(*(torch.cat(column) for column in zip(*map(tensors, parts), strict=True)))
+    columns: Any = zip(*parts, strict=True)
+    return Batch(*(torch.cat(column) for column in columns))
 
 
 @pytest.mark.parametrize("batch_size", [4, 10, 25])
@@ -89,20 +79,25 @@ def test_the_stream_of_one_process_is_that_of_the_bundled_models() -> None:
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(batch.z, torch.randn(5, 3, 8, 8, generator=drawn))
         if method == "edm":
-            assert torch.equal(batch.draws, torch.randn(5, generator=drawn))
+            t = (-1.2 + 1.2 * torch.randn(5, generator=drawn)).exp()
+            assert torch.equal(batch.t, t)
+            assert (batch.s == 0).all()
         else:
-            num_scales = {"ct": 2, "cd": math.ceil(math.sqrt(7 / 20 * 75 + 25) - 1) + 1}[method]
-            assert torch.equal(batch.draws, torch.randint(num_scales - 1, (5,), generator=drawn))
+            num_scales = {"ct": 2, "cd": math.ceil(math.sqrt(7 / 20 * 96 + 25) - 1) + 1}[method]
+            index = torch.randint(num_scales - 1, (5,), generator=drawn)
+            times = karras_times(num_scales).float()
+            assert torch.equal(batch.t, times[index])
+            assert torch.equal(batch.s, times[index + 1])
 
 
 def test_noise_and_times_depend_on_seed_and_step() -> None:
     recipe = tiny_recipe("edm")
     firsts = {
-        (b.z[0, 0, 0, 0].item(), b.draws[0].item())
+        (b.z[0, 0, 0, 0].item(), b.t[0].item())
         for seed in (0, 1, 2, 1 << 31)
         for b in (BatchSource(DATA, recipe, seed).batch(step) for step in (0, 1))
     }
-    assert len({z for z, _ in firsts}) == len({draw for _, draw in firsts}) == 8
+    assert len({z for z, _ in firsts}) == len({t for _, t in firsts}) == 8
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
@@ -111,18 +106,18 @@ def test_the_shares_of_any_number_of_processes_make_up_the_same_batch(
     monkeypatch: pytest.MonkeyPatch, num_processes: int, block_images: int
 ) -> None:
     """With few and with many blocks of noise, some of which two processes share."""
-    monkeypatch.setattr(batches, "NOISE_BLOCK", block_images * 3 * 8 * 8 + 5)
+    monkeypatch.setattr(data, "NOISE_BLOCK", block_images * 3 * 8 * 8 + 5)
     recipe = tiny_recipe("cd", batch_size=7)
     whole = BatchSource(DATA, recipe, 3)
     shares = [BatchSource(DATA, recipe, 3, rank, num_processes) for rank in range(num_processes)]
     for step in (0, 4):
         parts = [source.batch(step) for source in shares]
-        assert {len(part) for part in parts} <= {7 // num_processes, -(-7 // num_processes)}
+        assert {len(part.images) for part in parts} <= {7 // num_processes, -(-7 // num_processes)}
         assert_equal(joined(parts), whole.batch(step))
 
 
 def test_the_noise_of_every_block_is_standard_normal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "NOISE_BLOCK", 3 * 3 * 8 * 8)
+    monkeypatch.setattr(data, "NOISE_BLOCK", 3 * 3 * 8 * 8)
     recipe = tiny_recipe("cd", batch_size=30)
     z = torch.stack([BatchSource(DATA, recipe, 0).batch(step).z for step in range(20)])
     blocks = z.view(20, 10, -1)
@@ -146,9 +141,9 @@ def test_about_half_of_the_images_are_flipped() -> None:
 def test_parts_of_a_batch_join_to_it(size: int) -> None:
     batch = BatchSource(DATA, tiny_recipe("ct", batch_size=7), 0).batch(0)
     parts = batch.parts(size)
-    assert [len(part) for part in parts] == [min(size, 7 - i) for i in range(0, 7, size)]
+    assert [len(part.images) for part in parts] == [min(size, 7 - i) for i in range(0, 7, size)]
     assert_equal(joined(parts), batch)
-    unlabelled = Batch(batch.images, batch.z, batch.draws, None)
+    unlabelled = batch._replace(labels=None)
     assert [part.labels for part in unlabelled.parts(size)] == [None] * len(parts)
 
 
@@ -194,14 +189,6 @@ def test_a_closed_stream_leaves_no_thread() -> None:
     stream.close()
     assert len(source.asked) <= 4
     assert not [thread for thread in threading.enumerate() if "batches" in thread.name]
-
-
-@pytest.mark.parametrize(("count", "processes"), [(8, 2), (7, 3), (3, 3), (2048, 64)])
-def test_shares_cover_a_batch_once_and_evenly(count: int, processes: int) -> None:
-    rows: list[Any] = [shard(count, rank, processes) for rank in range(processes)]
-    assert [i for part in rows for i in range(count)[part]] == list(range(count))
-    sizes = [part.stop - part.start for part in rows]
-    assert max(sizes) - min(sizes) <= 1
 
 
 def test_dropout_seeds_of_processes_keep_apart() -> None:

@@ -1,0 +1,135 @@
+"""The schedules N(k), mu(k) and learning rate, and the methods EDM, CD and CT as one table."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from cmrepro.consistency.losses import (
+    Model,
+    consistency_distillation_loss,
+    consistency_training_loss,
+    edm_loss,
+)
+from cmrepro.consistency.parameterization import Parameterization
+from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
+from cmrepro.settings import Recipe
+
+EDM_LOG_MEAN, EDM_LOG_STD = -1.2, 1.2  # Karras et al. (2022), Table 1: ln(t) of training
+
+
+def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:
+    """N and mu at a step: fixed, or N(k) and mu(k)."""
+    if recipe.num_scales is not None:
+        num_scales = recipe.num_scales
+    else:
+        assert recipe.s0 is not None and recipe.s1 is not None
+        schedule_steps = recipe.schedule_steps or recipe.total_steps
+        num_scales = num_scales_at(step, schedule_steps, recipe.s0, recipe.s1)
+    if recipe.target_ema is not None:
+        return num_scales, recipe.target_ema
+    assert recipe.mu0 is not None and recipe.s0 is not None
+    return num_scales, target_ema_at(num_scales, recipe.s0, recipe.mu0, recipe.mu_form)
+
+
+def learning_rate_at(recipe: Recipe, step: int) -> float:
+    """Learning rate of the step that follows `step` steps.
+
+    The inverse square root is that of Karras et al. (2024, EDM2), Equation 67 without its warm-up.
+    """
+    rate = recipe.learning_rate
+    if recipe.inverse_sqrt_after:
+        rate /= math.sqrt(max(step * recipe.batch_size / recipe.inverse_sqrt_after, 1))
+    if recipe.linear_decay_share:
+        left = recipe.total_steps - step
+        rate *= min(left / (recipe.linear_decay_share * recipe.total_steps), 1)
+    return rate
+
+
+def time_grid(recipe: Recipe, step: int) -> Tensor:
+    """Time grid of a step, (N,) float64, decreasing."""
+    num_scales, _ = scales_and_mu(recipe, step)
+    return karras_times(num_scales, recipe.sigma_min, recipe.sigma_max, recipe.rho)
+
+
+def two_step_time(recipe: Recipe) -> float | None:
+    """Second sampling time: the point of the recipe's index on its last time grid.
+
+    Where N grows, that grid has s1 + 1 points (deviation `ct-num-boundaries`).
+    """
+    if recipe.two_step_index is None:
+        return None
+    times = time_grid(recipe, recipe.schedule_steps or recipe.total_steps)
+    return times[recipe.two_step_index].item()
+
+
+class Models(NamedTuple):
+    """Everything that a loss evaluates; the last three are None for methods without them."""
+
+    online: Model
+    target: Model
+    sigma_data: float
+    teacher: Any
+    solver: Any
+    distance: Any
+
+
+class Method(NamedTuple):
+    """A way to train.
+
+    Attributes:
+        parameterization: Parameterization of the trained model.
+        draw_times: From recipe, step and generator to t and s < t, (B,) float32, of the images of
+            the global batch.
+        loss: From models, x, z, t, s and labels to the loss of each image, (B,).
+        has_target: True if the goal of the loss is the target network's.
+        distills: True if the loss evaluates a teacher.
+    """
+
+    parameterization: Parameterization
+    draw_times: Callable[[Recipe, int, Generator], tuple[Tensor, Tensor]]
+    loss: Callable[[Models, Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    has_target: bool = False
+    distills: bool = False
+
+
+def log_normal_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Noise levels of EDM, with ln(t) normal; a denoiser goes from t to s = 0 at once."""
+    n = torch.randn(recipe.batch_size, generator=generator)
+    t = (EDM_LOG_MEAN + EDM_LOG_STD * n).exp()
+    return t, torch.zeros_like(t)
+
+
+def neighbouring_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Both ends of an interval of the time grid, uniform over its N(k) - 1 intervals."""
+    times = time_grid(recipe, step).float()
+    n = torch.randint(len(times) - 1, (recipe.batch_size,), generator=generator)
+    return times[n], times[n + 1]
+
+
+METHODS = {
+    "edm": Method(
+        "edm",
+        log_normal_times,
+        lambda m, x, z, t, s, labels: edm_loss(m.online, x, z, t, m.sigma_data, labels),
+    ),
+    "cd": Method(
+        "boundary",
+        neighbouring_times,
+        lambda m, x, z, t, s, labels: consistency_distillation_loss(
+            m.online, m.target, m.teacher, x, z, t, s, m.solver, m.distance, labels
+        ),
+        has_target=True,
+        distills=True,
+    ),
+    "ct": Method(
+        "boundary",
+        neighbouring_times,
+        lambda m, x, z, t, s, labels: consistency_training_loss(
+            m.online, m.target, x, z, t, s, m.distance, labels
+        ),
+        has_target=True,
+    ),
+}

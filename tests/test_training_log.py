@@ -1,0 +1,154 @@
+"""Output of a run: log, divergence, previews."""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import SIZE, assert_equal, state_of, tiny_networks, tiny_recipe, tiny_train
+
+from cmrepro.consistency.schedules import karras_times
+from cmrepro.data import synthetic
+from cmrepro.sampling import noise
+from cmrepro.training import methods
+from cmrepro.training.loop import PREVIEW_IMAGES, preview, quick_score
+from cmrepro.training.step import Training
+
+
+@pytest.fixture(autouse=True, scope="module")
+def networks() -> Iterator[None]:
+    with tiny_networks():
+        yield
+
+
+def lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_log_holds_progress_and_schedules(tmp_path: pathlib.Path) -> None:
+    recipe = tiny_recipe("ct", mixed_precision=True)
+    tiny_train(recipe, tmp_path, log_every=5)
+    log = lines(tmp_path / "log.jsonl")
+    assert [(entry["step"], entry["images"]) for entry in log] == [
+        (5, 15), (10, 30), (15, 45), (20, 60)
+    ]  # fmt: skip
+    for entry in log:
+        k = entry["step"] - 1  # the last step of the line; N(k) by Appendix C
+        num_scales = math.ceil(math.sqrt(k / 20 * (11**2 - 2**2) + 2**2) - 1) + 1
+        assert entry["num_scales"] == num_scales
+        assert entry["mu"] == pytest.approx(math.exp(2 * math.log(0.9) / num_scales))
+        # PyTorch's first, halved where a gradient overflowed; 20 steps do not raise it.
+        assert entry["loss_scale"] in (65536, 32768, 16384)
+        assert entry["images_per_s"] > 0
+    assert log[3]["duration_s"] >= log[0]["duration_s"] >= 0
+
+
+def test_a_resumed_log_continues_at_the_state(tmp_path: pathlib.Path) -> None:
+    """Lines beyond it and a torn one, as a killed run leaves them, are written again."""
+    tiny_train(tiny_recipe("edm", total_steps=6), tmp_path, log_every=1)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 7, "loss": 1.0}\n{"st')
+    (tmp_path / "scores.jsonl").write_text('{"step": 6, "quick_fd": 1}\n{"step": 7}\n')
+    tiny_train(tiny_recipe("edm", total_steps=9), tmp_path, log_every=1, resume=True)
+    assert [entry["step"] for entry in lines(tmp_path / "log.jsonl")] == [*range(1, 10)]
+    assert lines(tmp_path / "scores.jsonl") == [{"step": 6, "quick_fd": 1}]
+
+
+def scaled_losses(patch: pytest.MonkeyPatch, factors: list[float]) -> None:
+    """Multiply the losses of a run's steps."""
+    original, rest = methods.edm_loss, iter(factors)
+    patch.setattr(methods, "edm_loss", lambda *args: next(rest) * original(*args))
+
+
+def test_a_loss_out_of_proportion_stops_the_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,000 times the loss from step 13 on; its state is not saved over a good one."""
+    scaled_losses(monkeypatch, [1.0] * 12 + [1e3] * 8)
+    message = r"diverged at step 14: .*good state: .*state-00000010.pt; try a lower learning_rate"
+    with pytest.raises(FloatingPointError, match=message):
+        tiny_train(tiny_recipe("edm"), tmp_path, log_every=2, save_every=5)
+    assert len(lines(tmp_path / "log.jsonl")) == 7
+    assert not (tmp_path / "state-00000014.pt").exists()
+
+
+def test_a_loss_that_falls_and_fluctuates_does_not(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled_losses(monkeypatch, [100.0 / (k + 1) * (3 if k % 3 else 1) for k in range(20)])
+    tiny_train(tiny_recipe("edm"), tmp_path, log_every=1)
+    assert len(lines(tmp_path / "log.jsonl")) == 20
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled_losses(monkeypatch, [1.0] * 12 + [math.nan])
+    message = r"step 12 .*loss nan.*good state: .*state-00000012.pt; try a lower learning_rate"
+    with pytest.raises(FloatingPointError, match=message):
+        tiny_train(tiny_recipe("edm"), tmp_path, save_every=5)
+    state = state_of(tmp_path)
+    weights = load_file(tmp_path / "demo-cifar10-edm.safetensors")
+    assert state["step"] == 12
+    assert all(w.isfinite().all() for w in [*weights.values(), *state["online"].values()])
+
+
+def test_fp16_that_fails_is_advised_to_use_another_precision(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled_losses(monkeypatch, [math.nan] * 100)
+    with pytest.raises(FloatingPointError, match="none before the first save; try --precision"):
+        tiny_train(tiny_recipe("edm", mixed_precision=True), tmp_path)
+
+
+def test_previews_do_not_touch_the_run(tmp_path: pathlib.Path) -> None:
+    recipe = tiny_recipe("ct", total_steps=4)
+    plain = tiny_train(recipe, tmp_path / "plain", sample_every=0)
+    watched = tiny_train(recipe, tmp_path / "watched", sample_every=2)
+    assert_equal(load_file(watched), load_file(plain))
+    assert not (tmp_path / "plain" / "samples").exists()
+    grids = sorted((tmp_path / "watched" / "samples").iterdir())
+    assert [path.name for path in grids] == ["00000002.png", "00000004.png"]
+    scores = lines(tmp_path / "watched" / "scores.jsonl")
+    assert [score["step"] for score in scores] == [2, 4]
+    assert all(score["quick_fd"] > 0 for score in scores)
+
+
+@pytest.mark.parametrize("method", ["edm", "ct"])
+def test_an_untrained_network_samples_its_skip_connection(method: str) -> None:
+    """A fresh network is zero: f = c_skip x_t in one step, D = c_skip x_t in Heun's method."""
+    images = preview(Training(tiny_recipe(method, dropout=0.0), 0))
+    x = 80 * noise(0, range(PREVIEW_IMAGES), (1, 3, SIZE, SIZE))[0]
+
+    def skip(x: torch.Tensor, t: float) -> torch.Tensor:
+        shift = 0.002 if method == "ct" else 0.0
+        return (0.25 / ((t - shift) ** 2 + 0.25) * x).clamp(-1, 1)
+
+    if method == "ct":
+        x = skip(x, 80.0)
+    else:
+        times = [*karras_times(10).tolist(), 0.0]
+        for t, s in pairwise(times):
+            slope = (x - skip(x, t)) / t
+            euler = x + (s - t) * slope
+            x = x + (s - t) * (slope + (euler - skip(euler, s)) / s) / 2 if s else euler
+    expected = (x * 127.5 + 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    # A value within float32 rounding of a half may fall on either side.
+    difference = np.abs(images.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_the_quick_score_tells_images_from_noise() -> None:
+    """It is 0 for the data themselves, and larger for noise than for other such images."""
+    data = synthetic(100, 32)
+    score = quick_score(data, "cpu")
+    noisy = np.random.default_rng(0).integers(0, 256, data.images.shape, dtype=np.uint8)
+    assert abs(score(data.images)) < 1e-6 * score(noisy)  # rounding of float64
+    assert score(synthetic(100, 32, seed=1).images) < 0.5 * score(noisy)
