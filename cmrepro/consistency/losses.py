@@ -62,9 +62,6 @@ def consistency_distillation_loss(
         step: ODE solver from t to s, Heun in the paper.
         distance: d.
         labels: (B,) int64 for class-conditional models.
-
-    Returns:
-        (B,).
     """
     x_t = noisy(x, z, t)
     with torch.no_grad():
@@ -82,9 +79,9 @@ def consistency_training_loss(
     distance: Distance,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Loss of Algorithm 3 (CT): d(f(x + t z, t), f_target(x + s z, s)), image and noise shared.
+    """Loss of Algorithm 3 (CT): d(f(x + t z, t), f_target(x + s z, s)).
 
-    Arguments and result as `consistency_distillation_loss`, without a teacher.
+    Arguments as `consistency_distillation_loss`, without a teacher.
     """
     x_t, x_s = noisy(x, z, t), noisy(x, z, s)
     return _self_consistency(online, target, x_t, t, x_s, s, distance, labels)
@@ -100,16 +97,8 @@ def edm_loss(
 ) -> Tensor:
     """Denoising loss of Karras et al. (2022, Equation 2 and Table 1), weighted by 1 / c_out^2.
 
-    Args:
-        denoiser: D, trained.
-        x: (B, C, H, W), images in [-1, 1].
-        z: (B, C, H, W), standard normal.
-        t: (B,), noise levels, in training exp(-1.2 + 1.2 n) with n standard normal.
-        sigma_data: Standard deviation of the data.
-        labels: (B,) int64 for class-conditional models.
-
-    Returns:
-        (B,): mean over pixels.
+    (t^2 + sigma_data^2) / (t sigma_data)^2 times the mean over pixels of (D(x + t z, t) - x)^2,
+    with t = exp(-1.2 + 1.2 n), n standard normal, in training.
     """
     weight = (t**2 + sigma_data**2) / (t * sigma_data) ** 2
     return weight * l2(denoiser(noisy(x, z, t), t, labels), x)
