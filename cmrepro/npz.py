@@ -1,6 +1,6 @@
 """Images in an .npz, uint8 (N, H, W, 3) under ADM's key `arr_0`, read batch by batch.
 
-What numpy, zipfile and zlib raise over a damaged file, `DAMAGED`, is left to the caller.
+The caller explains `DAMAGED`, what numpy, zipfile and zlib raise for a damaged file.
 """
 
 import contextlib
@@ -20,20 +20,16 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
 
 @contextlib.contextmanager
 def open_array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
-    """The array's file at its first value; its shape, whether column-major, and its type."""
+    """File of `arr_0` at its first value; its shape, True if column-major, and its type."""
     with zipfile.ZipFile(path) as archive:
         if "arr_0.npy" not in (names := archive.namelist()):
             keys = ", ".join(name.removesuffix(".npy") for name in names)
             raise ValueError(f"it holds {keys or 'nothing'}, but no arr_0")
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in read:
-            raise ValueError(f"arr_0 is .npy version {version}")
-        yield file, *read[version](file)
+        with archive.open("arr_0.npy") as file:
+            major, _ = np.lib.format.read_magic(file)
+            form = np.lib.format
+            read = form.read_array_header_1_0 if major == 1 else form.read_array_header_2_0
+            yield file, *read(file)
 
 
 def image_batches(
@@ -48,4 +44,4 @@ def image_batches(
             count = min(batch_size, end - first)
             pixels = np.frombuffer(file.read(count * image_bytes), np.uint8)
             yield pixels.reshape(count, *image_shape)
-        file.read(1)  # at the end of the file its checksum is compared
+        file.read(1)  # at the end of the file, zipfile compares its checksum

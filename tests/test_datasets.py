@@ -97,7 +97,7 @@ def test_batches_are_parts_of_the_whole(source: Any, batch_size: int) -> None:
     assert images_sha256(source, 3) == hashlib.sha256(PIXELS[:3].tobytes()).hexdigest()
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "lmdb", "npz"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "lmdb"])
 def test_images_are_taken_by_number_also_after_a_fork(kind: str, tmp_path: pathlib.Path) -> None:
     """Processes that share an archive's position in its file would read anything."""
     source = open_images(WRITERS[kind](tmp_path))

@@ -91,16 +91,11 @@ def test_other_modes_become_rgb_for_training_only(
         load_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_images_are_taken_in_any_order_as_writable_copies(
-    tmp_path: pathlib.Path, in_memory: bool, kind: str
+    tmp_path: pathlib.Path, in_memory: bool
 ) -> None:
     """Torch warns of arrays that cannot be written; a change may not reach the data set."""
-    path = write(tmp_path / "set")
-    if kind == "npz":
-        path = tmp_path / "set.npz"
-        np.savez(path, PIXELS, np.arange(8) // 4)
-    images = training_images(path, 6)
+    images = training_images(write(tmp_path / "set"), 6)
     assert isinstance(images, ImageDataset) == in_memory
     assert (images.name, images.num_images, images.image_shape) == ("set", 8, (6, 6, 3))
     np.testing.assert_array_equal(images.labels, [0, 0, 0, 0, 1, 1, 1, 1])
@@ -108,18 +103,6 @@ def test_images_are_taken_in_any_order_as_writable_copies(
     assert torch.from_numpy(taken).data_ptr() == taken.ctypes.data
     taken += 1
     np.testing.assert_array_equal(images.take([7, 0, 7]), PIXELS[[7, 0, 7]])
-    if kind == "npz" or in_memory:
-        assert images.sha256() == ImageDataset("set", PIXELS).sha256()
-
-
-def test_a_compressed_sample_set_needs_memory(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.savez_compressed(tmp_path / "set.npz", PIXELS)
-    np.testing.assert_array_equal(training_images(tmp_path / "set.npz", 6).take([3]), PIXELS[3:4])
-    monkeypatch.setattr(opening, "MAX_BYTES_IN_MEMORY", 0)
-    with pytest.raises(ValueError, match=r"is compressed .* write it again with numpy"):
-        training_images(tmp_path / "set.npz", 6).take([3])
 
 
 @pytest.mark.parametrize(

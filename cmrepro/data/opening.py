@@ -11,7 +11,7 @@ from cmrepro.data.decoding import SUFFIXES
 from cmrepro.data.named import load_cifar10, synthetic
 from cmrepro.data.sources import CHUNK_IMAGES, ImageDataset, ImageFiles, ImageSource, SampleSet
 
-MAX_BYTES_IN_MEMORY = 1 << 30  # larger training sets are read when a step needs them
+MAX_BYTES_IN_MEMORY = 1 << 30  # more images in files are decoded when a step needs them
 
 
 def open_images(
@@ -70,9 +70,10 @@ def load_dataset(source: str | Path, name: str | None = None) -> ImageDataset:
 
 
 def training_images(source: str | Path, image_size: int, max_unreadable: int = 0) -> ImageSource:
-    """Images for a network of `image_size` px, in memory if they fit; see `open_images`."""
+    """Images for a network of `image_size` px, see `open_images`; many in files stay there."""
     images = open_images(source, None, image_size, max_unreadable)
-    return _in_memory(images) if math.prod(images.shape) <= MAX_BYTES_IN_MEMORY else images
+    on_demand = isinstance(images, ImageFiles) and math.prod(images.shape) > MAX_BYTES_IN_MEMORY
+    return images if on_demand else _in_memory(images)
 
 
 def _in_memory(source: ImageSource) -> ImageDataset:

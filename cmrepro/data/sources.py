@@ -3,25 +3,20 @@
 import functools
 import hashlib
 import logging
-import math
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmrepro import npz
 from cmrepro.data.containers import Container
 from cmrepro.data.decoding import UnreadableImageError, decode, encoded_size
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
 MAX_LISTED = 10  # unreadable images in the text of an error
-DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)  # by numpy and zipfile
 
 Indices = Sequence[int] | NDArray[np.int64]
 Images = NDArray[np.uint8]
@@ -179,16 +174,16 @@ class ImageFiles(ImageSource):
 
     def _replace(self, found: list[int]) -> None:
         """Log what cannot be decoded and change its labels, or refuse too many."""
-        problems = [self._unreadable[index] for index in found]
         if len(self._unreadable) > self.max_unreadable:
+            problems = [self._unreadable[index] for index in sorted(self._unreadable)]
             more = ", …" if len(problems) > MAX_LISTED else ""
             allowed = f"at most {self.max_unreadable} may be replaced (--max-unreadable); "
             raise ValueError(
                 f"cannot decode {', '.join(problems[:MAX_LISTED])}{more}; "
                 f"{'' if self.image_size is None else allowed}replace or remove them"
             )
-        for problem in problems:
-            log.warning("left out an image that cannot be decoded: %s", problem)
+        for index in found:
+            log.warning("left out an image that cannot be decoded: %s", self._unreadable[index])
         if self.labels is not None:
             for index in self._unreadable:
                 self.labels[index] = self.labels[self._readable(index)]
@@ -223,11 +218,11 @@ class SampleSet(ImageSource):
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         try:
-            with _open_array(path) as (_, shape, column_major, dtype):
+            with npz.open_array(path) as (_, shape, column_major, dtype):
                 pass
             with np.load(path, allow_pickle=False) as arrays:
                 labels = arrays.get("arr_1")
-        except DAMAGED as error:
+        except npz.DAMAGED as error:
             raise ValueError(
                 f"{path} is not a sample set ({error}); allowed is .npz with arr_0 uint8 "
                 "(N, H, W, 3)"
@@ -247,31 +242,7 @@ class SampleSet(ImageSource):
         super().__init__(name, shape, None if labels is None else labels.astype(np.int64))
 
     def take(self, indices: Indices) -> Images:
-        """Images of these numbers, uint8 (B, H, W, 3); their checksum is not compared.
-
-        Raises:
-            ValueError: The file is compressed and can only be read from its beginning.
-        """
-        return np.asarray(self._mapped[np.asarray(indices)])
-
-    @functools.cached_property
-    def _mapped(self) -> Images:
-        """Memory map of the images inside the file."""
-        with zipfile.ZipFile(self.path) as archive:
-            member = archive.getinfo("arr_0.npy")
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(
-                f"{self.path} is compressed and cannot be read at random places; write it "
-                "again with numpy.savez"
-            )
-        with _open_array(self.path) as (file, *_):
-            header_bytes = file.tell()
-        with open(self.path, "rb") as raw:
-            # The local header: 30 bytes, of which the last 4 are the lengths of name and extra.
-            raw.seek(member.header_offset + 26)
-            lengths = np.frombuffer(raw.read(4), "<u2")
-        offset = member.header_offset + 30 + int(lengths.sum()) + header_bytes
-        return np.memmap(self.path, np.uint8, "r", offset, self.shape)
+        raise ValueError(f"{self.path} is only read from its beginning; hold its images in memory")
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
         """Images read one after the other; see `ImageSource`.
@@ -279,29 +250,7 @@ class SampleSet(ImageSource):
         Raises:
             ValueError: The file is cut off or damaged.
         """
-        end = self.num_images if stop is None else stop
-        image_bytes = math.prod(self.image_shape)
         try:
-            with _open_array(self.path) as (file, *_):
-                file.seek(start * image_bytes, os.SEEK_CUR)
-                for first in range(start, end, batch_size):
-                    count = min(batch_size, end - first)
-                    pixels = np.frombuffer(file.read(count * image_bytes), np.uint8)
-                    yield pixels.reshape(count, *self.image_shape)
-                file.read(1)  # at the end of the file, zipfile compares its checksum
-        except DAMAGED as error:
+            yield from npz.image_batches(self.path, batch_size, start, stop)
+        except npz.DAMAGED as error:
             raise ValueError(f"{self.path} is damaged ({error}); write it again") from error
-
-
-@contextmanager
-def _open_array(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]]:
-    """File of `arr_0` at its first value; its shape, True if column-major, and its type."""
-    with zipfile.ZipFile(path) as archive:
-        if "arr_0.npy" not in (names := archive.namelist()):
-            keys = ", ".join(name.removesuffix(".npy") for name in names)
-            raise ValueError(f"it holds {keys or 'nothing'}, but no arr_0")
-        with archive.open("arr_0.npy") as file:
-            major, _ = np.lib.format.read_magic(file)
-            header = np.lib.format
-            read = header.read_array_header_1_0 if major == 1 else header.read_array_header_2_0
-            yield file, *read(file)
