@@ -5,7 +5,6 @@ slow-down of 20 % in the sampler, in a training step and in a metric, and a chan
 score, and count how often the gate finds them beside other work on the machine.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -63,18 +62,9 @@ class Work:
         (self.folder / "test_work.py").write_text(WORK.format(**{**USUAL, **changes}))
         return run_pytest(self.folder, "--baselines", self.baselines, *options)
 
-    @property
-    def machine_file(self) -> Path:
-        [path] = (p for p in self.baselines.iterdir() if p.name != "scores.json")
-        return path
 
-
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
-    return Work(tmp_path)
-
-
-def test_unchanged_work_passes_and_changes_are_found(work: Work) -> None:
+def test_unchanged_work_passes_and_changes_are_found(tmp_path: Path) -> None:
+    work = Work(tmp_path)
     # 8 % slower and 7e-5 of the score: below the tolerances of 10 % and 1e-4.
     assert work.run(ours=10.8, value=3.0002).returncode == 0
     for changes, message in [
@@ -91,15 +81,17 @@ def test_unchanged_work_passes_and_changes_are_found(work: Work) -> None:
     assert "faster than its baseline" in faster.stdout
 
 
-def test_update_and_an_unknown_machine(work: Work) -> None:
-    stored = json.loads(work.machine_file.read_text())
-    assert stored["ratios"]["work"] == pytest.approx(1, abs=0.03)  # two loops of 10 ms each
+def test_update_and_an_unknown_machine(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    [machine_file] = (p for p in work.baselines.iterdir() if p.name != "scores.json")
+    # Two loops of 10 ms each.
+    assert json.loads(machine_file.read_text())["ratios"]["work"] == pytest.approx(1, abs=0.03)
     again = work.run("--update", ours=12, value=3.015)
     assert again.returncode == 0
     assert "CHANGELOG.md" in again.stdout and "value: 3 -> 3.015" in again.stdout
     assert json.loads((work.baselines / "scores.json").read_text()) == {"value": 3.015}
     # Without a baseline of this kind of machine, bounds and scores judge.
-    work.machine_file.unlink()
+    machine_file.unlink()
     unknown = work.run(ours=14, images="b", value=3.015)
     assert unknown.returncode == 0
     assert "no baseline for this kind of machine" in unknown.stdout
@@ -116,19 +108,19 @@ FILES = {
 EVERYTHING = [BENCHMARKS / arguments[0] for arguments in FILES.values()]
 
 
-@contextlib.contextmanager
+@pytest.fixture
 def other_work() -> Iterator[None]:
-    """Inside it every core has another process that computes and moves memory."""
+    """Another process on every core, which computes and moves memory."""
     code = "import numpy as np\nx = np.ones((1500, 1500))\nwhile True: x = x @ x / 1500"
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
+    command, environment = (
+        [sys.executable, "-c", code],
+        {**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
     processes = [subprocess.Popen(command, env=environment) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    yield
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +133,17 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.gate
+@pytest.mark.usefixtures("other_work")
 @pytest.mark.parametrize("plant", FILES)
 def test_planted_changes_are_found_in_five_of_five_runs(stored: Path, plant: str) -> None:
     name, *selection = FILES[plant]
     planted = ["--baselines", stored, "-p", "planted", "--plant", plant]
-    with other_work():
-        runs = [run_pytest(BENCHMARKS / name, *selection, *planted) for _ in range(5)]
+    runs = [run_pytest(BENCHMARKS / name, *selection, *planted) for _ in range(5)]
     assert all("pytest benchmarks --update" in run.stdout for run in runs)
 
 
 @pytest.mark.gate
+@pytest.mark.usefixtures("other_work")
 def test_unchanged_code_passes_in_ten_of_ten_runs(stored: Path) -> None:
-    with other_work():
-        runs = [run_pytest(*EVERYTHING, "--baselines", stored) for _ in range(10)]
+    runs = [run_pytest(*EVERYTHING, "--baselines", stored) for _ in range(10)]
     assert not [run.stdout for run in runs if run.returncode]

@@ -92,7 +92,6 @@ class AbsoluteClaim(Struct, frozen=True, kw_only=True):
         network: Preset of the network.
         setting: Recipe, NFE, protocol and metric that decide it.
         printed: The printed cell.
-        verified: Sources in which it is printed identically.
         num_images: Number of generated images.
         protocol_version: Version of the protocol that a record must carry.
         tolerance: Rule of the margin.
@@ -113,7 +112,6 @@ class AbsoluteClaim(Struct, frozen=True, kw_only=True):
     network: str
     setting: Setting
     printed: Printed
-    verified: str
     num_images: int
     protocol_version: int
     tolerance: Tolerance
@@ -188,11 +186,6 @@ class _Model(Struct, frozen=True):
     protocol: str
     initialisation: settings.Initialisation
     selection: str
-
-    @property
-    def slug(self) -> str:
-        """The data set as in ids."""
-        return self.recipe.removesuffix(f"-{self.method.lower()}")
 
 
 class _Side(Struct, frozen=True):
@@ -286,7 +279,7 @@ def claims() -> tuple[Claim, ...]:
 
 def _absolute(row: ResultRow, metric: settings.Metric, model: _Model) -> AbsoluteClaim:
     """The claim of one cell of Table 1 or 2."""
-    place = "table1" if row.table == 1 else f"table2/{model.slug}"
+    place = "table1" if row.table == 1 else f"table2/{model.recipe.rpartition('-')[0]}"
     protocol = _file().protocols[model.protocol]
     table3 = {line.name: line for line in hyperparameters()}
     return AbsoluteClaim(
@@ -298,7 +291,6 @@ def _absolute(row: ResultRow, metric: settings.Metric, model: _Model) -> Absolut
         network=model.network,
         setting=Setting(model.recipe, row.nfe, model.protocol, metric),
         printed=row.scores[metric],
-        verified=row.verified,
         num_images=protocol.num_images,
         protocol_version=protocol.version,
         tolerance=_file().tolerances[protocol.tolerances[metric]],
