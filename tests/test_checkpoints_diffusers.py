@@ -342,7 +342,7 @@ def test_an_interrupted_export_leaves_nothing(
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cmrepro.checkpoints.diffusers._write_json", interrupted)
+    monkeypatch.setattr("cmrepro.checkpoints.diffusers.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(source, tmp_path / "folder", to="diffusers")
     assert list(tmp_path.iterdir()) == [source]

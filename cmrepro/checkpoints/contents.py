@@ -7,32 +7,21 @@ from cmrepro.checkpoints.convert import local_checkpoint, released_fields
 from cmrepro.checkpoints.formats import read_contents, weights_file
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info
 from cmrepro.checkpoints.registry import ReleasedCheckpoint, released_checkpoints
-from cmrepro.records import CheckpointInfo
 
 
 def checkpoint_rows() -> list[dict[str, Any]]:
     """One row a bundled or released checkpoint: state, training, network, second time, size."""
-
-    def row(
-        name: str, state: str, info: CheckpointInfo | ReleasedCheckpoint, size: int
-    ) -> dict[str, Any]:
-        facts = ("method", "distance", "dataset")
-        return {
-            "name": name,
-            "state": state,
-            **{key: getattr(info.training, key) for key in facts},
-            "network": info.network,
-            "images_seen": info.training and info.training.images_seen,
-            "two_step_time": info.two_step_time,
-            "bytes": size,
-        }
-
+    bundled = {name: read_info(path) for name, path in bundled_checkpoints().items()}
+    released = released_checkpoints()
+    states = dict.fromkeys(bundled, "bundled") | {n: _state(e) for n, e in released.items()}
+    sizes = {name: path.stat().st_size for name, path in bundled_checkpoints().items()}
+    sizes |= {name: entry.bytes_approx for name, entry in released.items()}
+    facts = ("method", "distance", "dataset", "images_seen")
     return [
-        row(name, "bundled", read_info(path), path.stat().st_size)
-        for name, path in bundled_checkpoints().items()
-    ] + [
-        row(name, _state(entry), entry, entry.bytes_approx)
-        for name, entry in released_checkpoints().items()
+        {"name": name, "state": states[name]}
+        | {fact: getattr(entry.training, fact) for fact in facts}
+        | {"network": entry.network, "two_step_time": entry.two_step_time, "bytes": sizes[name]}
+        for name, entry in (bundled | released).items()
     ]
 
 
@@ -42,15 +31,9 @@ def _state(entry: ReleasedCheckpoint) -> str:
 
 
 def contents(name: str) -> dict[str, Any]:
-    """Format, size and number of parameters of a checkpoint, then its header; nested as there.
+    """Format, size and number of parameters of a checkpoint (as for `load_model`), and its header.
 
     Nothing is downloaded: the registry alone describes a released checkpoint that is not here.
-
-    Args:
-        name: Name or path, as for `load_model`.
-
-    Raises:
-        ValueError: Unknown name, or a broken or foreign file.
     """
     entry = None if Path(name).exists() else released_checkpoints().get(name)
     if entry and not entry.converted.is_file():

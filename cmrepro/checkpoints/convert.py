@@ -44,10 +44,8 @@ def convert(
     """Write a checkpoint of any supported format as ours, or as a diffusers folder.
 
     Args:
-        source: Name of a released checkpoint (downloaded if necessary) or of a bundled one, or the
-            path of a .pt or flax file, a diffusers folder, or one of our own checkpoints.
-        out: File, or new folder; for a released name by default the place where `load_model`
-            looks for it.
+        source: As for `load_model`.
+        out: File, or new folder; for a released name by default the cache.
         to: "safetensors" (ours) or "diffusers".
         network: Name of the preset, for files that do not state it; by default found by shapes.
         parameterization: Likewise; necessary for .pt and flax files given by path.
@@ -59,9 +57,9 @@ def convert(
         The path that was written.
 
     Raises:
-        ValueError: Unknown source, broken or foreign file, parameters that do not fit the network
-            (names one), a setting that neither file nor arguments state, a time outside the
-            model's range, or a place that cannot be written.
+        ValueError: Unknown source, broken or foreign file, parameters that do not fit the network,
+            a setting that is not stated, a time outside the model's range, or a path that cannot
+            be written.
     """
     entry = None if Path(source).exists() else released_checkpoints().get(str(source))
     if out is None and (entry is None or to != "safetensors"):
@@ -87,11 +85,7 @@ def convert(
 
 
 def local_checkpoint(name: str | Path) -> Path:
-    """The path of a bundled checkpoint's name, or the path itself.
-
-    Raises:
-        ValueError: Neither is known.
-    """
+    """The path of a bundled checkpoint's name, or the path itself; refuses what is neither."""
     bundled = bundled_checkpoints()
     if Path(name).exists():
         return Path(name)
@@ -108,16 +102,13 @@ def read_checkpoint(
     network: str | None = None,
     parameterization: Parameterization | None = None,
 ) -> tuple[dict[str, Tensor], CheckpointInfo]:
-    """Weights under our names, and the header that belongs to them.
+    """Weights under our names, and their header; arguments as for `convert`.
 
     Args:
         path: File or folder of any supported format.
         released: Its entry in the registry, where it has one.
-        network: Name of the preset, for files that do not state it.
+        network: For files that do not state it.
         parameterization: Likewise.
-
-    Raises:
-        ValueError: A broken or foreign file, or a setting that neither file nor arguments state.
     """
     kind, weights, fields, step = read_contents(path, released.network if released else network)
     fields |= released_fields(released) if released else {}
@@ -152,12 +143,8 @@ def released_fields(entry: ReleasedCheckpoint) -> dict[str, Any]:
 
 def model_card(info: CheckpointInfo, title: str) -> str:
     """Source, use and licence of the weights in a diffusers folder, as Markdown."""
-    name = info.converted.name if info.converted else None
-    template = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
-        title=title,
-        info=info,
-        released=released_checkpoints().get(name or ""),
-        timestep=two_step_point(info)[0],
-    )
+    released = released_checkpoints().get((info.converted and info.converted.name) or "")
+    text = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
+    template = jinja2.Template(text, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    timestep = two_step_point(info)[0]
+    return template.render(title=title, info=info, released=released, timestep=timestep)

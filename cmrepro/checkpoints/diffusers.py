@@ -7,7 +7,6 @@ there. The other networks have no counterpart in diffusers.
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
@@ -24,7 +23,7 @@ from cmrepro.files import make_folder
 from cmrepro.networks.adm import ADMConfig, UNet
 from cmrepro.networks.presets import IMAGE_SIZES, PRESETS, build_network
 from cmrepro.records import CheckpointInfo
-from cmrepro.schema import read_json, to_builtins
+from cmrepro.schema import read_json, to_builtins, unknown
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLD_WEIGHTS = "diffusion_pytorch_model.bin"
@@ -79,28 +78,19 @@ def adm_networks() -> dict[str, ADMConfig]:
 
 
 def adm_config(network_name: str) -> ADMConfig:
-    """The configuration of a network that has a counterpart in diffusers.
-
-    Raises:
-        ValueError: It has none.
-    """
+    """The configuration of a network; refuses one without a counterpart in diffusers."""
     known = adm_networks()
     if network_name not in known:
-        raise ValueError(
-            f"network '{network_name}' has no counterpart in diffusers; allowed are "
-            f"{', '.join(known)}"
-        )
+        raise ValueError(unknown("network of diffusers", network_name, known))
     return known[network_name]
 
 
 def unet_config(network_name: str) -> dict[str, Any]:
-    """The config.json of diffusers' `UNet2DModel` for one of our networks.
-
-    Raises:
-        ValueError: The network has no counterpart in diffusers.
-    """
+    """The config.json of diffusers' `UNet2DModel` for one of our networks."""
     config = adm_config(network_name)
     attention = [2**i in config.attention_factors for i in range(len(config.channel_mult))]
+    down = ["AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attention]
+    up = ["AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attention)]
     return FIXED | {
         "_class_name": "UNet2DModel",
         "sample_size": IMAGE_SIZES[network_name],
@@ -108,12 +98,8 @@ def unet_config(network_name: str) -> dict[str, Any]:
         "out_channels": config.in_channels,
         "layers_per_block": config.num_res_blocks,
         "block_out_channels": [m * config.num_channels for m in config.channel_mult],
-        "down_block_types": [
-            "AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attention
-        ],
-        "up_block_types": [
-            "AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attention)
-        ],
+        "down_block_types": down,
+        "up_block_types": up,
         "attention_head_dim": config.num_head_channels,
         # Without it the middle attention of a scale-shift network loses its normalisation.
         "attn_norm_num_groups": 32,
@@ -123,11 +109,7 @@ def unet_config(network_name: str) -> dict[str, Any]:
 
 
 def module_names(config: ADMConfig) -> dict[str, str]:
-    """Our name -> diffusers' name of every module with parameters.
-
-    The name of an attention layer's `qkv` leads to that of the layer, which there holds `to_q`,
-    `to_k` and `to_v`.
-    """
+    """Our name -> diffusers' name of every module with parameters (`qkv`: of its layer)."""
     names = dict(OUTSIDE)
 
     def add(ours: str, layer: str, parts: Mapping[str, str]) -> None:
@@ -203,11 +185,7 @@ def is_diffusers_folder(path: Path) -> bool:
 
 
 def folder_weights_file(path: Path) -> Path:
-    """The file with the weights: safetensors, or the older pickled form without it.
-
-    Raises:
-        ValueError: There is neither.
-    """
+    """The file with the weights: safetensors, or the older pickled form without it."""
     folder = _unet_folder(path)
     for name in (WEIGHTS, OLD_WEIGHTS):
         if (folder / name).is_file():
@@ -216,42 +194,30 @@ def folder_weights_file(path: Path) -> Path:
 
 
 def folder_network(path: Path) -> str:
-    """The preset that a folder's config.json describes.
-
-    Raises:
-        ValueError: A broken file, or none of ours; names the first difference from the nearest.
-    """
+    """The preset that a folder's config.json describes; refuses any other U-Net."""
     path = _unet_folder(path) / "config.json"
     config = read_json(dict[str, Any], path)
-    if config.get("_class_name") != "UNet2DModel":
-        raise ValueError(
-            f"{path} describes a {config.get('_class_name')}; allowed is a UNet2DModel"
-        )
-    differences: list[list[str]] = []
-    for name in adm_networks():
-        expected = unet_config(name)
-        del expected["attn_norm_num_groups"]  # older folders do not have it; their weights do
-        got = FIXED | RESAMPLER_DEFAULTS | config
-        different = [
+    # The older of the published folders lack this key; their weights have the normalisation.
+    got = FIXED | RESAMPLER_DEFAULTS | config | {"attn_norm_num_groups": 32}
+    differences: dict[str, list[str]] = {
+        name: [
             f"{key} is {got.get(key)}, '{name}' has {value}"
-            for key, value in expected.items()
+            for key, value in unet_config(name).items()
             if got.get(key) != value
         ]
-        if not different:
-            return name
-        differences.append(different)
-    raise ValueError(
-        f"{path} describes a U-Net that is none of ours: {min(differences, key=len)[0]}; only "
-        "the ADM U-Nets of the released consistency models can be read"
-    )
+        for name in adm_networks()
+    }
+    nearest = min(differences, key=lambda name: len(differences[name]))
+    if differences[nearest]:
+        raise ValueError(
+            f"{path} describes a U-Net that is none of ours: {differences[nearest][0]}; only the "
+            "ADM U-Nets of the released consistency models can be read"
+        )
+    return nearest
 
 
 def folder_fields(path: Path) -> dict[str, Any]:
-    """The fields of `CheckpointInfo` that a folder states; all of them if we wrote it.
-
-    Raises:
-        ValueError: A broken file, or a U-Net that is none of ours.
-    """
+    """The fields of `CheckpointInfo` that a folder states; all of them if we wrote it."""
     fields: dict[str, Any] = {"network": folder_network(path)}
     file = folder_weights_file(path)
     if file.name == WEIGHTS and "cmrepro" in (metadata := read_safetensors_metadata(file)):
@@ -284,36 +250,32 @@ def write_diffusers_folder(
     Raises:
         ValueError: The folder is not empty or cannot be written, or diffusers has no such network.
     """
-    config = unet_config(info.network)
+    contents: dict[str, Any] = {"unet/config.json": unet_config(info.network)}
+    if info.parameterization == "boundary":
+        contents["scheduler/scheduler_config.json"] = scheduler_config(info)
+        contents["model_index.json"] = {
+            "_class_name": PIPELINE,
+            "scheduler": ["diffusers", "CMStochasticIterativeScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
+        }
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} exists and is not an empty folder; choose another")
     make_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        temporary.chmod(0o755)
-        named = to_diffusers(weights, adm_config(info.network))
-        metadata = {"format": "pt", "cmrepro": json.dumps(to_builtins(info), sort_keys=True)}
-        (temporary / "unet").mkdir()
-        save_file(named, temporary / "unet" / WEIGHTS, metadata)
-        _write_json(temporary / "unet" / "config.json", config)
-        if info.parameterization == "boundary":
-            (temporary / "scheduler").mkdir()
-            scheduler = temporary / "scheduler" / "scheduler_config.json"
-            _write_json(scheduler, scheduler_config(info))
-            index = {
-                "_class_name": PIPELINE,
-                "scheduler": ["diffusers", "CMStochasticIterativeScheduler"],
-                "unet": ["diffusers", "UNet2DModel"],
-            }
-            _write_json(temporary / "model_index.json", index)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
+            temporary = Path(name) / path.name
+            for file, content in contents.items():
+                (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            metadata = {"format": "pt", "cmrepro": json.dumps(to_builtins(info), sort_keys=True)}
+            named = to_diffusers(weights, adm_config(info.network))
+            save_file(named, temporary / "unet" / WEIGHTS, metadata)
+            os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors
         raise ValueError(
             f"cannot write {path} ({error}); free space or choose another folder"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def scheduler_config(info: CheckpointInfo) -> dict[str, Any]:
@@ -321,21 +283,18 @@ def scheduler_config(info: CheckpointInfo) -> dict[str, Any]:
     return {
         "_class_name": "CMStochasticIterativeScheduler",
         "num_train_timesteps": two_step_point(info)[1],
-        "sigma_min": info.sigma_min,
-        "sigma_max": info.sigma_max,
-        "sigma_data": info.sigma_data,
-        "rho": info.rho,
+        **{key: getattr(info, key) for key in ("sigma_min", "sigma_max", "sigma_data", "rho")},
         "s_noise": 1.0,
         "clip_denoised": True,
     }
 
 
 def two_step_point(info: CheckpointInfo) -> tuple[int | None, int]:
-    """Index and number of points of the time grid on which the second time lies, N <= 1,001.
+    """Index (None without a second time) and number of points of the second time's grid.
 
-    diffusers names a sampling time by its index on a grid. A published time is found exactly (a
-    grid may be found in its shortest form, e.g. point 53 of 101 for 106 of 201); any other is met
-    to about 1e-5 relative. The index is None without a second time.
+    diffusers names a sampling time by its index on a time grid, here of up to 1,001 points. A
+    published time is found exactly (maybe on a shorter grid: point 53 of 101 for 106 of 201); any
+    other is met to about 1e-5 relative.
     """
     if info.two_step_time is None:
         return None, DEFAULT_NUM_SCALES
@@ -344,7 +303,3 @@ def two_step_point(info: CheckpointInfo) -> tuple[int | None, int]:
     )
     fraction = Fraction((largest - root) / (largest - smallest)).limit_denominator(1000)
     return fraction.numerator, fraction.denominator + 1
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -26,33 +26,19 @@ MAX_ENTRIES = 2**16  # of one map; the released networks have 56 modules
 # Our modules -> the official ones, outside and inside of the blocks. Blocks are numbered by kind.
 MODULES = {
     "fourier": "GaussianFourierProjection_0",
-    "time_embed.0": "Dense_0",
-    "time_embed.2": "Dense_1",
-    "conv_in": "Conv_0",
-    "norm_out": "GroupNorm_0",
-    "conv_out": "Conv_1",
+    **{"time_embed.0": "Dense_0", "time_embed.2": "Dense_1"},
+    **{"conv_in": "Conv_0", "norm_out": "GroupNorm_0", "conv_out": "Conv_1"},
 }
 BLOCKS: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
     ResBlock: (
         "ResnetBlockBigGANpp",
-        {
-            "norm1": "GroupNorm_0",
-            "conv1": "Conv_0",
-            "emb": "Dense_0",
-            "norm2": "GroupNorm_1",
-            "conv2": "Conv_1",
-            "skip": "Conv_2",
-        },
+        {"norm1": "GroupNorm_0", "conv1": "Conv_0", "emb": "Dense_0"}
+        | {"norm2": "GroupNorm_1", "conv2": "Conv_1", "skip": "Conv_2"},
     ),
     Attention: (
         "AttnBlockpp",
-        {
-            "norm": "GroupNorm_0",
-            "query": "NIN_0",
-            "key": "NIN_1",
-            "value": "NIN_2",
-            "out": "NIN_3",
-        },
+        {"norm": "GroupNorm_0"}
+        | {"query": "NIN_0", "key": "NIN_1", "value": "NIN_2", "out": "NIN_3"},
     ),
     PyramidDownsample: ("Downsample", {"conv": "Conv2d_0"}),
 }
@@ -160,11 +146,11 @@ def flax_names(network: NCSNpp) -> dict[str, str]:
     return names
 
 
-def flax_shapes(network: NCSNpp) -> dict[str, tuple[int, ...]]:
-    """Official names and shapes of a network's parameters."""
+def flax_layout(network: NCSNpp) -> dict[str, Tensor]:
+    """A network's parameters under their official names, with the official order of axes."""
     names = flax_names(network)
     return {
-        names[ours]: tuple(tensor.shape[AXES[tensor.ndim].index(i)] for i in range(tensor.ndim))
+        names[ours]: tensor.permute(tuple(np.argsort(AXES[tensor.ndim])))
         for ours, tensor in network.state_dict().items()
     }
 
@@ -172,15 +158,9 @@ def flax_shapes(network: NCSNpp) -> dict[str, tuple[int, ...]]:
 def ncsnpp_state_dict(
     parameters: Mapping[str, NDArray[Any]], config: NCSNppConfig
 ) -> dict[str, Tensor]:
-    """Official parameters of this network as the state dict of `NCSNpp(config)`.
+    """Official parameters of this network, all of them, as the state dict of `NCSNpp(config)`.
 
-    Args:
-        parameters: `FlaxCheckpoint.parameters`, all of them. Kernels are (height, width, in, out)
-            or (in, out).
-        config: Configuration of the network.
-
-    Returns:
-        Name -> tensor of its own memory, in torch's order of axes.
+    Official kernels are (height, width, in, out) or (in, out). The result has its own memory.
     """
     with torch.device("meta"):
         names = flax_names(NCSNpp(config))

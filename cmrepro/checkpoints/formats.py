@@ -21,9 +21,9 @@ from cmrepro.checkpoints.diffusers import (
     is_diffusers_folder,
     to_diffusers,
 )
-from cmrepro.checkpoints.flax import flax_shapes, ncsnpp_state_dict, read_flax_checkpoint
+from cmrepro.checkpoints.flax import flax_layout, ncsnpp_state_dict, read_flax_checkpoint
 from cmrepro.checkpoints.io import (
-    Shapes,
+    check_parameters,
     parameter_differences,
     read_info,
     read_safetensors_metadata,
@@ -55,11 +55,7 @@ class Contents(NamedTuple):
 
 
 def file_format(path: Path) -> Format:
-    """The format of a file or folder, by its first bytes.
-
-    Raises:
-        ValueError: A Python pickle, or no known format.
-    """
+    """The format of a file or folder, by its first bytes; refuses pickles and unknown formats."""
     if path.is_dir():
         if is_diffusers_folder(path):
             return "diffusers"
@@ -110,11 +106,8 @@ def read_contents(path: Path, network: str | None = None) -> Contents:
     elif kind == "diffusers":
         fields = folder_fields(path)
     tensors, step = _read_tensors(path, kind)
-    network = fields.get("network") or network or _matching_network(path, kind, shapes(tensors))
-    if problem := parameter_differences(_expected_shapes(kind, network), shapes(tensors)):
-        raise ValueError(
-            f"{path} is not of network '{network}': it {problem}; use a checkpoint of this network"
-        )
+    network = fields.get("network") or network or _matching_network(path, kind, tensors)
+    check_parameters(_expected(kind, network), tensors, str(path), network)
     config = PRESETS[network][1]
     if isinstance(config, NCSNppConfig) and kind == "flax":
         tensors = ncsnpp_state_dict(tensors, config)
@@ -124,7 +117,7 @@ def read_contents(path: Path, network: str | None = None) -> Contents:
 
 
 def _read_tensors(path: Path, kind: Format) -> tuple[Mapping[str, Any], int | None]:
-    """Arrays under the names of the file's format, and its step counter."""
+    """Tensors under the names of the file's format, and its step counter."""
     if kind == "flax":
         return read_flax_checkpoint(path)
     file = weights_file(path)
@@ -135,10 +128,7 @@ def _read_tensors(path: Path, kind: Format) -> tuple[Mapping[str, Any], int | No
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict written by `torch.save`, mapped.
-
-    Args:
-        path: A zip archive, as `torch.save` writes since version 1.6.
+    """The tensors of a state dict written by `torch.save` since version 1.6 (a zip), mapped.
 
     Raises:
         ValueError: Cut off, of another format, or more than names and tensors. Nothing is run.
@@ -146,13 +136,11 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a crafted file can make the unpickler raise anything
+        reason = f"damaged, or holds more than tensors ({type(error).__name__}); nothing was run"
         if not zipfile.is_zipfile(path):
-            raise ValueError(
-                f"{path} is cut off, or was written before torch 1.6; copy or download it again"
-            ) from error
+            reason = "cut off, or was written before torch 1.6"
         raise ValueError(
-            f"{path} is damaged, or holds more than tensors ({type(error).__name__}), and nothing "
-            "in it was run; download it again, or save its state dict alone if you trust it"
+            f"{path} is {reason}; download it again, or save its state dict alone if you trust it"
         ) from error
     if not isinstance(weights, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
@@ -164,13 +152,10 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def _matching_network(path: Path, kind: Format, got: Shapes) -> str:
-    """The preset with exactly these parameters.
-
-    Raises:
-        ValueError: There is none (names the nearest and its differences), or more than one.
-    """
-    expected = {name: _expected_shapes(kind, name) for name in PRESETS}
+def _matching_network(path: Path, kind: Format, tensors: Mapping[str, Any]) -> str:
+    """The one preset with exactly these parameters; without any, the error names the nearest."""
+    got = shapes(tensors)
+    expected = {name: shapes(_expected(kind, name)) for name in PRESETS}
     matching = [name for name, wanted in expected.items() if wanted == got]
     if len(matching) > 1:
         raise ValueError(f"{path} fits {', '.join(matching)}; name one with --network")
@@ -183,12 +168,11 @@ def _matching_network(path: Path, kind: Format, got: Shapes) -> str:
     )
 
 
-def _expected_shapes(kind: Format, network_name: str) -> Shapes:
-    """Names and shapes of a network's parameters in a format; empty without such networks."""
+def _expected(kind: Format, network_name: str) -> Mapping[str, Tensor]:
+    """A network's parameters as a format names them, without memory; none if it has no such."""
     with torch.device("meta"):
         network = build_network(network_name)
     if kind == "flax":
-        return flax_shapes(network) if isinstance(network, NCSNpp) else {}
-    if kind == "diffusers":
-        return shapes(to_diffusers(network.state_dict(), adm_config(network_name)))
-    return shapes(network.state_dict())
+        return flax_layout(network) if isinstance(network, NCSNpp) else {}
+    weights = network.state_dict()
+    return to_diffusers(weights, adm_config(network_name)) if kind == "diffusers" else weights

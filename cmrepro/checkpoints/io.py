@@ -1,7 +1,7 @@
 """Read and write the project's checkpoints: safetensors with a `CheckpointInfo` in the header."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,7 @@ def stored_weights(
 
 
 def write_checkpoint(path: str | Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
-    """Write contiguous weights on the CPU as they are, atomically, with `info` in the header.
-
-    Raises:
-        ValueError: The file cannot be written.
-    """
+    """Write contiguous weights on the CPU as they are, atomically, with `info` in the header."""
     # One key, since safetensors writes several in random order: equal models give equal files.
     metadata = {FORMAT: json.dumps(to_builtins(info), sort_keys=True)}
     with atomic_path(path) as temporary:
@@ -70,11 +66,7 @@ def bundled_checkpoints() -> dict[str, Path]:
 
 
 def read_safetensors_metadata(path: str | Path) -> dict[str, str]:
-    """The text fields in the header of a safetensors file, without its weights.
-
-    Raises:
-        ValueError: Truncated, or not safetensors.
-    """
+    """The text fields in the header of a safetensors file; refuses a truncated or other file."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -100,11 +92,7 @@ def read_info(path: str | Path) -> CheckpointInfo:
 
 
 def header(text: str, path: str | Path) -> CheckpointInfo:
-    """The `CheckpointInfo` in the header of a file.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The `CheckpointInfo` in the header of a file; refuses any other text."""
     try:
         return convert(CheckpointInfo, msgspec.json.decode(text), "")
     except (ValueError, msgspec.DecodeError) as error:
@@ -122,11 +110,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def check_parameters(
     expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str, network_name: str
 ) -> None:
-    """Refuse weights whose names or shapes are not the expected ones.
-
-    Raises:
-        ValueError: Names the missing, surplus and misshapen parameters.
-    """
+    """Refuse weights whose names or shapes are not the expected ones; names the first of them."""
     if problem := parameter_differences(shapes(expected), shapes(weights)):
         raise ValueError(
             f"{source} is not of network '{network_name}': it {problem}; "
@@ -141,20 +125,11 @@ def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def parameter_differences(expected: Shapes, got: Shapes) -> str:
     """The missing, surplus and misshapen parameters in `got`; empty without any."""
-    problems = []
-    if missing := sorted(expected.keys() - got.keys()):
-        problems.append(f"lacks parameter {_some(missing)}")
-    if surplus := sorted(got.keys() - expected.keys()):
-        problems.append(f"has a surplus parameter {_some(surplus)}")
-    for key in sorted(expected.keys() & got.keys()):
-        if got[key] != expected[key]:
-            problems.append(f"has {key} {got[key]}, not {expected[key]}")
-            break
-    return ", it ".join(problems)
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first name, and in brackets two more and the number of the others."""
-    first, *others = names
-    more = [f"{len(others) - 2} more"] if len(others) > 2 else []
-    return f"{first} (and {', '.join([*others[:2], *more])})" if others else first
+    both = sorted(expected.keys() & got.keys())
+    problems = [
+        *(f"lacks parameter {name}" for name in sorted(expected.keys() - got.keys())),
+        *(f"has a surplus parameter {name}" for name in sorted(got.keys() - expected.keys())),
+        *(f"has {n} {got[n]}, not {expected[n]}" for n in both if got[n] != expected[n]),
+    ]
+    more = f" ({len(problems) - 3} more)" if len(problems) > 3 else ""
+    return ", it ".join(problems[:3]) + more

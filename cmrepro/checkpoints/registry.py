@@ -18,14 +18,12 @@ class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
         name: Its key in registry.toml.
         url: Address.
         bytes_approx: Size of the file, roughly.
-        checksum: "sha256:…", or "recorded at first download" where none is published.
+        checksum: As for `files.download`; none is published.
         format: "torch" (a state dict) or "flax" (a msgpack file).
         network: Name of the network preset.
-        sigma_data: Standard deviation of the data.
-        sigma_min: The paper's epsilon.
-        sigma_max: The paper's T.
+        sigma_data: As in `CheckpointInfo`, like the next two.
         licence: SPDX name of the licence of the repository that released it.
-        model_card: Address of its model card.
+        model_card: Address.
         training: Published facts of its training.
         two_step_index: Index of the second sampling time on the grid, where published.
         num_scales: Points of that grid.
