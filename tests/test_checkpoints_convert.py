@@ -125,7 +125,7 @@ def test_each_parameter_that_does_not_fit_is_named(tmp_path: pathlib.Path) -> No
     for changed, message in (
         (without, "it lacks parameter out.2.bias"),
         (without | {"a": torch.zeros(1)}, "out.2.bias, it has a surplus parameter a"),
-        (good | {"b": torch.zeros(1), "a": torch.zeros(1)}, "surplus parameter a (and b)"),
+        (good | {"b": torch.zeros(1), "a": torch.zeros(1)}, "surplus parameter a (and 1 more)"),
         (good | {"out.2.bias": torch.zeros(4)}, "it has out.2.bias (4,), not (3,)"),
     ):
         torch.save(changed, path)

@@ -23,7 +23,7 @@ from cmrepro.files import make_folder
 from cmrepro.networks.adm import ADMConfig, UNet
 from cmrepro.networks.presets import IMAGE_SIZES, PRESETS, build_network
 from cmrepro.records import CheckpointInfo
-from cmrepro.schema import read_json, to_builtins, unknown
+from cmrepro.schema import read_json, to_builtins
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLD_WEIGHTS = "diffusion_pytorch_model.bin"
@@ -81,7 +81,8 @@ def adm_config(network_name: str) -> ADMConfig:
     """The configuration of a network; refuses one without a counterpart in diffusers."""
     known = adm_networks()
     if network_name not in known:
-        raise ValueError(unknown("network of diffusers", network_name, known))
+        names = ", ".join(known)
+        raise ValueError(f"network '{network_name}' is none of diffusers'; allowed are {names}")
     return known[network_name]
 
 

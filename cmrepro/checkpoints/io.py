@@ -125,11 +125,13 @@ def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def parameter_differences(expected: Shapes, got: Shapes) -> str:
     """The missing, surplus and misshapen parameters in `got`; empty without any."""
-    both = sorted(expected.keys() & got.keys())
-    problems = [
-        *(f"lacks parameter {name}" for name in sorted(expected.keys() - got.keys())),
-        *(f"has a surplus parameter {name}" for name in sorted(got.keys() - expected.keys())),
-        *(f"has {n} {got[n]}, not {expected[n]}" for n in both if got[n] != expected[n]),
-    ]
-    more = f" ({len(problems) - 3} more)" if len(problems) > 3 else ""
-    return ", it ".join(problems[:3]) + more
+    groups = {
+        "lacks parameter": sorted(expected.keys() - got.keys()),
+        "has a surplus parameter": sorted(got.keys() - expected.keys()),
+        "has": [f"{k} {got[k]}, not {v}" for k, v in expected.items() if got.get(k, v) != v],
+    }
+    return ", it ".join(
+        f"{problem} {names[0]}" + f" (and {len(names) - 1} more)" * (len(names) > 1)
+        for problem, names in groups.items()
+        if names
+    )
