@@ -128,7 +128,7 @@ def parameter_differences(expected: Shapes, got: Shapes) -> str:
     groups = {
         "lacks parameter": sorted(expected.keys() - got.keys()),
         "has a surplus parameter": sorted(got.keys() - expected.keys()),
-        "has": [f"{k} {got[k]}, not {v}" for k, v in expected.items() if got.get(k, v) != v],
+        "has": sorted(f"{k} {got[k]}, not {v}" for k, v in expected.items() if got.get(k, v) != v),
     }
     return ", it ".join(
         f"{problem} {names[0]}" + f" (and {len(names) - 1} more)" * (len(names) > 1)
