@@ -10,7 +10,7 @@ from torch import nn
 
 from cmrepro.data import ImageDataset
 from cmrepro.metrics import score as module
-from cmrepro.metrics.extractors import Extractor, load_extractor
+from cmrepro.metrics.extractors import FeatureExtractor, load_extractor
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceMetadata
 from cmrepro.metrics.references import ReferenceStatistics
@@ -35,7 +35,7 @@ def test_three_protocols_over_one(benchmark, gate, monkeypatch):
     embedded = load_protocol("embedded")
     settings = embedded.extractor.replace(feature_dim=DIM, num_logits=DIM)
     network = First(load_extractor(embedded.extractor).network)
-    extractor = Extractor(settings, network)
+    extractor = FeatureExtractor(settings, network)
     monkeypatch.setattr(module, "load_extractor", lambda *_: extractor)
     tasks = []
     for seed in (1, 2, 3):

@@ -64,7 +64,7 @@ def evaluate(
     """
     from cmrepro.data import ImageDataset, open_images
     from cmrepro.experiments.run import evaluate as run
-    from cmrepro.metrics.features import check_images
+    from cmrepro.metrics.extractors import check_images
     from cmrepro.metrics.protocols import load_protocol
     from cmrepro.records import SampleProvenance
     from cmrepro.sampling import read_provenance

@@ -1,7 +1,7 @@
 """Files in the formats of the Inception weights, with random contents.
 
-Nobody is asked for the real ones. Every BatchNorm has statistics far from the identity, and the
-weights keep activations at about 1, so that a wrong fold, pool or branch shows in the features.
+Every BatchNorm has statistics far from the identity, and the weights keep activations at about 1,
+so that a wrong fold, pool or branch shows in the features.
 """
 
 import pathlib

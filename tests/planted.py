@@ -8,7 +8,7 @@ import time
 SLOWER = {
     "sampler": ("cmrepro.sampling", "sample"),
     "step": ("cmrepro.training.step", "Training.train_step"),
-    "metric": ("cmrepro.metrics.definitions", "frechet_distance"),
+    "metric": ("cmrepro.metrics.frechet", "frechet_distance"),
 }
 OTHER_VALUE = {"score": ("cmrepro.metrics.score", "frechet_distance")}
 

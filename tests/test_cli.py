@@ -51,7 +51,7 @@ def files_below(folder):
         (["evaluate", "nothing.npz"], "'nothing.npz'"),
         (["evaluate", "nothing.npz", "--protocol", "embeded"], "did you mean 'embedded'"),
         (["evaluate", "a.npz", "--explain", "a", "b", "--reference", "c"], "leave --reference"),
-        (["evaluate", "a.npz", "--explain", "a", "b", "--bootstrap", "5"], "and --bootstrap out"),
+        (["evaluate", "a.npz", "--explain", "a", "b", "--intervals"], "and --intervals out"),
         (["evaluate", "a.npz", "--real", "c"], "--real is for --explain"),
         (["reproduce", "cifar-10"], "did you mean 'cifar10'"),
         (["reproduce", "cifar10", "--profile", "demos"], "did you mean 'demo'"),
@@ -304,7 +304,7 @@ def test_several_protocols_and_the_explanation_of_two(run, tmp_path):
     assert run(*BUILD, "--protocol", larger, "--out", reference)[0] == 0
     arguments = ["evaluate", tmp_path / "set.npz", "--out", tmp_path, "--format", "json"]
     both = ["--protocol", "embedded", "--protocol", larger, "--num-images", 30]
-    code, out, err = run(*arguments, *both, "--bootstrap", 20)
+    code, out, err = run(*arguments, *both, "--intervals")
     assert code == 0, err
     rows = json.loads(out)
     assert [row["record"].split("_")[1] for row in rows] == ["embedded-v1", "larger-v1"]

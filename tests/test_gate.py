@@ -102,7 +102,7 @@ def test_update_and_an_unknown_machine(tmp_path: Path) -> None:
 FILES = {
     "sampler": ["test_sampling_speed.py"],
     "step": ["test_training_speed.py", "-k", "bare_passes"],
-    "metric": ["test_definitions_speed.py", "-k", "frechet"],
+    "metric": ["test_metrics_speed.py", "-k", "frechet"],
     "score": ["test_scores.py"],
 }
 EVERYTHING = [BENCHMARKS / arguments[0] for arguments in FILES.values()]

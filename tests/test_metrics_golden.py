@@ -8,8 +8,9 @@ import pytest
 import torch
 from golden import path
 
-from cmrepro.metrics.definitions import StreamingMoments, frechet_distance, inception_score
-from cmrepro.metrics.manifolds import manifold_scores
+from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
+from cmrepro.metrics.scores import inception_score, manifold_scores
+from cmrepro.settings import InceptionScoreSettings
 
 CASES = {
     "main": ("sample", "ref"),
@@ -57,9 +58,10 @@ def test_precision_and_recall(case: str) -> None:
     """Exactly those of the official code with exact distances, from float32 features."""
     values = stored(case)
     generated, real = features(*CASES[case])
-    got = manifold_scores(generated, real, neighborhood=3)
-    assert (got.precision, got.recall) == (values["precision_exact"], values["recall_exact"])
-    assert got.precision != got.recall
+    estimates = manifold_scores(generated, real, neighborhood=3).estimates
+    precision, recall = estimates["precision"].value, estimates["recall"].value
+    assert (precision, recall) == (values["precision_exact"], values["recall_exact"])
+    assert precision != recall
 
 
 def half_precision_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -100,6 +102,6 @@ def test_inception_score() -> None:
     logits = np.log(probabilities.astype(np.float64))  # softmax gives the probabilities back
     values = stored("inception_score")
     for split_size in (5000, 500):
-        got = inception_score(logits, split_size=split_size, shuffle=False, seed=0)
+        got = inception_score(logits, InceptionScoreSettings(split_size=split_size)).value
         # The float32 probabilities sum to 1 up to 1e-7.
         assert got == pytest.approx(values[f"split_{split_size}"], rel=1e-6)

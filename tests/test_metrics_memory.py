@@ -14,7 +14,7 @@ import resource, sys
 import numpy as np
 from cmrepro.data import open_images
 from cmrepro.metrics import score as module
-from cmrepro.metrics.features import Features
+from cmrepro.metrics.extractors import Features
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceMetadata
 from cmrepro.metrics.references import ReferenceStatistics

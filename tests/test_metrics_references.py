@@ -15,8 +15,7 @@ from artifacts import ARTIFACTS
 from cmrepro.data import ImageDataset, open_images
 from cmrepro.files import array_sha256, sha256
 from cmrepro.metrics import reference_registry, references
-from cmrepro.metrics.extractors import load_extractor
-from cmrepro.metrics.features import Features, extract
+from cmrepro.metrics.extractors import Features, extract, load_extractor
 from cmrepro.metrics.protocols import load_protocol, protocol_names
 from cmrepro.metrics.reference_files import ReferenceMetadata, write_statistics
 from cmrepro.metrics.reference_registry import (

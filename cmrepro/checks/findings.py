@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro.data import ImageSource
-from cmrepro.metrics.definitions import StreamingMoments, frechet_distance
-from cmrepro.metrics.extractors import load_extractor
-from cmrepro.metrics.features import extract
+from cmrepro.metrics.extractors import extract, load_extractor
+from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
 from cmrepro.metrics.reference_files import StoredStatistics
 from cmrepro.schema import Struct, read_toml
 from cmrepro.settings import Protocol

@@ -14,9 +14,9 @@ from cmrepro.files import (
     expected_checksum,
     require_checksum,
 )
+from cmrepro.metrics.extractors import weights_file
 from cmrepro.metrics.protocols import load_protocol, protocol_names
 from cmrepro.metrics.reference_registry import registered_references
-from cmrepro.metrics.weights import weights_file
 from cmrepro.provenance import PACKAGES, cpu_name
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cmrepro.checks.findings import Finding, Findings, Settings
-from cmrepro.metrics.definitions import frechet_distance
+from cmrepro.metrics.frechet import frechet_distance
 from cmrepro.metrics.reference_files import StoredStatistics, read_statistics
 from cmrepro.metrics.references import load_reference
 

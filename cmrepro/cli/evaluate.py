@@ -30,7 +30,7 @@ from cmrepro.sampling import read_provenance
 @click.option("--model", help="Name of the model in the record.")
 @click.option("--nfe", type=options.COUNT, help="Network evaluations an image.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the noise.")
-@click.option("--bootstrap", default=0, help="Resamples for intervals of the scores.")
+@click.option("--intervals", is_flag=True, help="Give 95 % intervals of the scores.")
 @click.option("--explain", "explained", nargs=2, metavar="A B", help="Protocols to compare.")
 @click.option("--real", help="Real images, for --explain between different extractors.")
 @options.DEVICE
@@ -49,16 +49,16 @@ def evaluate(
 
     Several --protocol score in one pass, each with its own statistics or one --reference each.
     --model, --nfe and --seed describe images from elsewhere; samples of this suite have their
-    provenance beside them. --bootstrap adds FID against the number of images too. --explain A B
+    provenance beside them. --intervals adds FID against the number of images too. --explain A B
     attributes the difference between two protocols step by step, as a table and a figure.
     Under `torchrun … -m cmrepro evaluate …` each process takes its share of the images.
     """
     explained, real = given.pop("explained"), given.pop("real")
     stated = {key: given.pop(key) for key in ("model", "nfe", "seed")}
-    if explained and (given["references"] or given["num_images"] or given["bootstrap"]):
+    if explained and (given["references"] or given["num_images"] or given["intervals"]):
         raise click.UsageError(
             "--explain takes references and numbers of images from its two protocols; leave "
-            "--reference, --num-images and --bootstrap out"
+            "--reference, --num-images and --intervals out"
         )
     if real and not explained:
         raise click.UsageError("--real is for --explain; leave it out, or give --explain A B")

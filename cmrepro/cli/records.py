@@ -21,7 +21,7 @@ def compare(first: str, second: str, format_: str) -> None:
     print_rows([*compared.settings, *compared.scores], format_)
     click.echo(compared.parted, err=True)
     if any(row["interval"] is None for row in compared.scores):
-        click.echo("Intervals are unknown without --bootstrap: one sample set each.", err=True)
+        click.echo("Intervals are unknown without --intervals: one sample set each.", err=True)
     why = "; ".join(compared.reasons)
     click.echo(f"Not comparable: {why}." if why else "The scores are comparable.", err=True)
 

@@ -95,7 +95,8 @@ def _evaluate_command(record: RunRecord, samples: Path, out: Path, files: Files)
     if record.checkpoint is None:
         stated = {"model": record.model, "nfe": record.nfe, "seed": record.seed}
         options |= {key: value for key, value in stated.items() if value is not None}
-    return ["evaluate", str(samples), *_options(options)]
+    intervals = ["--intervals"] if record.uncertainty else []
+    return ["evaluate", str(samples), *_options(options), *intervals]
 
 
 def _options(options: Mapping[str, Any]) -> list[str]:

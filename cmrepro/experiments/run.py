@@ -9,8 +9,7 @@ from cmrepro.data import ImageSource, images_sha256
 from cmrepro.metrics.references import load_reference
 from cmrepro.metrics.score import Scores, Task, num_scored, score
 from cmrepro.provenance import provenance
-from cmrepro.records import Hashes, RunRecord, SampleProvenance, Uncertainty
-from cmrepro.schema import convert
+from cmrepro.records import Hashes, RunRecord, SampleProvenance
 from cmrepro.settings import Protocol, Reference
 
 
@@ -22,7 +21,7 @@ def evaluate(
     references: Sequence[str | Path | None] = (),
     num_images: int | None = None,
     device: str = "cpu",
-    bootstrap: int = 0,
+    intervals: bool = False,
     progress: bool = False,
     durations_s: Mapping[str, float] | None = None,
 ) -> list[RunRecord]:
@@ -36,7 +35,7 @@ def evaluate(
             protocol's own, which must be of the data set that the model was trained on.
         num_images: Score the first N images; by default the number that each protocol asks for.
         device: Device of the extractors.
-        bootstrap: Resamples for intervals of the scores; 0 for none.
+        intervals: Give 95 % intervals and measure FID against the number of images.
         progress: Show a progress bar.
         durations_s: Seconds of earlier stages, copied into the records.
 
@@ -62,7 +61,7 @@ def evaluate(
         if name is None:  # a named one may be of other data; the record says so
             reference.require_protocol(protocol, training.dataset if training else None)
         tasks.append(Task(protocol, reference, num_images))
-    scores = score(images, tasks, device=device, bootstrap=bootstrap, progress=progress)
+    scores = score(images, tasks, device=device, intervals=intervals, progress=progress)
     if scores and samples.hashes:
         _check_images(images, samples, scores)
     stages = {**(durations_s or {}), "scoring": round(time.perf_counter() - start, 2)}
@@ -102,7 +101,7 @@ def _record(
         protocol=task.protocol,
         reference=_reference(task),
         scores=scores.values,  # type: ignore[arg-type]
-        uncertainty=convert(Uncertainty, scores.uncertainty, "") if scores.uncertainty else None,
+        uncertainty=scores.uncertainty,
         warnings=tuple(scores.warnings),
         hashes=Hashes(
             noise=samples.hashes.noise if samples.hashes else None,

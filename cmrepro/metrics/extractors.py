@@ -1,55 +1,86 @@
-"""Extractors: frozen image networks with their preprocessing, as protocols.toml sets them."""
+"""Extractors: frozen image networks with their preprocessing, and the features that they give."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-import pickle
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import make_resizer
 from efficientnet_lite_pytorch import EfficientNet
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from cmrepro.metrics.inception import InceptionV3, resize_tensorflow1
-from cmrepro.metrics.weights import weights_file
-from cmrepro.settings import Extractor as ExtractorSettings
+from cmrepro.files import cache_folder, download, require_checksum
+from cmrepro.metrics.inception import InceptionV3
+from cmrepro.settings import Extractor
 
-DINOV2_CODE = "facebookresearch/dinov2"  # what torch-fidelity's extractor loads through torch.hub
+DINOV2_CODE = "facebookresearch/dinov2"  # loaded by torch-fidelity's extractor through torch.hub
 
-# Features (B, D), logits (B, K), spatial features (B, S) of a batch; None what is not given.
+# Images that a source hands over at a time, and the most that a network takes in one pass.
+BATCH_SIZE = 64
+
+# Features (B, D), logits (B, K), spatial features (B, S) of a batch; None without them.
 Outputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
-class Extractor(nn.Module):
+class ImageBatches(Protocol):
+    """A source of images, which need not be in memory.
+
+    Attributes:
+        num_images: N.
+    """
+
+    @property
+    def num_images(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Images start to stop - 1 in batches, uint8 (B, H, W, 3); the last may be smaller."""
+        ...
+
+
+class Features(NamedTuple):
+    """Outputs of an extractor for a set of images.
+
+    Attributes:
+        features: Pooled features, float32 (N, D).
+        logits: Class logits, float32 (N, K), or None.
+        spatial: Spatial features for sFID, float32 (N, S), or None.
+    """
+
+    features: np.ndarray
+    logits: np.ndarray | None = None
+    spatial: np.ndarray | None = None
+
+
+class FeatureExtractor(nn.Module):
     """A frozen network in eval mode with its preprocessing.
 
     Attributes:
-        settings: What fixes its features.
-        name: Name of the extractor.
-        feature_dim: D, the number of features.
+        settings: Resize, scale and dimensions.
+        network: From pixels to `Outputs`, or to features alone. Pixels are resized and scaled by
+            the settings; NVIDIA's TorchScript scales, and as TensorFlow 1 also resizes, by itself.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, settings: ExtractorSettings, network: nn.Module) -> None:
-        """Wrap a network from pixels to `Outputs`.
-
-        Pixels are resized and scaled as the settings say, unless the network does so by itself.
-        """
+    def __init__(self, settings: Extractor, network: nn.Module) -> None:
         super().__init__()
         self.settings = settings
-        self.name = settings.name
-        self.feature_dim = settings.feature_dim
         self.network = network
         self.register_buffer("mean", torch.tensor(settings.mean).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(settings.std).reshape(3, 1, 1))
@@ -63,34 +94,29 @@ class Extractor(nn.Module):
         batches of 4, 8, 32. EfficientNet-Lite0 was fastest with 64 on one and two cores.
         """
         small = self.settings.network == "efficientnet-lite0"
-        return 8 if self.mean.device.type == "cpu" and not small else 64
+        return 8 if self.mean.device.type == "cpu" and not small else BATCH_SIZE
 
     def forward(self, images: Tensor) -> Outputs:
-        """Features, logits and spatial features.
+        """Features, logits and spatial features of images.
 
         Args:
             images: uint8 (B, H, W, 3), RGB, 0-255.
 
         Returns:
-            Float32; None what the settings give no number for.
-
-        Raises:
-            ValueError: If the network gives other numbers of values than its settings say.
+            Float32; None where the settings give no number for them.
         """
         settings = self.settings
-        if isinstance(self.network, TorchScriptInception) and self.network.resizes:
-            x = images.permute(0, 3, 1, 2).float()
-        else:
-            x = (resize(images, settings.resize, settings.image_size) - self.mean) / self.std
-        outputs = self.network(x)
-        for key, output in zip(("feature_dim", "num_logits", "spatial_dim"), outputs, strict=True):
-            width = getattr(settings, key)
-            got = 0 if output is None else output.shape[1]
-            if width not in (0, got):
-                raise ValueError(
-                    f"extractor {self.name}: {key} is {width}, but {settings.network} with these "
-                    f"weights gives {got}; correct its settings"
-                )
+        if settings.network == "inception-torchscript":
+            if self.network.resize_inside:
+                x = images.permute(0, 3, 1, 2).float()
+            else:
+                x = resize(images, settings.resize, settings.image_size)
+            return self.network(x.contiguous()), None, None
+        outputs = self.network(
+            (resize(images, settings.resize, settings.image_size) - self.mean) / self.std
+        )
+        if isinstance(outputs, Tensor):
+            return outputs, None, None
         features, logits, spatial = outputs
         return (
             features,
@@ -99,174 +125,125 @@ class Extractor(nn.Module):
         )
 
 
-def load_extractor(settings: ExtractorSettings, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor of these settings on a device; the same object when asked again.
+def check_images(images: np.ndarray) -> None:
+    """Refuse everything but a set of RGB images.
 
     Raises:
-        FileNotFoundError: If a package with weights is not installed.
-        ValueError: If weights or code cannot be had, or are not what the settings say.
+        ValueError: The array is not uint8 (N, H, W, 3) with at least one image.
+    """
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        got = getattr(images, "dtype", type(images).__name__)
+        raise ValueError(
+            f"images are {got}, must be a uint8 array with values 0-255; "
+            "convert floats in [-1, 1] with round((x + 1) * 127.5) first"
+        )
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ValueError(
+            f"images have shape {images.shape}, must be (N, H, W, 3) with N >= 1; "
+            "move the channels last and convert to RGB"
+        )
+
+
+@torch.inference_mode()
+def extract(
+    images: np.ndarray, extractor: FeatureExtractor, batch_size: int = BATCH_SIZE
+) -> Features:
+    """Features of images.
+
+    Every pass has the same number of images, the smaller of `batch_size` and `images_at_once`.
+    The last one is filled up with black images, whose output is dropped, so that the features of
+    an image depend neither on N nor on the other images.
+
+    Args:
+        images: uint8 (N, H, W, 3), RGB, 0-255.
+        extractor: From `load_extractor`.
+        batch_size: Most images per pass, at least 1.
+
+    Raises:
+        ValueError: The images are not uint8 (N, H, W, 3).
+    """
+    check_images(images)
+    size = min(batch_size, extractor.images_at_once)
+    parts = []
+    # TensorFloat32, the default of convolutions on recent GPUs, rounds to 11 bits; the extractors
+    # are defined in float32.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            batch = np.zeros((size, *images.shape[1:]), np.uint8)
+            batch[: len(chunk)] = chunk
+            outputs = extractor(torch.from_numpy(batch).to(extractor.mean.device))
+            parts.append([x if x is None else x[: len(chunk)].cpu().numpy() for x in outputs])
+    features, logits, spatial = zip(*parts, strict=True)
+    return Features(np.concatenate(features), _joined(logits), _joined(spatial))
+
+
+def _joined(parts: Sequence[Any]) -> np.ndarray | None:
+    return np.concatenate(parts) if parts[0] is not None else None
+
+
+def load_extractor(settings: Extractor, device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The extractor of these settings on a device; the same object at the next call.
+
+    Raises:
+        FileNotFoundError: A package with weights is not installed.
+        ValueError: Weights or code cannot be had, or have another checksum.
     """
     return _load_extractor(settings, str(torch.device(device)))
 
 
 @functools.cache
-def _load_extractor(settings: ExtractorSettings, device: str) -> Extractor:
-    load = {
-        "efficientnet-lite0": load_efficientnet_lite0,
-        "inception-2015": load_inception,
-        "inception-torchscript": load_torchscript_inception,
-        "dinov2": load_dinov2,
-    }[settings.network]
-    return Extractor(settings, load(settings)).to(device)
-
-
-def load_inception(settings: ExtractorSettings) -> InceptionV3:
-    """InceptionV3 with the weights of torch-fidelity's file.
-
-    Raises:
-        ValueError: If the file cannot be had or holds another network.
-    """
+def _load_extractor(settings: Extractor, device: str) -> FeatureExtractor:
     path = weights_file(settings)
-    weights = _state_dict(path)
-    try:
-        return InceptionV3(weights)
-    except KeyError as error:
-        raise ValueError(
-            f"{path} holds no weight {error}; it must be torch-fidelity's or pytorch-fid's file"
-        ) from error
+    if settings.network == "efficientnet-lite0":
+        network: nn.Module = EfficientNetLite0(path)
+    elif settings.network == "inception-2015":
+        network = InceptionV3(path)
+    elif settings.network == "inception-torchscript":
+        network = _torchscript_inception(settings, path)
+    else:
+        network = _dinov2(settings, path)
+    return FeatureExtractor(settings, network).to(device)
 
 
-class TorchScriptInception(nn.Module):
-    """NVIDIA's InceptionV3 as clean-fid calls it.
+def weights_file(settings: Extractor) -> Path:
+    """The file with an extractor's weights, after its checksum.
 
-    Attributes:
-        resizes: Whether the network resizes and scales pixels by itself (clean-fid's mode
-            legacy_tensorflow), or takes resized and scaled ones (mode clean).
-    """
-
-    def __init__(self, network: Any, resizes: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.resizes = resizes
-
-    def forward(self, x: Tensor) -> Outputs:
-        x = x.contiguous()
-        if self.resizes:
-            features = self.network(x, return_features=True)
-        else:
-            features = self.network.layers(x)
-        return features.flatten(1), None, None
-
-
-def load_torchscript_inception(settings: ExtractorSettings) -> TorchScriptInception:
-    """NVIDIA's InceptionV3 from its TorchScript file.
-
-    It is neither frozen nor optimized, so that it computes what it computes elsewhere.
+    A download is kept as `cache_folder()/weights/FILE`; a file put there by hand is used. So is
+    one elsewhere, where the [weights.NAME] of a protocol file gives an absolute path as `file`.
 
     Raises:
-        ValueError: If the file cannot be had, has no full checksum to be held against (loading it
-            runs code that it holds), or is no TorchScript.
+        FileNotFoundError: The package or its file is not installed.
+        ValueError: The file has another checksum, or is missing and the address cannot be
+            reached.
     """
     weights = settings.weights
-    if not weights.checksum.startswith("sha256:"):
-        raise ValueError(
-            f"weights {weights.name}: checksum is '{weights.checksum}', must be 'sha256:' with "
-            "64 digits, because loading TorchScript runs code of the file"
-        )
-    path = weights_file(settings)
+    if weights.package is None:
+        assert weights.url is not None
+        return download(weights.url, cache_folder() / "weights" / weights.file, weights.checksum)
+    advice = f"reinstall the package {weights.package.replace('_', '-')}"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
-            network = torch.jit.load(path, map_location="cpu")
-    except RuntimeError as error:
-        raise ValueError(f"{path} is no TorchScript file; correct its address") from error
-    return TorchScriptInception(network, settings.resize == "tensorflow1-bilinear")
-
-
-class FeaturesOnly(nn.Module):
-    """A network that gives features and nothing else."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Outputs:
-        return self.network(x), None, None
-
-
-def load_dinov2(settings: ExtractorSettings) -> FeaturesOnly:
-    """DINOv2, whose class token is the feature: its authors' code with verified weights.
-
-    torch-fidelity's extractor runs the same code with weights that are not verified. The code
-    comes through torch.hub, which keeps it; the weights' name says which network it builds.
-
-    Raises:
-        ValueError: If weights or code cannot be had, or do not belong together.
-    """
-    path = weights_file(settings)
-    # As torch-fidelity does: another implementation of attention would move the features.
-    os.environ["XFORMERS_DISABLED"] = "1"
-    name = settings.weights.name.replace("-", "_")
-    try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="xFormers is ")
-            network = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
-    except (OSError, RuntimeError, ImportError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"cannot load {name} through torch.hub ({reason}); with github.com in reach run it "
-            f"again, or put a clone of {DINOV2_CODE} at "
-            f"{Path(torch.hub.get_dir()) / 'facebookresearch_dinov2_main'}"
-        ) from error
-    try:
-        network.load_state_dict(_state_dict(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of {name}; correct it") from error
-    return FeaturesOnly(network)
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a file of torch.save.
-
-    Raises:
-        ValueError: If it is no such file, or holds anything that is not a tensor.
-    """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is no file of PyTorch weights; correct its address") from error
-    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
-        raise ValueError(f"{path} holds other things than weights; give a state dict")
-    return weights
+        path = Path(str(resources.files(weights.package))) / weights.file
+    except ModuleNotFoundError as error:
+        raise FileNotFoundError(f"no weights of {settings.name}; {advice}") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights of {settings.name} at {path}; {advice}")
+    require_checksum(path, weights.checksum, f"; {advice}")
+    return path
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 with pooled features and logits.
+    """EfficientNet-Lite0 of the efficientnet-lite-pytorch package: pooled features and logits."""
 
-    Attributes:
-        network: Of the efficientnet-lite-pytorch package.
-    """
-
-    def __init__(self, network: EfficientNet) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.network = network
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.network = fold_batch_norm(network.eval()).to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Outputs:
         features = self.network.extract_features(x).mean(dim=(2, 3))  # (B, D)
         return features, self.network._fc(features), None
-
-
-def load_efficientnet_lite0(settings: ExtractorSettings) -> EfficientNetLite0:
-    """EfficientNet-Lite0 with its ImageNet weights, folded.
-
-    Raises:
-        FileNotFoundError: If the package with the weights holds no weights file.
-        ValueError: If that file has another checksum.
-    """
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(_state_dict(weights_file(settings)))
-    folded = fold_batch_norm(network.eval())
-    return EfficientNetLite0(folded.to(memory_format=torch.channels_last))
 
 
 def fold_batch_norm(network: EfficientNet) -> EfficientNet:
@@ -282,26 +259,69 @@ def fold_batch_norm(network: EfficientNet) -> EfficientNet:
     Returns:
         The same network.
     """
-
-    def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-        fused = fuse_conv_bn_eval(convolution, norm)
-        sides = getattr(fused.static_padding, "padding", (0, 0, 0, 0))
-        if len(set(sides)) == 1:
-            fused.padding = (sides[0], sides[0])
-            fused.static_padding = nn.Identity()
-        return fused
-
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
         if hasattr(block, "_expand_conv"):
             pairs.append((block, "_expand_conv", "_bn0"))
         pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
     for module, convolution, norm in pairs:
-        setattr(module, convolution, folded(getattr(module, convolution), getattr(module, norm)))
+        fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+        sides = getattr(fused.static_padding, "padding", (0, 0, 0, 0))
+        if len(set(sides)) == 1:
+            fused.padding = (sides[0], sides[0])
+            fused.static_padding = nn.Identity()
+        setattr(module, convolution, fused)
         setattr(module, norm, nn.Identity())
     for module in network.modules():
         if isinstance(module, nn.ReLU6):
             module.inplace = True
+    return network
+
+
+def _torchscript_inception(settings: Extractor, path: Path) -> nn.Module:
+    """NVIDIA's InceptionV3 in clean-fid's wrapper (mode legacy_tensorflow: it resizes; or clean).
+
+    Raises:
+        ValueError: The checksum is not a full one.
+    """
+    if not settings.weights.checksum.startswith("sha256:"):
+        raise ValueError(
+            f"weights {settings.weights.name}: got checksum '{settings.weights.checksum}', needed "
+            "is 'sha256:' with 64 digits, because loading TorchScript runs code of the file"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
+        return InceptionV3W(
+            str(path.parent),
+            download=False,
+            resize_inside=settings.resize == "tensorflow1-bilinear",
+        )
+
+
+def _dinov2(settings: Extractor, path: Path) -> nn.Module:
+    """DINOv2, whose class token is the feature: its authors' code with verified weights.
+
+    torch-fidelity's extractor runs the same code with weights that are not verified. The code
+    comes through torch.hub, which keeps it; the weights' name says which network it builds.
+
+    Raises:
+        ValueError: The code cannot be had.
+    """
+    # As torch-fidelity does: another implementation of attention would move the features.
+    os.environ["XFORMERS_DISABLED"] = "1"
+    name = settings.weights.name.replace("-", "_")
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="xFormers is ")
+            network: nn.Module = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
+    except (OSError, RuntimeError, ImportError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"cannot load {name} through torch.hub ({reason}); with github.com in reach run it "
+            f"again, or put a clone of {DINOV2_CODE} at "
+            f"{Path(torch.hub.get_dir()) / 'facebookresearch_dinov2_main'}"
+        ) from error
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network
 
 
@@ -310,32 +330,18 @@ def resize(images: Tensor, method: str, size: int) -> Tensor:
 
     Args:
         images: uint8 (B, H, W, 3).
-        method: As `ExtractorSettings.resize` says.
+        method: Value of `Extractor.resize`.
         size: Side length of the result in px.
 
     Returns:
-        Float32 (B, 3, size, size), 0-255, not rounded, channels_last in memory.
+        Float32 (B, 3, size, size), 0-255, not rounded.
     """
-    if method == "tensorflow1-bilinear":
-        return resize_tensorflow1(images.float(), size).permute(0, 3, 1, 2)
     if method == "pil-bicubic":
-        return _resize_pil_bicubic(images, size).permute(0, 3, 1, 2)
+        resizer = make_resizer("PIL", False, "bicubic", (size, size))
+        resized = np.stack([resizer(image) for image in images.cpu().numpy()])
+        return torch.from_numpy(resized).to(images.device).permute(0, 3, 1, 2)
     x = images.permute(0, 3, 1, 2).float()
+    if method == "tensorflow1-bilinear":
+        return interpolate_bilinear_2d_like_tensorflow1x(x, (size, size), align_corners=False)
     antialias = {"bilinear": True, "pytorch-bilinear": False}[method]
     return functional.interpolate(x, (size, size), mode="bilinear", antialias=antialias)
-
-
-def _resize_pil_bicubic(images: Tensor, size: int) -> Tensor:
-    """Pillow's bicubic resize of each channel as float32, clipped to 0-255 (B, size, size, 3).
-
-    References:
-        Parmar, Zhang, Zhu (2022), "On aliased resizing and surprising subtleties in GAN
-        evaluation", https://arxiv.org/abs/2104.11222; clean-fid's resize.py.
-    """
-    resized = np.empty((len(images), size, size, 3), np.float32)
-    for image, result in zip(images.cpu().numpy().astype(np.float32), resized, strict=True):
-        for channel in range(3):
-            plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
-            plane = plane.resize((size, size), Image.Resampling.BICUBIC)
-            result[..., channel] = np.asarray(plane)
-    return torch.from_numpy(resized.clip(0, 255)).to(images.device)

@@ -27,7 +27,7 @@ import numpy as np
 
 from cmrepro import npz
 from cmrepro.files import atomic_path
-from cmrepro.metrics.definitions import check_features, check_gaussian
+from cmrepro.metrics.frechet import check_features, check_gaussian
 
 UNKNOWN = "unknown"
 

@@ -14,13 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from cmrepro.files import sha256
-from cmrepro.metrics.definitions import StreamingMoments
-from cmrepro.metrics.extractors import load_extractor
-from cmrepro.metrics.features import (
+from cmrepro.metrics.extractors import (
     BATCH_SIZE,
     ImageBatches,
     extract,
+    load_extractor,
 )
+from cmrepro.metrics.frechet import StreamingMoments
 from cmrepro.metrics.reference_files import (
     UNKNOWN,
     ReferenceMetadata,

@@ -10,44 +10,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from cmrepro.distributed import gather, rank_and_world_size, shard
-from cmrepro.metrics.definitions import (
-    StreamingMoments,
-    check_features,
-    class_probabilities,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-)
-from cmrepro.metrics.extractors import load_extractor
-from cmrepro.metrics.features import (
+from cmrepro.metrics.extractors import (
     BATCH_SIZE,
     Features,
     ImageBatches,
     extract,
+    load_extractor,
 )
-from cmrepro.metrics.manifolds import manifold_scores
-from cmrepro.metrics.references import ReferenceStatistics
-from cmrepro.metrics.uncertainty import (
-    bootstrap_is_error,
-    bootstrap_kid_error,
-    bootstrap_mean_error,
-    fid_by_num_images,
+from cmrepro.metrics.frechet import (
+    StreamingMoments,
+    check_features,
     fid_infinity,
-    interval,
+    fid_of_parts,
+    frechet_distance,
 )
-from cmrepro.settings import MANIFOLD_METRICS, Protocol
+from cmrepro.metrics.references import ReferenceStatistics
+from cmrepro.metrics.scores import Estimate, inception_score, kernel_distance, manifold_scores
+from cmrepro.records import Uncertainty
+from cmrepro.settings import MANIFOLD_METRICS, Metric, Protocol
 from cmrepro.settings import Extractor as ExtractorSettings
 
 T = TypeVar("T")
-
-RESAMPLING_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -75,8 +65,7 @@ class Scores:
         warnings: One line for each reason why a value must be read with care.
         features_sha256: SHA-256 of the features scored, float32 (N, D), hexadecimal.
         images_sha256: SHA-256 of the images scored, uint8 (N, H, W, 3).
-        uncertainty: What was asked for: `intervals` by metric, `fid_by_num_images`,
-            `fid_infinity`.
+        uncertainty: Where it was requested.
     """
 
     values: dict[str, float]
@@ -84,7 +73,7 @@ class Scores:
     warnings: list[str]
     features_sha256: str
     images_sha256: str
-    uncertainty: dict[str, Any] = field(default_factory=dict)
+    uncertainty: Uncertainty | None = None
 
 
 class _Kept:
@@ -151,7 +140,7 @@ def score(
     tasks: Sequence[Task],
     *,
     device: str = "cpu",
-    bootstrap: int = 0,
+    intervals: bool = False,
     progress: bool = False,
 ) -> list[Scores]:
     """Score generated images under every protocol of `tasks`, reading them once.
@@ -160,8 +149,7 @@ def score(
         images: Source of uint8 batches (B, H, W, 3), RGB, 0-255.
         tasks: Protocols with their references.
         device: Where extractors run.
-        bootstrap: Resamples for the intervals of IS, KID, precision and recall; with any, FID is
-            also measured against the number of images. 0 leaves all that out.
+        intervals: Give 95 % intervals and measure FID against the number of images.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -178,7 +166,7 @@ def score(
     own = range(max(counts))[shard(max(counts), rank, world)]
     parts: dict[tuple[ExtractorSettings, int], set[str]] = {}
     for task, count in zip(tasks, counts, strict=True):
-        for settings, needed in _needed_parts(task.protocol, bootstrap, world).items():
+        for settings, needed in _needed_parts(task.protocol, intervals, world).items():
             parts.setdefault((settings, count), set()).update(needed)
     extractors = {settings: load_extractor(settings, device) for settings, _ in parts}
     kept = {key: _Kept(*key, own, needed) for key, needed in parts.items()}
@@ -206,7 +194,7 @@ def score(
         digest(batch, position)
         position += len(batch)
     return [
-        _scores(task, count, kept, digests[count].hexdigest(), bootstrap, device)
+        _scores(task, count, kept, digests[count].hexdigest(), intervals, device)
         for task, count in zip(tasks, counts, strict=True)
     ]
 
@@ -223,14 +211,14 @@ def _join_processes(kept: dict[tuple[ExtractorSettings, int], _Kept]) -> None:
 
 
 def _needed_parts(
-    protocol: Protocol, bootstrap: int, world: int
+    protocol: Protocol, intervals: bool, world: int
 ) -> dict[ExtractorSettings, set[str]]:
     """What must be kept of each extractor's features."""
     metrics = set(protocol.metrics)
     parts: dict[ExtractorSettings, set[str]] = {protocol.extractor: set()}
     # The checksum of all features in their order is taken from the features themselves where
     # several processes share them.
-    if metrics & {"kid", *MANIFOLD_METRICS} or bootstrap or world > 1:
+    if metrics & {"kid", *MANIFOLD_METRICS} or intervals or world > 1:
         parts[protocol.extractor].add("features")
     if "sfid" in metrics:
         parts[protocol.extractor].add("spatial")
@@ -244,73 +232,44 @@ def _scores(
     count: int,
     kept: dict[tuple[ExtractorSettings, int], _Kept],
     images_sha256: str,
-    bootstrap: int,
+    intervals: bool,
     device: str,
 ) -> Scores:
     """All metrics of a task from what was kept."""
     protocol, reference = task.protocol, task.reference
     store = kept[protocol.extractor, count]
     values: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    uncertainty: dict[str, Any] = {}
+    estimates: dict[Metric, Estimate] = {}
+    uncertainty = Uncertainty() if intervals else None
     if "fid" in protocol.metrics:
         mu, sigma = reference.mu, reference.sigma
         values["fid"] = frechet_distance(*store.moments.mean_and_covariance(), mu, sigma)
-        if bootstrap:
-            curve = fid_by_num_images(_given(store.features), mu, sigma, RESAMPLING_SEED)
-            uncertainty["fid_by_num_images"] = {str(n): fid for n, fid in curve.items()}
-            uncertainty["fid_infinity"] = fid_infinity(curve)._asdict()
+        if uncertainty:
+            parts = fid_of_parts(_given(store.features), mu, sigma)
+            uncertainty = uncertainty.replace(
+                fid_by_num_images=parts, fid_infinity=fid_infinity(parts)
+            )
     if "sfid" in protocol.metrics:
         spatial = _given(store.spatial).mean_and_covariance()
         values["sfid"] = frechet_distance(*spatial, *reference.spatial_moments())
     if "is" in protocol.metrics:
         logits = _given(kept[protocol.logits_extractor, count].logits)
-        parts_of = _given(protocol.inception_score)
-        parts: dict[str, Any] = {
-            "splits": parts_of.num_splits,
-            "split_size": parts_of.split_size,
-            "shuffle": parts_of.shuffle,
-            "seed": parts_of.seed or 0,
-        }
-        values["is"] = inception_score(logits, **parts)
-        if bootstrap:
-            probabilities = class_probabilities(logits, **parts)
-            errors["is"] = bootstrap_is_error(probabilities, bootstrap, RESAMPLING_SEED)
-    if "kid" in protocol.metrics:
+        estimates["is"] = inception_score(logits, _given(protocol.inception_score))
+    if set(protocol.metrics) & {"kid", *MANIFOLD_METRICS}:
         sets = _given(store.features), reference.real_features(protocol, device)
-        settings = _given(protocol.kernel)
-        kernel: dict[str, Any] = {
-            "subset_size": min(settings.subset_size, count),
-            "degree": settings.degree,
-            "coef0": settings.coef0,
-        }
-        subsets, seed = settings.num_subsets, settings.seed
-        values["kid"] = kernel_distance(*sets, subsets=subsets, seed=seed, **kernel)
-        if bootstrap:
-            errors["kid"] = bootstrap_kid_error(
-                *sets, subsets=subsets, seed=RESAMPLING_SEED, resamples=bootstrap, **kernel
-            )
-    if any(metric in protocol.metrics for metric in MANIFOLD_METRICS):
-        manifolds = manifold_scores(
-            _given(store.features),
-            reference.real_features(protocol, device),
-            neighborhood=_given(protocol.manifold).neighborhood,
+    if "kid" in protocol.metrics:
+        kernel = _given(protocol.kernel)
+        kernel = kernel.replace(subset_size=min(kernel.subset_size, count))
+        estimates["kid"] = kernel_distance(*sets, kernel)
+    if set(protocol.metrics) & set(MANIFOLD_METRICS):
+        neighborhood = _given(protocol.manifold).neighborhood
+        manifolds = manifold_scores(*sets, neighborhood=neighborhood, device=device)
+        estimates |= manifolds.estimates
+    values |= {metric: estimate.value for metric, estimate in estimates.items()}
+    if uncertainty:
+        uncertainty = uncertainty.replace(
+            intervals={m: e.interval for m, e in estimates.items() if m in protocol.metrics}
         )
-        by_image = {
-            "precision": manifolds.num_balls > 0,
-            "recall": manifolds.recalled,
-            "density": manifolds.num_balls / manifolds.neighborhood,
-            "coverage": manifolds.covered,
-        }
-        for metric in (m for m in MANIFOLD_METRICS if m in protocol.metrics):
-            values[metric] = getattr(manifolds, metric)
-            if bootstrap:
-                errors[metric] = bootstrap_mean_error(by_image[metric], bootstrap, RESAMPLING_SEED)
-    if bootstrap:
-        uncertainty["resamples"] = bootstrap
-        uncertainty["intervals"] = {
-            metric: interval(values[metric], error) for metric, error in errors.items()
-        }
     return Scores(
         values={metric: values[metric] for metric in protocol.metrics},
         num_images=count,

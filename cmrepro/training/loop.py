@@ -288,9 +288,8 @@ def quick_score(dataset: ImageSource, device: str) -> Callable[[NDArray[np.uint8
     Of far too few samples for a record, and biased upwards by that; it shows a run's progress.
     """
     # Imported here because the metrics take seconds to import.
-    from cmrepro.metrics.definitions import frechet_distance
-    from cmrepro.metrics.extractors import load_extractor
-    from cmrepro.metrics.features import extract
+    from cmrepro.metrics.extractors import extract, load_extractor
+    from cmrepro.metrics.frechet import frechet_distance
     from cmrepro.metrics.protocols import load_protocol
 
     extractor = load_extractor(load_protocol("embedded").extractor, device)

@@ -1,5 +1,6 @@
+"""Moments, Fréchet distance, and FID at infinitely many images."""
+
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,13 @@ from torch_fidelity.metric_fid import (
     fid_features_to_statistics,
     fid_statistics_to_metric,
 )
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from cmrepro.metrics.definitions import (
+from cmrepro.metrics.frechet import (
     StreamingMoments,
+    check_gaussian,
+    fid_infinity,
+    fid_of_parts,
     frechet_distance,
-    inception_score,
-    kernel_distance,
 )
 
 
@@ -78,18 +78,12 @@ def test_moments_of_float32_features_are_float64_and_blocks_do_not_show() -> Non
     np.testing.assert_allclose(sigma, np.cov(expected, rowvar=False), rtol=1e-10, atol=1e-13)
 
 
-def test_moments_refuse_what_does_not_belong() -> None:
+def test_moments_refuse_one_image_and_values_that_are_not_finite() -> None:
     streaming = StreamingMoments(3)
     with pytest.raises(ValueError, match="at least 2 images, got 0"):
         streaming.mean_and_covariance()
-    with pytest.raises(ValueError, match="have 2 dimensions, must have 3"):
-        streaming.update(np.zeros((4, 2)))
-    with pytest.raises(ValueError, match="features of image 1 are not finite"):
+    with pytest.raises(ValueError, match="image 1 are not finite"):
         streaming.update(np.array([[0.0, 0, 0], [0, np.nan, 0]]))
-    with pytest.raises(ValueError, match=r"int64 of shape \(2, 3\), must be float"):
-        streaming.update(np.zeros((2, 3), np.int64))
-    with pytest.raises(ValueError, match="of 2 dimensions cannot join moments of 3"):
-        streaming.merge(StreamingMoments(2))
 
 
 # Fréchet distance
@@ -198,121 +192,89 @@ def test_identical_statistics_have_no_distance(count: int) -> None:
 def test_equals_other_tools_on_the_same_features() -> None:
     x1, x2 = random_features(600, 128, seed=3, shift=0.1), random_features(700, 128, seed=4)
     got = frechet_distance(*moments(x1), *moments(x2))
-    # As torch-fidelity is used: float32 features, whose mean it takes in float32.
-    stats = [fid_features_to_statistics(torch.from_numpy(x)) for x in (x1, x2)]
-    theirs = fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID]
-    assert got == pytest.approx(theirs, rel=1e-6)
-    # In float64 throughout only rounding is left.
-    stats = [fid_features_to_statistics(torch.from_numpy(x).double()) for x in (x1, x2)]
-    theirs = fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID]
-    assert got == pytest.approx(theirs, rel=1e-10)
-    assert got == pytest.approx(cleanfid_frechet_distance(*moments(x1), *moments(x2)), rel=1e-6)
+    # As torch-fidelity is used: float32 features, whose mean it takes in float32. In float64
+    # throughout only rounding is left.
+    for features, rel in (
+        (torch.from_numpy, 1e-6),
+        (lambda x: torch.from_numpy(x).double(), 1e-10),
+    ):
+        stats = [fid_features_to_statistics(features(x)) for x in (x1, x2)]
+        peer = fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID]
+        assert got == pytest.approx(peer, rel=rel)
+    for distance in (cleanfid_frechet_distance, pytorch_fid_frechet_distance):  # they add 1e-6 I
+        assert got == pytest.approx(distance(*moments(x1), *moments(x2)), rel=1e-6)
 
 
-def test_equals_pytorch_fid() -> None:
-    x1, x2 = random_features(600, 64, seed=3, shift=0.1), random_features(700, 64, seed=4)
-    got = frechet_distance(*moments(x1), *moments(x2))
-    assert got == pytest.approx(pytorch_fid_frechet_distance(*moments(x1), *moments(x2)), rel=1e-6)
+SKEWED = np.eye(3)
+SKEWED[0, 1] = 0.1
 
 
-def test_statistics_that_are_none_are_refused() -> None:
-    mu, sigma = np.zeros(3), np.eye(3)
-    skewed = sigma.copy()
-    skewed[0, 1] = 0.1
-    far = np.eye(300)
-    far[150, 290] = 0.1
-    for arguments, message in [
-        ((mu, np.eye(2), mu, sigma), r"first statistics: mu has shape \(3,\) and sigma \(2, 2\)"),
-        ((np.zeros(300), np.eye(300), np.zeros(300), far), "second statistics: sigma differs"),
-        ((mu, sigma, mu, skewed), "second statistics: sigma differs from its transpose by 0.1"),
-        ((mu, sigma, mu * np.nan, sigma), "second statistics hold values that are not finite"),
-        ((mu, sigma, np.zeros(2), np.eye(2)), "3 and 2 dimensions, must agree"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            frechet_distance(*arguments)
+@pytest.mark.parametrize(
+    ("mu", "sigma", "message"),
+    [
+        (np.zeros(3), np.eye(2), r"mu has shape \(3,\) and sigma \(2, 2\)"),
+        (np.zeros(3), SKEWED, "sigma differs from its transpose by 0.1"),
+        (np.full(3, np.nan), np.eye(3), "hold values that are not finite"),
+    ],
+)
+def test_other_statistics_are_refused(mu: np.ndarray, sigma: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=f"first statistics.*{message}"):
+        check_gaussian("first", mu, sigma)
 
 
-# Inception score
+# FID by number of images and at infinity
+
+DIM, NUM_IMAGES = 24, 800
+SCALE = np.linspace(0.5, 1.5, DIM)
+SHIFT = 0.1
+TRUTH = float(np.sum((SCALE - 1) ** 2) + DIM * SHIFT**2)  # |mu1 - mu2|^2 + sum (s1 - s2)^2
 
 
-def test_inception_score_of_known_distributions() -> None:
-    score: dict[str, Any] = {"splits": 2, "shuffle": False, "seed": 0}
-    # All images alike: the score is 1, whatever the classes.
-    alike = np.tile(np.array([[0.0, 1.0, 3.0]]), (8, 1))
-    assert inception_score(alike, **score) == pytest.approx(1, abs=1e-12)
-    # Each of K classes with certainty and equally often in every split: the score is K.
-    certain = np.tile(1e3 * np.eye(4), (4, 1))
-    with np.errstate(all="ignore"):
-        assert inception_score(certain, **score) == pytest.approx(4, abs=1e-12)
+def gaussian(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((NUM_IMAGES, DIM)) * SCALE + SHIFT
 
 
-def test_inception_score_equals_torch_fidelity() -> None:
-    logits = 3 * np.random.default_rng(0).standard_normal((103, 20)).astype(np.float32)
-    theirs = isc_features_to_metric(torch.from_numpy(logits))[KEY_METRIC_ISC_MEAN]
-    got = inception_score(logits, splits=10, shuffle=True, seed=2020)
-    assert got == pytest.approx(theirs, rel=1e-12)  # float64 throughout
-    assert got != pytest.approx(
-        inception_score(logits, splits=10, shuffle=False, seed=0), rel=1e-6
-    )
-    with pytest.raises(ValueError, match="10 splits needs at least 10 images, got 9"):
-        inception_score(logits[:9], splits=10, shuffle=True, seed=2020)
+def test_parts_are_disjoint() -> None:
+    zero, one = np.zeros(DIM), np.eye(DIM)
+    parts = fid_of_parts(gaussian(0), zero, one)
+    assert {size: len(distances) for size, distances in parts.items()} == {
+        160: 5, 200: 4, 266: 3, 400: 2, 800: 1,
+    }  # fmt: skip
+    # Rounding of sums in another order.
+    whole = frechet_distance(*moments(gaussian(0)), zero, one)
+    assert parts[800] == pytest.approx((whole,), rel=1e-9)
+    order = np.random.default_rng(0).permutation(NUM_IMAGES)
+    half = frechet_distance(*moments(gaussian(0)[order[400:]]), zero, one)
+    assert parts[400][1] == pytest.approx(half, rel=1e-9)
+    with pytest.raises(ValueError, match="9 images, which cannot be divided into 5 parts"):
+        fid_of_parts(gaussian(0)[:9], zero, one)
 
 
-def test_classes_that_no_image_has_add_nothing() -> None:
-    """A probability that underflows to 0 for all images of a part: 0 log 0 is 0."""
-    logits = np.array([[0.0, 0.0, -1e4], [0.0, 0.0, -1e4]])
-    got = inception_score(logits, splits=1, shuffle=False, seed=0)
-    assert got == pytest.approx(1, abs=1e-15)
+def test_fid_at_infinity_tells_bias_from_spread() -> None:
+    """40 sets of 800 images of a Gaussian whose distance is known."""
+    curves = [fid_of_parts(gaussian(seed), np.zeros(DIM), np.eye(DIM), seed) for seed in range(40)]
+    whole = np.array([parts[NUM_IMAGES][0] for parts in curves])
+    values, errors = np.array([(e.value, e.standard_error) for e in map(fid_infinity, curves)]).T
+    bias, spread = whole.mean() - TRUTH, whole.std(ddof=1)
+    chance = 3 * spread / np.sqrt(40)
+    assert bias > 1.5 * chance
+    # Nearer in most sets: the bias is 2.6 spreads, and chance undoes half of it in one of ten.
+    assert np.mean(np.abs(values - TRUTH) < np.abs(whole - TRUTH)) > 0.75
+    # What is left of the bias is of order (D/N)^2, beside the chance of 40 sets.
+    assert abs(values.mean() - TRUTH) < 0.05 * bias + chance
+    # 40 sets know their spread to 11 %; extrapolating adds little to it.
+    assert errors.mean() == pytest.approx(spread, rel=0.33)
+    assert values.std(ddof=1) == pytest.approx(spread, rel=0.2)
+    # Errors from five parts are rough: Student's t, not normal.
+    assert np.mean(np.abs(values - TRUTH) < 1.96 * errors) >= 0.85
 
 
-def test_parts_of_a_given_size_end_with_a_smaller_one() -> None:
-    """Seven images in parts of three: the mean over 3, 3 and 1, each as a score of its own."""
-    logits = np.random.default_rng(1).standard_normal((7, 5))
-    whole: dict[str, Any] = {"splits": 1, "shuffle": False, "seed": 0}
-    parts = [inception_score(logits[i : i + 3], **whole) for i in (0, 3, 6)]
-    assert len(set(parts)) == 3
-    got = inception_score(logits, split_size=3, shuffle=False, seed=0)
-    assert got == pytest.approx(np.mean(parts), rel=1e-14)
-    for wrong in ({}, {"splits": 1, "split_size": 3}):
-        with pytest.raises(ValueError, match="exactly one must be given"):
-            inception_score(logits, **wrong, shuffle=False, seed=0)
+def test_a_line_is_extrapolated_exactly() -> None:
+    parts = {n: (5.0 + 300.0 / n,) * (1000 // n) for n in (200, 250, 500, 1000)}
+    line = fid_infinity(parts)
+    assert (line.value, line.standard_error, line.bias) == pytest.approx((5.0, 0.0, 0.3))
 
 
-# Kernel distance
-
-KID: dict[str, Any] = {"degree": 3, "coef0": 1.0, "seed": 2020}
-
-
-def test_kernel_distance_is_the_unbiased_mmd() -> None:
-    """One subset of all images, against the definition written as sums over pairs."""
-    x, y = np.random.default_rng(0).standard_normal((2, 7, 4))
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> float:
-        return float((a @ b / 4 + 1) ** 3)
-
-    pairs = [(i, j) for i in range(7) for j in range(7)]
-    within = sum(kernel(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j) / (7 * 6)
-    expected = within - 2 * sum(kernel(x[i], y[j]) for i, j in pairs) / 49
-    got = kernel_distance(x, y, subsets=1, subset_size=7, **KID)
-    assert got == pytest.approx(expected, rel=1e-12)  # float64 rounding
-
-
-def test_kernel_distance_equals_torch_fidelity() -> None:
-    x, y = random_features(150, 32, seed=5, shift=0.2), random_features(200, 32, seed=6)
-    theirs = kid_features_to_metric(
-        torch.from_numpy(x), torch.from_numpy(y), kid_subset_size=100, verbose=False
-    )[KEY_METRIC_KID_MEAN]
-    got = kernel_distance(x, y, subsets=100, subset_size=100, **KID)
-    assert got == pytest.approx(theirs, rel=1e-6)
-    with pytest.raises(ValueError, match="subsets have 151 images, allowed are 2 to 150"):
-        kernel_distance(x, y, subsets=1, subset_size=151, **KID)
-
-
-def test_feature_sets_that_do_not_belong_together_are_refused() -> None:
-    x = np.zeros((5, 3), np.float32)
-    with pytest.raises(ValueError, match="float32 with 3 dimensions, real ones float32 with 2"):
-        kernel_distance(x, np.zeros((5, 2), np.float32), subsets=1, subset_size=2, **KID)
-    with pytest.raises(ValueError, match="real ones float64"):
-        kernel_distance(x, x.astype(np.float64), subsets=1, subset_size=2, **KID)
-    with pytest.raises(ValueError, match="features are float16 of shape"):
-        kernel_distance(x.astype(np.float16), x, subsets=1, subset_size=2, **KID)
+def test_the_standard_error_is_that_of_the_whole() -> None:
+    """Two parts at 10 +- 1: a mean over both has an error of sqrt(2 / 2)."""
+    assert fid_infinity({50: (9.0, 11.0), 100: (8.0,)}).standard_error == pytest.approx(1.0)

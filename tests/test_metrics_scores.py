@@ -1,0 +1,353 @@
+"""IS, KID and the manifold metrics, and intervals against repeated experiments.
+
+Coverage is counted over some hundred synthetic sample sets with fixed seeds; the bounds are those
+of the counting, three standard deviations of a binomial, unless stated otherwise.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from cmrepro.metrics import scores
+from cmrepro.metrics.scores import (
+    Estimate,
+    ManifoldScores,
+    inception_score,
+    kernel_distance,
+    manifold_scores,
+    mean_estimate,
+)
+from cmrepro.settings import InceptionScoreSettings, KernelSettings, Metric
+
+
+def random_features(count: int, dim: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    """Correlated, non-negative features with a decaying spectrum, as a network's."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).standard_normal((dim, dim)) / np.sqrt(np.arange(1, dim + 1))
+    return np.clip(rng.standard_normal((count, dim)) @ mixing.T + shift, 0, 6).astype(np.float32)
+
+
+# Inception score
+
+
+def test_inception_score_of_known_distributions() -> None:
+    halves = InceptionScoreSettings(num_splits=2)
+    # All images alike: the score is 1, whatever the classes, with or without an error.
+    alike = np.tile(np.array([[0.0, 1.0, 3.0]]), (8, 1))
+    assert inception_score(alike, halves) == pytest.approx((1, 0), abs=1e-12)
+    # Each of K classes with certainty and equally often in every split: the score is K.
+    certain = np.tile(1e3 * np.eye(4), (4, 1))
+    assert inception_score(certain, halves) == pytest.approx((4, 0), abs=1e-12)
+    # A probability that underflows to 0 for all images of a part: 0 log 0 is 0.
+    missing = np.array([[0.0, 0.0, -1e4], [0.0, 0.0, -1e4]])
+    assert inception_score(missing, InceptionScoreSettings(num_splits=1)).value == 1
+
+
+def test_inception_score_equals_torch_fidelity() -> None:
+    logits = 3 * np.random.default_rng(0).standard_normal((103, 20)).astype(np.float32)
+    peer = isc_features_to_metric(torch.from_numpy(logits))[KEY_METRIC_ISC_MEAN]
+    shuffled = InceptionScoreSettings(num_splits=10, shuffle=True, seed=2020)
+    got = inception_score(logits, shuffled).value
+    assert got == pytest.approx(peer, rel=1e-12)  # float64 throughout
+    in_order = inception_score(logits, InceptionScoreSettings(num_splits=10)).value
+    assert got != pytest.approx(in_order, rel=1e-6)
+
+
+def test_parts_of_a_given_size_end_with_a_smaller_one() -> None:
+    """Seven images in parts of three: the mean over 3, 3 and 1, each as a score of its own."""
+    logits = np.random.default_rng(1).standard_normal((7, 5))
+    whole = InceptionScoreSettings(num_splits=1)
+    parts = [inception_score(logits[i : i + 3], whole).value for i in (0, 3, 6)]
+    assert len(set(parts)) == 3
+    got = inception_score(logits, InceptionScoreSettings(split_size=3)).value
+    assert got == pytest.approx(np.mean(parts), rel=1e-14)
+
+
+# Kernel distance
+
+KERNEL = KernelSettings(num_subsets=1, subset_size=7, degree=3, coef0=1.0, seed=2020)
+
+
+def test_kernel_distance_is_the_unbiased_mmd() -> None:
+    """One subset of all images, against the definition written as sums over pairs."""
+    x, y = np.random.default_rng(0).standard_normal((2, 7, 4))
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float((a @ b / 4 + 1) ** 3)
+
+    pairs = [(i, j) for i in range(7) for j in range(7)]
+    within = sum(kernel(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j) / (7 * 6)
+    expected = within - 2 * sum(kernel(x[i], y[j]) for i, j in pairs) / 49
+    # float64 rounding
+    assert kernel_distance(x, y, KERNEL).value == pytest.approx(expected, rel=1e-12)
+
+
+def test_kernel_distance_equals_torch_fidelity() -> None:
+    x, y = random_features(150, 32, seed=5, shift=0.2), random_features(200, 32, seed=6)
+    peer = kid_features_to_metric(
+        torch.from_numpy(x), torch.from_numpy(y), kid_subset_size=100, verbose=False
+    )[KEY_METRIC_KID_MEAN]
+    settings = KERNEL.replace(num_subsets=100, subset_size=100)
+    assert kernel_distance(x, y, settings).value == peer  # the same operations
+    with pytest.raises(ValueError, match="subsets of 151 images, allowed are 2 to 150"):
+        kernel_distance(x, y, KERNEL.replace(subset_size=151))
+
+
+# Precision, recall, density, coverage
+
+
+def by_definition(generated: np.ndarray, real: np.ndarray, k: int) -> ManifoldScores:
+    """All pairs at once, each distance a sum of squared differences in float64."""
+
+    def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        difference = a[:, None].astype(np.float64) - b[None]
+        return np.einsum("ijd,ijd->ij", difference, difference)
+
+    # The k-th nearest other image: an image is nearest to itself.
+    radii = [np.sort(squared(x, x), axis=1)[:, k] for x in (generated, real)]
+    distances = squared(generated, real)
+    in_real = distances <= radii[1]
+    return ManifoldScores(
+        neighborhood=k,
+        num_balls=in_real.sum(axis=1),
+        recalled=(distances <= radii[0][:, None]).any(axis=0),
+        covered=in_real.any(axis=0),
+    )
+
+
+def assert_same(got: ManifoldScores, expected: ManifoldScores) -> None:
+    """Image by image, not only in the mean."""
+    np.testing.assert_array_equal(got.num_balls, expected.num_balls)
+    np.testing.assert_array_equal(got.recalled, expected.recalled)
+    np.testing.assert_array_equal(got.covered, expected.covered)
+
+
+def torch_fidelity_shares(generated: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    theirs = prc_features_to_metric(
+        torch.from_numpy(generated), torch.from_numpy(real), verbose=False
+    )
+    return theirs["precision"], theirs["recall"]
+
+
+def test_points_on_a_line() -> None:
+    """Real images at 0, 1, ..., 9 (balls of radius 1); generated ones at 5.0 to 5.3 and 100.
+
+    Four of the five generated images lie among the real ones: precision is 4/5. Their balls
+    (k = 1) reach 0.1 each, except that of 100, which reaches back to 5.3: it holds 6, 7, 8 and 9,
+    and the first ball holds 5; recall is 5/10. 5.0 lies in the balls of 4, 5 and 6, two of them
+    by their borders, the next three in those of 5 and 6: density is 9/5, coverage 3/10.
+    """
+    real = np.arange(10.0)[:, None]
+    generated = np.array([5.0, 5.1, 5.2, 5.3, 100.0])[:, None]
+    got = manifold_scores(generated, real, neighborhood=1)
+    assert (
+        got.estimates["precision"].value,
+        got.estimates["recall"].value,
+        got.estimates["density"].value,
+        got.estimates["coverage"].value,
+    ) == (0.8, 0.5, 1.8, 0.3)
+    np.testing.assert_array_equal(got.num_balls, [3, 2, 2, 2, 0])
+    # Which of the two sets is generated matters: swapped, the numbers swap.
+    swapped = manifold_scores(real, generated, neighborhood=1)
+    assert (swapped.estimates["precision"].value, swapped.estimates["recall"].value) == (0.5, 0.8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_precision_and_recall_equal_torch_fidelity(dtype: type[np.floating[Any]]) -> None:
+    generated = random_features(300, 32, seed=8, shift=0.2).astype(dtype)
+    real = random_features(400, 32, seed=9).astype(dtype)
+    theirs = torch_fidelity_shares(generated, real)
+    got = manifold_scores(generated, real, neighborhood=3)
+    assert (
+        0 < got.estimates["precision"].value < 1
+        and 0 < got.estimates["recall"].value < 1
+        and got.estimates["precision"].value != got.estimates["recall"].value
+    )
+    # Exactly: the same numbers of images, and torch-fidelity gives their shares in float32.
+    assert (
+        np.float32(got.estimates["precision"].value),
+        np.float32(got.estimates["recall"].value),
+    ) == theirs
+
+
+@pytest.mark.parametrize("block", [2048, 70, 12])
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_blocks_do_not_change_the_definition(
+    monkeypatch: pytest.MonkeyPatch, block: int, k: int
+) -> None:
+    monkeypatch.setattr(scores, "BLOCK", block)
+    generated, real = random_features(150, 16, seed=1, shift=0.2), random_features(220, 16, seed=2)
+    assert_same(
+        manifold_scores(generated, real, neighborhood=k), by_definition(generated, real, k)
+    )
+
+
+def test_rounding_of_products_decides_nothing() -> None:
+    """Two clusters far apart: squared norms of 6e7, squared distances of 2."""
+    rng = np.random.default_rng(0)
+    generated, real = (
+        (rng.standard_normal((count, 64)) / 8 + 1000 * rng.choice([-1, 1], (count, 1)))
+        for count in (200, 300)
+    )
+    generated, real = generated.astype(np.float32), real.astype(np.float32)
+    expected = by_definition(generated, real, 3)
+    assert (
+        0.2 < expected.estimates["precision"].value < 0.98
+        and 0.2 < expected.estimates["recall"].value < 0.98
+    )
+    assert_same(manifold_scores(generated, real, neighborhood=3), expected)
+    # Products in float32 alone get it wrong.
+    assert torch_fidelity_shares(generated, real)[0] != np.float32(
+        expected.estimates["precision"].value
+    )
+
+
+def test_ties_and_repeated_images() -> None:
+    """Whole numbers, whose distances coincide, some images twice and thrice in both sets."""
+    rng = np.random.default_rng(3)
+    generated, real = (rng.integers(0, 4, (count, 6)).astype(np.float32) for count in (80, 90))
+    generated[:20], real[60:], real[:9] = generated[20:40], real[:30], generated[:9]
+    assert_same(
+        manifold_scores(generated, real, neighborhood=3), by_definition(generated, real, 3)
+    )
+
+
+def test_one_image_all_over_among_real_ones() -> None:
+    """Balls of radius 0, which hold that image and nothing else."""
+    real = random_features(60, 8, seed=4)
+    generated = real[:1].repeat(50, axis=0)
+    got = manifold_scores(generated, real, neighborhood=3)
+    assert got.estimates["precision"].value == 1.0
+    np.testing.assert_array_equal(got.recalled, np.arange(60) == 0)
+    assert_same(got, by_definition(generated, real, 3))
+
+
+def test_the_order_of_images_does_not_matter() -> None:
+    generated, real = random_features(120, 16, seed=5), random_features(140, 16, seed=6)
+    first, second = (np.random.default_rng(0).permutation(n) for n in (120, 140))
+    expected = manifold_scores(generated, real, neighborhood=3)
+    got = manifold_scores(generated[first], real[second], neighborhood=3)
+    np.testing.assert_array_equal(got.num_balls, expected.num_balls[first])
+    np.testing.assert_array_equal(got.recalled, expected.recalled[second])
+    np.testing.assert_array_equal(got.covered, expected.covered[second])
+
+
+def test_density_and_coverage_of_equal_distributions() -> None:
+    """The expectations of Naeem et al. (2020), lemmas 1 and 2: 1, and a product of k ratios."""
+    k, count = 5, 3000
+    rng = np.random.default_rng(0)
+    generated, real = rng.standard_normal((2, count, 4))
+    got = manifold_scores(generated, real, neighborhood=k)
+    assert got.estimates["density"].value == pytest.approx(
+        1, abs=0.05
+    )  # over seeds its standard deviation is 0.012
+    missed = np.prod([(count - i) / (2 * count - i) for i in range(1, k + 1)])
+    # The standard deviation of a share of 3,000 images is 0.003, and they are not independent.
+    assert got.estimates["coverage"].value == pytest.approx(1 - missed, abs=0.015)
+
+
+# The features are made by the process that is measured; its peak before is subtracted.
+MEMORY = """
+import resource, numpy as np
+from cmrepro.metrics.scores import manifold_scores
+rng = np.random.default_rng(0)
+generated, real = (rng.standard_normal((n, 16), dtype=np.float32) for n in (50_000, 10_000))
+manifold_scores(generated[:100], real[:100], neighborhood=3)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+scores = manifold_scores(generated, real, neighborhood=3)
+assert 0 < scores.recalled.mean() < 1
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_beyond_the_features_is_bounded() -> None:
+    """50,000 against 10,000 images; a matrix of all their pairs would take 12 GB."""
+    output = subprocess.run(
+        [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True
+    ).stdout
+    # 0.08 GB measured, and at 2,048 dimensions 0.6 GB, of which a copy of both sets takes 0.5.
+    assert int(output) < 0.2e9
+
+
+# Intervals
+
+Experiment = Callable[[int], Estimate]
+
+
+def test_an_estimate_of_a_mean_has_its_standard_error_and_normal_interval() -> None:
+    inside = np.arange(1000) < 700
+    share = mean_estimate(inside)
+    assert share == pytest.approx((0.7, np.sqrt(0.7 * 0.3 / 1000)))  # binomial
+    low, high = share.interval
+    # 1.96 errors each way.
+    assert (0.7 - low, high - 0.7) == pytest.approx((1.96 * share.standard_error,) * 2, rel=1e-4)
+    assert mean_estimate(np.ones(50, bool)) == (1, 0)
+
+
+REAL, GENERATED = (np.random.default_rng(0).standard_normal((200, 3)) * s for s in (1, 0.7))
+
+
+def manifold(metric: Metric, seed: int, count: int = 150) -> Estimate:
+    """Precision and density over generated sets, recall over real ones; the other set is fixed."""
+    z = np.random.default_rng(seed).standard_normal((count, 3))
+    sets = (GENERATED, z) if metric == "recall" else (1.5 * z, REAL)
+    return manifold_scores(*sets, neighborhood=3).estimates[metric]
+
+
+def score(seed: int) -> Estimate:
+    logits = 3 * np.random.default_rng(seed).standard_normal((300, 10))
+    return inception_score(logits, InceptionScoreSettings(num_splits=2))
+
+
+def distance(seed: int) -> Estimate:
+    real = np.random.default_rng(0).standard_normal((200, 8))
+    generated = np.random.default_rng(seed).standard_normal((150, 8)) + 0.5
+    return kernel_distance(generated, real, KERNEL.replace(num_subsets=4, subset_size=60))
+
+
+def mean_of(experiment: Experiment) -> float:
+    """Truth that holds the bias of a finite set."""
+    return float(np.mean([experiment(seed).value for seed in range(1000, 1500)]))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "truth"),
+    [
+        # One set of 10,000 images stands for all.
+        (lambda seed: manifold("precision", seed), lambda: manifold("precision", 999, 10_000)[0]),
+        (lambda seed: manifold("density", seed), lambda: manifold("density", 999, 10_000)[0]),
+        (lambda seed: manifold("recall", seed), lambda: manifold("recall", 999, 10_000)[0]),
+        (score, lambda: mean_of(score)),
+        (distance, lambda: mean_of(distance)),
+    ],
+    ids=["precision", "density", "recall", "is", "kid"],
+)
+def test_intervals_cover(experiment: Experiment, truth: Callable[[], float]) -> None:
+    estimates = [experiment(seed) for seed in range(200)]
+    expected = truth()
+    covered = [low <= expected <= high for low, high in (e.interval for e in estimates)]
+    # KID's distribution over sets is a little skewed.
+    assert np.mean(covered) == pytest.approx(0.945, abs=0.05)
+    values, errors = np.array(estimates).T
+    # No wider than they must be either: 200 sets know their spread to 5 %.
+    assert errors.mean() == pytest.approx(values.std(ddof=1), rel=0.15)
+
+
+def test_the_error_of_a_kernel_distance_of_equal_distributions_is_rather_too_large() -> None:
+    real = np.random.default_rng(0).standard_normal((2000, 8))
+    estimates = []
+    for seed in range(1, 101):
+        generated = np.random.default_rng(seed).standard_normal((150, 8))
+        estimates.append(kernel_distance(generated, real, KERNEL.replace(subset_size=150)))
+    values, errors = np.array(estimates).T
+    # 100 sets know their spread to 7 %.
+    assert 0.93 < errors.mean() / values.std(ddof=1) < 1.07 * np.sqrt(2)
