@@ -18,10 +18,7 @@ Facts = dict[str, Value]
 SAMPLING = ("times", "to_uint8", "clip_denoised")
 SCORING = ("protocol", "reference", "num_images")
 DATA_AND_SIZE = ("scale", "dataset", "network")
-TRAINING = (
-    *("images_seen", "batch_size", "total_steps"),
-    *("initialisation", "weights", "selection"),
-)
+TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
 FIELDS = ("nfe", *SAMPLING, *SCORING, *DATA_AND_SIZE, *TRAINING, *MODEL)
@@ -89,21 +86,15 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
 
 
 def _claim_facts(claim: AbsoluteClaim) -> Facts:
-    setting = claim.setting
+    setting, shared = claim.setting, ("num_images", "network", *TRAINING[:4], "selection")
     return {
+        **{name: getattr(claim, name) for name in shared},
         "nfe": setting.nfe,
         "protocol": f"{setting.protocol}-v{claim.protocol_version}",
         "reference": claim.training_data,
-        "num_images": claim.num_images,
         "scale": "paper",
         "dataset": claim.training_data,
-        "network": claim.network,
-        "images_seen": claim.images_seen,
-        "batch_size": claim.batch_size,
-        "total_steps": claim.total_steps,
-        "initialisation": claim.initialisation,
         "weights": f"EMA {claim.ema_rate:.6g}",
-        "selection": claim.selection,
         "stands_for": setting.recipe,
         **_ablated_facts(ablated_fields(setting.recipe, setting.changes)),
     }
@@ -119,29 +110,21 @@ def _record_facts(record: RunRecord) -> Facts:
         "num_images": record.num_images,
     }
     if sampler := record.sampler:
-        known |= {
-            "times": _times(sampler.times),
-            "to_uint8": sampler.to_uint8,
-            "clip_denoised": sampler.clip_denoised,
-        }
-    if record.checkpoint:
-        known |= {
-            "network": record.checkpoint.network,
-            "selection": record.checkpoint.selection.rule,
-            **_ablated_facts(ablated(record)),
-        }
+        known |= {name: getattr(sampler, name) for name in SAMPLING[1:]}
+        known["times"] = times_in_words(sampler.times)
+    if checkpoint := record.checkpoint:
+        known |= {"network": checkpoint.network, "selection": checkpoint.selection.rule}
+        known |= _ablated_facts(ablated(record))
     if training := trained(record):
-        shared = ("scale", "dataset", "stands_for", "initialisation")
+        shared = ("scale", "dataset", "stands_for", *TRAINING[:4])
         known |= {name: getattr(training, name) for name in shared}
-        known |= {name: getattr(training, name) for name in TRAINING[:3]}
-        rate = training.ema_rate
-        known["weights"] = training.weights
-        if training.weights == "ema":
-            known["weights"] = None if rate is None else f"EMA {rate:.6g}"  # digits of Table 3
+        rate = training.ema_rate and f"EMA {training.ema_rate:.6g}"  # the digits of Table 3
+        known["weights"] = rate if training.weights == "ema" else training.weights
     return known
 
 
-def _times(times: Iterable[float]) -> str:
+def times_in_words(times: Iterable[float]) -> str:
+    """Sampling times to six digits: "80 → 0.46998"."""
     return " → ".join(f"{t:.6g}" for t in times)
 
 
@@ -165,9 +148,9 @@ def expected_sampling(record: RunRecord) -> Facts:
     if record.protocol.to_uint8 != "as given":
         expected["to_uint8"] = record.protocol.to_uint8
     if checkpoint and record.nfe == 1:
-        expected["times"] = _times([checkpoint.sigma_max])
+        expected["times"] = times_in_words([checkpoint.sigma_max])
     if checkpoint and record.nfe == 2 and checkpoint.two_step_time:
-        expected["times"] = _times([checkpoint.sigma_max, checkpoint.two_step_time])
+        expected["times"] = times_in_words([checkpoint.sigma_max, checkpoint.two_step_time])
     return expected
 
 
@@ -181,9 +164,8 @@ def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
     """Agreement of a record with a claim; what the record must state and does not, differs."""
     names = ("in the paper", "here")
     fields = [field for field in FIELDS if field not in SAMPLING]
-    found, sampling = compare_facts(facts(claim), facts(record), fields, names), {}
-    if record.sampler:
-        sampling = sampling_agreement(record).different
+    found = compare_facts(facts(claim), facts(record), fields, names)
+    sampling = sampling_agreement(record).different
     missing = {field: text for field, text in found.unknown.items() if field in NEEDED}
     return Agreement(
         {**found.different, **sampling, **{f: f"not known: {t}" for f, t in missing.items()}},

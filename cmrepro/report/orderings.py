@@ -50,7 +50,7 @@ NAMES = ("for the better", "for the worse")
 HOLDS = {True: "holds at demo scale", False: "reproduced"}
 DOES_NOT_HOLD = {True: "does not hold at demo scale", False: "not reproduced"}
 # Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
-FOLLOWING = {"num_scales": ("s0", "s1", "schedule_steps"), "target_ema": ("mu0",)}
+FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
 # Recipe fields that can move a score and that `facts` does not hold.
 RECIPE_FIELDS = (
     *("optimizer", "learning_rate", "inverse_sqrt_after", "linear_decay_share", "dropout"),

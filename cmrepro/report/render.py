@@ -5,7 +5,7 @@ import html
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,16 @@ import jinja2
 from markupsafe import Markup
 
 from cmrepro.files import atomic_path, sha256
-from cmrepro.paper import AbsoluteClaim, claims
 from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report.comparability import is_demo
-from cmrepro.report.results import anchors, model_rows, paper_rows, record_rows, results_rows
-from cmrepro.report.statistics import Verdict
+from cmrepro.report.results import (
+    anchors,
+    model_rows,
+    paper_rows,
+    record_rows,
+    results_rows,
+    verdict_rows,
+)
 from cmrepro.report.tables import AS_PUBLISHED, LABELS, later_work_rows, ledger_rows, render
 from cmrepro.report.verdicts import verdicts
 from cmrepro.schema import flat, to_builtins
@@ -37,9 +42,6 @@ def write_report(out: Path) -> list[Path]:
 
     Pages of records that are gone are removed.
 
-    Returns:
-        The written files.
-
     Raises:
         ValueError: No records, one is refused, or a folder cannot be written.
     """
@@ -48,8 +50,7 @@ def write_report(out: Path) -> list[Path]:
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for path in _surplus(texts, out):
-        if path.suffix == ".html":
-            path.unlink()
+        path.unlink()
     return [out / name for name in texts]
 
 
@@ -59,8 +60,7 @@ def check_report(out: Path) -> tuple[list[str], str]:
     Figures are compared only under the version of matplotlib that drew them.
 
     Returns:
-        One line a file that is out of step, and a remark on figures that were not compared ("" if
-        they were).
+        One line a file that differs, and a remark on figures that were not compared, or "".
 
     Raises:
         ValueError: No records, or one is refused.
@@ -81,14 +81,13 @@ def check_report(out: Path) -> tuple[list[str], str]:
                 problems.append(f"{name} differs from the records")
     problems += [f"{p.relative_to(out).as_posix()} has no record" for p in _surplus(texts, out)]
     remark = f"figures of matplotlib {', '.join(sorted(versions))} are not compared, as "
-    remark += f"{matplotlib.__version__} is installed"
-    return problems, remark if versions else ""
+    return problems, f"{remark}{matplotlib.__version__} is installed" if versions else ""
 
 
 def _surplus(texts: dict[str, str], out: Path) -> list[Path]:
-    """Files of the page that belong to no record."""
-    files = sorted(path for path in (out / SITE).rglob("*") if path.is_file())
-    return [path for path in files if path.relative_to(out).as_posix() not in texts]
+    """Pages that belong to no record."""
+    pages = sorted((out / SITE).rglob("*.html"))
+    return [path for path in pages if path.relative_to(out).as_posix() not in texts]
 
 
 def _texts(out: Path) -> dict[str, str]:
@@ -103,30 +102,19 @@ def _texts(out: Path) -> dict[str, str]:
     )
     environment.filters["md"] = functools.partial(render, format="md")
     environment.filters["code"] = _code
-    fill = environment.get_template
-    tables = {
-        f"results/tables/{name}.{suffix}": render(rows, format)
-        for name, rows in content["tables"].items()
-        for suffix, format in TABLE_FILES.items()
-    }
-    drawn = {
-        f"{FIGURES}/{name}.svg": text
-        for kind in content["figures"].values()
-        for name, text in kind.items()
-    }
-    pages = {
-        f"{SITE}/records/{record.id}.html": fill("record.html.j2").render(
-            _record_fields(record, records, out / FOLDER)
-        )
-        for record in records
-    }
-    return {
-        "REPORT.md": fill("report.md.j2").render(content),
-        **tables,
-        **drawn,
-        f"{SITE}/index.html": fill("page.html.j2").render(content),
-        **pages,
-    }
+    report, page, record_page = map(
+        environment.get_template, ("report.md.j2", "page.html.j2", "record.html.j2")
+    )
+    texts = {"REPORT.md": report.render(content), f"{SITE}/index.html": page.render(content)}
+    for name, rows in content["tables"].items():
+        for suffix, format in TABLE_FILES.items():
+            texts[f"results/tables/{name}.{suffix}"] = render(rows, format)
+    for drawn in content["figures"].values():
+        texts |= {f"{FIGURES}/{name}.svg": text for name, text in drawn.items()}
+    for record in records:
+        fields = _record_fields(record, records, out / FOLDER)
+        texts[f"{SITE}/records/{record.id}.html"] = record_page.render(fields)
+    return texts
 
 
 def _code(text: str) -> Markup:
@@ -140,31 +128,23 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
 
     decided = verdicts(records)
     paper = {f"table{number}": paper_rows(number, records, decided) for number in (1, 2)}
-    rows = _verdict_rows(decided)
-    measured = [row for row in rows if row["verdict"] != "not measured"]
-    datasets = {row["dataset"] for row in measured if row["kind"] == "ordering"}
+    orderings, absolute = (verdict_rows(decided, kind) for kind in ("ordering", "absolute"))
+    measured = {row["dataset"] for row in orderings if row["verdict"] != "not measured"}
     tables = {
-        **{name: [row.cells for row in paper_table] for name, paper_table in paper.items()},
+        **{name: [row.cells for row in rows] for name, rows in paper.items()},
         "results": results_rows(records),
-        "verdicts": [
-            {key: row[key] for key in ("claim", "kind", "verdict", "reason")} for row in rows
-        ],
+        "verdicts": absolute + orderings,
         "later_work": later_work_rows(),
         "deviations": ledger_rows(),
     }
-    shown = ("statement", "verdict", "reason", "claim")
+    kinds = {"Orderings and ablations": orderings, "Printed scores": absolute}
     return {
         "paper": paper,
         "tables": tables,
         "ours": [row for row in tables["table1"] if row["ours"] != AS_PUBLISHED],
-        "summary": _summary(rows),
-        "orderings": [
-            {key: row[key] for key in shown}
-            for row in rows
-            if row["kind"] == "ordering" and row["dataset"] in datasets
-        ],
-        "measured": [{key: row[key] for key in shown} for row in measured],
-        "by_reason": _by_reason(row for row in measured if row["kind"] == "absolute"),
+        "summary": " ".join(_summary(kind, rows) for kind, rows in kinds.items()),
+        "orderings": [row for row in orderings if row["dataset"] in measured],
+        "absolute": [row for row in absolute if row["verdict"] != "not measured"],
         "records": record_rows(records),
         "runs": _runs(records),
         "models": model_rows(records),
@@ -181,37 +161,11 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     }
 
 
-def _verdict_rows(decided: dict[str, Verdict]) -> list[dict[str, Any]]:
-    """Every claim with its verdict."""
-    return [
-        {
-            "claim": claim.id,
-            "kind": claim.kind,
-            "dataset": claim.dataset,
-            "statement": claim.where if isinstance(claim, AbsoluteClaim) else claim.statement,
-            "verdict": decided[claim.id].answer,
-            "reason": decided[claim.id].reason,
-        }
-        for claim in claims()
-    ]
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Number of claims by verdict, one sentence a kind."""
-    sentences = []
-    for kind, name in (("ordering", "Orderings and ablations"), ("absolute", "Printed scores")):
-        counts = Counter(row["verdict"] for row in rows if row["kind"] == kind)
-        each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
-        sentences.append(f"{name} ({counts.total()}): {each}.")
-    return " ".join(sentences)
-
-
-def _by_reason(rows: Iterable[dict[str, Any]]) -> list[tuple[tuple[str, str], list[str]]]:
-    """Claims by verdict and reason."""
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in rows:
-        found[row["verdict"], row["reason"]].append(row["claim"])
-    return sorted(found.items())
+def _summary(kind: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Number of claims by verdict."""
+    counts = Counter(row["verdict"] for row in rows)
+    each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
+    return f"{kind} ({counts.total()}): {each}."
 
 
 def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
@@ -221,10 +175,6 @@ def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
     def distinct(key: str) -> str:
         return "; ".join(sorted({str(getattr(source, key)) for source in sources}))
 
-    commits = Counter(
-        (source.commit or "of an installed package")[:10] + " (changed)" * bool(source.dirty)
-        for source in sources
-    )
     by_name: dict[str, set[str]] = defaultdict(set)
     for source in sources:
         by_name[" ".join(source.command.split()[:2])].add(source.command)
@@ -233,20 +183,21 @@ def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
         for name, own in sorted(by_name.items())
     ]
     packages = sorted({f"{name} {v}" for s in sources for name, v in s.packages.items()})
+    commits = Counter(
+        (s.commit or "of an installed package")[:10] + " (changed)" * bool(s.dirty)
+        for s in sources
+    )
+    counts = ", ".join(f"{name} ({n} records)" for name, n in sorted(commits.items()))
     key = "sampling_all_steps"
     sampling = {(r.model, r.seed): r.durations_s[key] for r in records if key in r.durations_s}
     scoring = sum(r.durations_s.get("scoring", 0) for r in records)
-    counts = ", ".join(f"{name} ({n} records)" for name, n in sorted(commits.items()))
     gpus = distinct("gpu").replace("None", "no GPU")
     return [
         ("command", "; ".join(commands)),
         ("cmrepro", f"{distinct('cmrepro')}, commit {counts}"),
         ("machine", f"{distinct('cpu')}; {distinct('platform')}; {gpus}"),
         ("Python", f"{distinct('python')}; {', '.join(packages)}"),
-        (
-            "sampling",
-            f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job",
-        ),
+        ("sampling", f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job"),
         ("scoring", f"{scoring:.0f} s for all {len(records)} records"),
     ]
 
@@ -262,13 +213,7 @@ def _samples(records: Sequence[RunRecord], out: Path) -> list[tuple[str, list[tu
 
 
 def _record_fields(record: RunRecord, records: list[RunRecord], folder: Path) -> dict[str, Any]:
-    """Values of the template of a record's page.
-
-    Returns:
-        `record`; `file_sha256` of its file; `anchors` that say what its scores mean; `scores`:
-        label, value, interval in words and the anchors' values; `groups`: flat fields by their
-        first key; `bundled`: True if its checkpoint comes with the package.
-    """
+    """Values of the template of a record's page."""
     context = anchors(record, records)
     intervals = record.uncertainty.intervals if record.uncertainty else {}
     scores = [
@@ -289,14 +234,13 @@ def _record_fields(record: RunRecord, records: list[RunRecord], folder: Path) ->
         for key, value in to_builtins(record).items()
         if isinstance(value, dict) and value
     }
-    own = BUNDLED / f"{record.model}.safetensors"
+    bundled = BUNDLED / f"{record.model}.safetensors"
+    checksum = record.checkpoint and record.checkpoint.sha256
     return {
         "record": record,
         "file_sha256": sha256(folder / f"{record.id}.json"),
         "anchors": context,
         "scores": scores,
         "groups": groups,
-        "bundled": own.is_file()
-        and record.checkpoint is not None
-        and sha256(own) == record.checkpoint.sha256,
+        "bundled": bundled.is_file() and sha256(bundled) == checksum,
     }

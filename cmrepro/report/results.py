@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
 from cmrepro.records import RunRecord
-from cmrepro.report.comparability import group, is_ablation, trained
+from cmrepro.report.comparability import group, is_ablation, times_in_words, trained
 from cmrepro.report.statistics import Verdict, summarise
 from cmrepro.report.tables import AS_PUBLISHED, LABELS
 from cmrepro.settings import Metric, Recipe
@@ -66,12 +66,10 @@ def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
     others = [members[0].identity for members in groups]
     alike = [other for other in others if all(other[key] == own[key] for key in SHOWN)]
     keys = [k for k in own if k != "seed" and any(other.get(k) != own[k] for other in alike)]
-    return ", ".join(f"{key.removeprefix('sampler.')} {_short(own[key])}" for key in keys)
-
-
-def _short(value: object) -> str:
-    """Times to six digits, the first ten digits of a checksum."""
-    return " → ".join(f"{t:.6g}" for t in value) if isinstance(value, tuple) else f"{value}"[:10]
+    values = {
+        k: times_in_words(v) if isinstance(v := own[k], tuple) else str(v)[:10] for k in keys
+    }
+    return ", ".join(f"{key.removeprefix('sampler.')} {value}" for key, value in values.items())
 
 
 def paper_rows(
@@ -124,6 +122,23 @@ def paper_rows(
             }
             rows.append(PaperRow(printed | cells | {"verdict": ", ".join(answers)}, members))
     return rows
+
+
+def verdict_rows(
+    verdicts: Mapping[str, Verdict], kind: Literal["absolute", "ordering"]
+) -> list[dict[str, Any]]:
+    """One row a claim of a kind: its statement and the verdict on it."""
+    return [
+        {
+            "statement": c.where if isinstance(c, AbsoluteClaim) else c.statement,
+            "dataset": c.dataset,
+            "verdict": verdicts[c.id].answer,
+            "reason": verdicts[c.id].reason,
+            "claim": c.id,
+        }
+        for c in claims()
+        if c.kind == kind
+    ]
 
 
 def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:

@@ -70,15 +70,13 @@ class Verdict(Struct, frozen=True):
 
     Attributes:
         claim_id: Id of the claim.
-        answer: "not measured", "not comparable", "reproduced", "not reproduced" or
-            "inconclusive"; for an ordering of demo models "holds at demo scale" or "does not hold
-            at demo scale" in the place of (not) reproduced.
+        answer: "not measured", "not comparable", "inconclusive", "reproduced" or "not reproduced";
+            of demo models "holds at demo scale" or "does not hold at demo scale" for the last two.
         reason: One line.
-        mean: Mean over seeds, of an absolute claim.
-        difference: Gain of the better side, paired over seeds, of an ordering.
-        probability: P(the better side is better) on a new seed, of an ordering.
-        seeds_to_decide: Seeds with which an inconclusive claim would get an answer with
-            probability `POWER`, for mean and spread as observed; None also above `MOST_SEEDS`.
+        mean: Absolute claims: mean over seeds.
+        difference: Orderings: gain of the better side, paired over seeds.
+        probability: Orderings: P(the better side is better) on a new seed.
+        seeds_to_decide: Inconclusive claims: seeds that would decide; None above `MOST_SEEDS`.
     """
 
     claim_id: str
