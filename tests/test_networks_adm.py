@@ -10,7 +10,7 @@ from random_weights import randomise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmrepro.networks.adm import C_NOISE_SCALE, ADMConfig, PatchUNet, UNet
+from cmrepro.networks.adm import C_NOISE_SCALE, PatchUNet, UNet
 from cmrepro.networks.layers import GroupNorm32, SelfAttention, timestep_embedding
 from cmrepro.networks.presets import DEMO, IMAGE_SIZES, PRESETS, build_network
 
@@ -51,15 +51,6 @@ def test_outputs_equal_the_official_network(case: str) -> None:
     embedding = timestep_embedding(stored["timesteps"], 32)
     # Cosines of angles up to 1,100, whose ulp in float32 is 1.2e-4.
     torch.testing.assert_close(embedding, stored["timestep_embedding"], rtol=0, atol=1.3e-4)
-
-
-@pytest.mark.parametrize("case", ["cond", "uncond"])
-def test_official_files_load_strictly(case: str) -> None:
-    file = golden.path(f"adm/{case}/state_dict.pt")
-    weights = torch.load(file, weights_only=True)
-    network = UNet(golden.ADM[case])
-    network.load_state_dict(weights, strict=True)
-    assert list(network.state_dict()) == list(weights)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -173,15 +164,6 @@ def test_labels_are_given_exactly_when_there_are_classes(name: str) -> None:
     assert ("got no labels" if classes else "got labels") in str(error.value)
 
 
-def test_labels_and_noise_level_matter() -> None:
-    network = randomise(UNet(golden.ADM["cond"]))
-    x, c_noise = inputs(8, batch=1)
-    with torch.no_grad():
-        outputs = [network(x, c_noise, torch.tensor([y])) for y in (0, 9)]
-        outputs.append(network(x, c_noise + 0.1, torch.tensor([0])))
-    assert all(golden.relative_error(o, outputs[0]) > 1e-2 for o in outputs[1:])
-
-
 def test_a_new_network_is_zero_and_trains_every_parameter() -> None:
     network, (x, c_noise), y = UNet(golden.ADM["cond"]), inputs(8), torch.tensor([1, 2, 3])
     assert torch.equal(network(x, c_noise, y), torch.zeros_like(x))
@@ -208,11 +190,6 @@ def test_unknown_network_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'adm-imagenet64'") as error:
         build_network("adm-imagenet")
     assert all(name in str(error.value) for name in PRESETS)
-
-
-def test_heads_must_divide_the_channels() -> None:
-    with pytest.raises(ValueError, match="64 channels do not divide into heads of 48"):
-        UNet(ADMConfig(64, (1,), 1, (), 48))
 
 
 def test_heads_are_separate() -> None:

@@ -90,10 +90,10 @@ def test_consistency_function_and_denoiser_equal_the_official_ones(case: str) ->
 
 
 MODULES = {
-    "resblock_plain": lambda: ResBlock(8, 12, 32, 0.0),
-    "resblock_same": lambda: ResBlock(8, 8, 32, 0.0),
-    "resblock_down": lambda: ResBlock(8, 8, 32, 0.0, FIRDownsample()),
-    "resblock_up": lambda: ResBlock(8, 8, 32, 0.0, FIRUpsample()),
+    "resblock_plain": lambda: ResBlock(8, 12, golden_jax.TINY),
+    "resblock_same": lambda: ResBlock(8, 8, golden_jax.TINY),
+    "resblock_down": lambda: ResBlock(8, 8, golden_jax.TINY, FIRDownsample()),
+    "resblock_up": lambda: ResBlock(8, 8, golden_jax.TINY, FIRUpsample()),
     "attn_wide": lambda: Attention(160),
     "pyr_down": lambda: PyramidDownsample(3, 12),
 }
@@ -277,7 +277,8 @@ def test_a_new_network_is_zero_and_trains_every_parameter() -> None:
 
 def test_initial_weights_have_the_official_variance() -> None:
     torch.manual_seed(0)
-    block, attention, embedding = ResBlock(64, 64, 256, 0.0), Attention(64), FourierEmbedding(4096)
+    block = ResBlock(64, 64, NCSNppConfig(64, (1,), 1))
+    attention, embedding = Attention(64), FourierEmbedding(4096)
     # Variance 1 / mean(fan_in, fan_out) times the scale: 3x3 of 64, 256 -> 64, 64 -> 64.
     for weight, variance in [
         (block.conv1.weight, 1 / 576),

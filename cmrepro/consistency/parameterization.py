@@ -11,7 +11,11 @@ Scalings = tuple[Tensor, Tensor, Tensor]
 
 
 def edm_scalings(t: Tensor, sigma_data: float = 0.5) -> Scalings:
-    """c_skip, c_out, c_in of the EDM denoiser (Karras et al. 2022, Table 1), each like t."""
+    """c_skip, c_out, c_in of the EDM denoiser (Karras et al. 2022, Table 1), each like t.
+
+    c_skip = sigma_data^2 / (t^2 + sigma_data^2), c_in = 1 / sqrt(t^2 + sigma_data^2),
+    c_out = t sigma_data c_in.
+    """
     variance = t**2 + sigma_data**2
     return sigma_data**2 / variance, t * sigma_data * variance.rsqrt(), variance.rsqrt()
 
@@ -19,13 +23,8 @@ def edm_scalings(t: Tensor, sigma_data: float = 0.5) -> Scalings:
 def boundary_scalings(t: Tensor, sigma_data: float = 0.5, sigma_min: float = 0.002) -> Scalings:
     """c_skip, c_out, c_in with c_skip = 1 and c_out = 0 at t = sigma_min (Appendix C).
 
-    Args:
-        t: Times, any shape, >= sigma_min.
-        sigma_data: Standard deviation of the data.
-        sigma_min: The paper's epsilon, at which f is the identity.
-
-    Returns:
-        Three tensors shaped like `t`.
+    c_skip = sigma_data^2 / ((t - sigma_min)^2 + sigma_data^2),
+    c_out = sigma_data (t - sigma_min) / sqrt(t^2 + sigma_data^2), c_in as EDM's; each like t.
     """
     shifted = t - sigma_min
     norm = (t**2 + sigma_data**2).rsqrt()
@@ -34,11 +33,7 @@ def boundary_scalings(t: Tensor, sigma_data: float = 0.5, sigma_min: float = 0.0
 
 
 class PreconditionedModel(nn.Module):
-    """c_skip(t) x_t + c_out(t) F(c_in(t) x_t, ln(t) / 4).
-
-    With the "boundary" parameterization it is the consistency function f, with "edm" the
-    denoiser D.
-    """
+    """c_skip(t) x_t + c_out(t) F(c_in(t) x_t, ln(t) / 4): f ("boundary") or D ("edm")."""
 
     def __init__(
         self,
@@ -60,7 +55,7 @@ class PreconditionedModel(nn.Module):
         return boundary_scalings(t, self.sigma_data, self.sigma_min)
 
     def forward(self, x_t: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """The clean image that belongs to `x_t`.
+        """Clean images for noisy images `x_t`.
 
         Args:
             x_t: (B, C, H, W), noisy images.

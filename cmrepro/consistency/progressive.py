@@ -13,8 +13,9 @@ def progressive_distillation_loss(
     teacher: Model,
     x: Tensor,
     z: Tensor,
-    indices: Tensor,
-    times: Tensor,
+    t: Tensor,
+    middle: Tensor,
+    s: Tensor,
     distance: Distance,
     labels: Tensor | None = None,
 ) -> Tensor:
@@ -29,26 +30,21 @@ def progressive_distillation_loss(
         teacher: Denoiser D of twice as many steps.
         x: (B, C, H, W), images in [-1, 1].
         z: (B, C, H, W), standard normal.
-        indices: (B,) int64 in [0, N - 1], which of the student's N steps.
-        times: (2N + 1,), the teacher's decreasing grid; the student has every second time.
+        t: (B,), times of the teacher's grid of 2N + 1 points at even indices below 2N.
+        middle: (B,), the times that follow `t` on the grid.
+        s: (B,), the times that follow `middle`.
         distance: d.
         labels: (B,) int64 for class-conditional models.
-
-    Returns:
-        (B,).
 
     References:
         Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
         https://arxiv.org/abs/2202.00512, Algorithm 2 and Section 4.
     """
-    t, middle, s = times[2 * indices], times[2 * indices + 1], times[2 * indices + 2]
     x_t = noisy(x, z, t)
     with torch.no_grad():
-
-        def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-            return teacher(x_t, t, labels)
-
-        x_s = euler_step(denoiser, euler_step(denoiser, x_t, t, middle), middle, s)
+        x_s = x_t
+        for start, end in ((t, middle), (middle, s)):
+            x_s = euler_step(lambda x_t, t: teacher(x_t, t, labels), x_s, start, end)
         goal = x_t - (t / (t - s))[:, None, None, None] * (x_t - x_s)
     return (t**-2).clamp(min=1) * distance(student(x_t, t, labels), goal)
 
@@ -56,11 +52,11 @@ def progressive_distillation_loss(
 def student_steps_at(step: int, first_steps: int, steps_an_iteration: int) -> int:
     """N of the student: halved after every iteration down to 1 (Section 4 there).
 
-    The students of two steps and of one take twice as long as the others, as there and in the
-    released code (4,096 at first, 50,000 an iteration).
+    The students of 2 steps and of 1 step take twice as long as the others, as there and in the
+    released code (first_steps = 4,096, steps_an_iteration = 50,000).
 
     Args:
-        step: Training steps done, >= 0; the last student stays beyond its end.
+        step: Training steps done, >= 0; the last student has no end.
         first_steps: N of the first student, a power of two, at least 2.
         steps_an_iteration: Training steps for each student of more than two steps.
     """

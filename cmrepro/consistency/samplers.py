@@ -12,17 +12,13 @@ def check_times(times: Sequence[float], sigma_min: float, sigma_max: float) -> N
     """Refuse times of Algorithm 1 that are empty, not decreasing or outside the model's range.
 
     Raises:
-        ValueError: With what was got and what is allowed.
+        ValueError: With the times and what is allowed.
     """
-    listed = ", ".join(f"{t:g}" for t in times)
-    if not times:
-        raise ValueError("got no sampling times; give at least one, the first is sigma_max")
-    # Asked this way round, NaN is refused too.
-    if not all(s < t for t, s in pairwise(times)):
-        raise ValueError(f"got times {listed}; they must decrease, e.g. 80, 0.8")
-    if not (times[0] <= sigma_max and sigma_min < times[-1]):
+    decreasing = all(s < t for t, s in pairwise(times))  # False with NaN
+    if not times or not decreasing or not sigma_min < times[-1] <= times[0] <= sigma_max:
         raise ValueError(
-            f"got times {listed}; allowed are times t with {sigma_min:g} < t <= {sigma_max:g}"
+            f"got sampling times {', '.join(f'{t:g}' for t in times) or 'none'}; they must "
+            f"decrease, with {sigma_min:g} < t <= {sigma_max:g}, e.g. 80, 0.8"
         )
 
 

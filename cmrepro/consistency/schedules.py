@@ -14,6 +14,8 @@ def karras_times(
 ) -> Tensor:
     """Time grid of Karras et al. (2022, Equation 5), decreasing.
 
+    t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho.
+
     Args:
         num_scales: N >= 2, the number of points.
         sigma_min: Last time, > 0.
@@ -24,13 +26,12 @@ def karras_times(
         (N,) float64, from exactly sigma_max to exactly sigma_min.
 
     Raises:
-        ValueError: Fewer than two points, or 0 < sigma_min < sigma_max does not hold.
+        ValueError: Fewer than 2 points, or 0 < sigma_min < sigma_max does not hold.
     """
-    if num_scales < 2:
-        raise ValueError(f"got num_scales = {num_scales}; a time grid needs at least 2 points")
-    if not 0 < sigma_min < sigma_max:
+    if num_scales < 2 or not 0 < sigma_min < sigma_max:
         raise ValueError(
-            f"got sigma_min = {sigma_min}, sigma_max = {sigma_max}; 0 < sigma_min < sigma_max"
+            f"got num_scales = {num_scales}, sigma_min = {sigma_min}, sigma_max = {sigma_max}; "
+            "allowed are num_scales >= 2 and 0 < sigma_min < sigma_max"
         )
     ramp = torch.linspace(0, 1, num_scales, dtype=torch.float64)
     largest, smallest = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -42,8 +43,8 @@ def karras_times(
 def num_scales_at(step: int, total_steps: int, s0: int, s1: int) -> int:
     """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 (Appendix C).
 
-    Grows from s0 points to s1 + 1 points. Paper and released code agree on it: both repositories
-    clamp the number of intervals to at least 1, which only matters for s0 = 1.
+    It grows from s0 points to s1 + 1 points. Both released repositories clamp the number of
+    intervals to at least 1, which only matters for s0 = 1.
 
     Args:
         step: k in [0, total_steps].
@@ -56,11 +57,10 @@ def num_scales_at(step: int, total_steps: int, s0: int, s1: int) -> int:
 
 
 def target_ema_at(num_scales: int, s0: int, mu0: float, form: MuForm = "paper") -> float:
-    """mu(k), the decay of the target network, as a function of N(k).
+    """mu(k) = exp(s0 ln(mu0) / N(k)), the decay of the target network (Appendix C).
 
-    The paper has exp(s0 ln(mu0) / N(k)) with N(k) counting points; the released code divides by
-    the number of intervals, N(k) - 1 (deviation `target-ema-schedule`). We follow whichever
-    `form` names.
+    The released code divides by the number of intervals, N(k) - 1 (deviation
+    `target-ema-schedule`). `form` selects one of the two.
 
     Args:
         num_scales: N(k).

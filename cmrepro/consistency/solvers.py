@@ -1,7 +1,7 @@
 """One step and a whole solution of the probability-flow ODE dx/dt = (x - D(x, t)) / t.
 
-EDM, Equation 1 with sigma(t) = t. Deterministic; Karras et al.'s churn, a second-order Adams step
-and the like are not here, since the paper uses Euler and Heun only.
+EDM, Equation 1 with sigma(t) = t. Deterministic, without the churn of Karras et al.: the paper
+uses Euler's and Heun's method only.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,19 @@ def ode_slope(x_t: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
 
 
 def euler_step(denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """x_s by Euler's method: one evaluation, local error O((t - s)^2).
+    """x_s = x_t + (s - t) dx/dt by Euler's method: 1 evaluation, local error O((t - s)^2).
 
     Args:
         denoiser: D.
         x_t: (B, C, H, W).
         t: (B,), times of `x_t`, > 0.
-        s: (B,), times to go to, 0 <= s < t.
+        s: (B,), times of the result, 0 <= s < t.
     """
     return x_t + (s - t)[:, None, None, None] * ode_slope(x_t, denoiser(x_t, t), t)
 
 
 def heun_step(denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """x_s by Heun's method: two evaluations, local error O((t - s)^3).
+    """x_s by Heun's method, the mean slope of both ends: 2 evaluations, error O((t - s)^3).
 
     Arguments as `euler_step`, with s > 0, since the slope is evaluated at s too.
     """

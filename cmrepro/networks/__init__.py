@@ -1,6 +1,8 @@
 """Networks F(x, c_noise, labels) behind the consistency function and the EDM denoiser.
 
-Every network takes an image batch already scaled by c_in, the noise level as
-c_noise = ln(t) / 4 (Karras et al. 2022, Table 1) and optional class labels, and returns an image
-batch of the same shape. A checkpoint names the entry of `presets.PRESETS` that builds its network.
+Every network takes x, an image batch (B, C, H, W) scaled by c_in, the noise level c_noise (B,),
+which is ln(t) / 4 (Karras et al. 2022, Table 1), and labels, (B,) int64 exactly when it has
+classes. It returns an image batch of the same shape. Height and width divide by the down-sampling
+factor of the last level. A checkpoint names the entry of `presets.PRESETS` that builds its
+network.
 """

@@ -1,7 +1,6 @@
 """Memory and duration of a training, before it starts: 20 timed steps and a multiplication."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +17,6 @@ from cmrepro.training.step import Training, needs_teacher
 
 NUM_STEPS = 20
 ENOUGH_S = 60.0  # no further step after this
-
-
-class RandomLPIPS(LPIPS):
-    """LPIPS with random weights: as large and as fast, without a download."""
-
-    def __init__(self) -> None:
-        super().__init__(vgg16=Path(), linear=Path())
-
-    def _read(self, path: Path, names: dict[str, str]) -> None:
-        """Leave the weights as they were drawn."""
 
 
 def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> list[dict[str, str]]:
@@ -48,7 +37,7 @@ def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> list[dict[str,
     if needs_teacher(recipe):
         teacher = PreconditionedModel(build_network(recipe.network), "edm", recipe.sigma_data)
         teacher = teacher.to(device).eval().requires_grad_(False)
-    distance = RandomLPIPS() if recipe.distance in ("lpips", "lpips-average") else None
+    distance = LPIPS(pretrained=False) if recipe.distance in ("lpips", "lpips-average") else None
     training = Training(recipe, 0, teacher, device, distance=distance, **settings)
     micro_batch = min(training.micro_batch, recipe.batch_size)
     num_parameters = sum(p.numel() for p in training.online.parameters())
