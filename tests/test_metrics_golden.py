@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import path
+from golden import arrays, path
 
 from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
 from cmrepro.metrics.scores import inception_score, manifold_scores
@@ -26,8 +26,7 @@ def stored(case: str) -> dict[str, Any]:
 
 
 def features(*names: str) -> list[np.ndarray]:
-    with np.load(path("metrics/features.npz"), allow_pickle=False) as file:
-        return [file[name] for name in names]
+    return [arrays("metrics/features.npz", name)[""].numpy() for name in names]
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

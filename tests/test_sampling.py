@@ -104,9 +104,9 @@ def test_a_denoiser_is_sampled_by_heun(tmp_path: pathlib.Path) -> None:
         (0, "got 0 steps"),
         (3, "has times for 1 to 2"),
         ([80.0, 80.0], "must decrease"),
-        ([81.0], "allowed are times"),
-        ([80.0, 0.001], "allowed are times"),
-        ([], "no sampling times"),
+        ([81.0], "they must decrease, with 0.002 < t <= 80"),
+        ([80.0, 0.001], "they must decrease, with 0.002 < t <= 80"),
+        ([], "sampling times none"),
     ],
 )
 def test_impossible_steps_are_refused(model: CheckpointModel, steps: Any, message: str) -> None:
