@@ -13,10 +13,11 @@ from tiny import state_names, tiny_networks, tiny_recipe
 
 from cmrepro.checkpoints.io import read_info
 from cmrepro.cli import main as cli
+from cmrepro.consistency.distances import LPIPS
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.networks.presets import build_network
 from cmrepro.training import step
-from cmrepro.training.plan import RandomLPIPS, held_bytes
+from cmrepro.training.plan import held_bytes
 from cmrepro.training.step import Training
 
 Run = Callable[..., tuple[int, str, str]]
@@ -119,7 +120,7 @@ def test_memory_held_is_that_of_the_networks(method: str, copies: int) -> None:
 
 
 def test_lpips_is_planned_without_its_weights() -> None:
-    distance = RandomLPIPS()
+    distance = LPIPS(pretrained=False)
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     assert distance(x, x).abs().max() == 0
     assert (distance(x, x.flip(3)) > 0).all()
@@ -152,7 +153,7 @@ def test_a_recipe_of_table_3_runs_as_shipped(
     run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a batch of one; LPIPS has random weights, since its own are a download."""
-    monkeypatch.setitem(step.DISTANCES, "lpips", RandomLPIPS)
+    monkeypatch.setitem(step.DISTANCES, "lpips", lambda: LPIPS(pretrained=False))
     settings = "total_steps=20,batch_size=1"
     arguments = ["train", "cifar10-ct", "--data", "synthetic", "--out", tmp_path]
     code, _, err = run(*arguments, "--set", settings)
