@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import golden
@@ -54,12 +55,13 @@ def write_torch(path: pathlib.Path, name: str = "tiny") -> pathlib.Path:
 
 
 def packed(value: Any) -> msgpack.ExtType:
-    """Flax's form of an array: a msgpack extension of shape, type and bytes."""
+    """Flax's form of an array or numpy number: a msgpack extension of shape, type and bytes."""
     content = (value.shape, value.dtype.name, value.tobytes("C"))
-    return msgpack.ExtType(1, msgpack.packb(content, use_bin_type=True))
+    code = 1 if isinstance(value, np.ndarray) else 3
+    return msgpack.ExtType(code, msgpack.packb(content, use_bin_type=True))
 
 
-def ema_tree(weights: dict[str, Tensor], network: NCSNpp) -> dict[str, Any]:
+def ema_tree(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Any]:
     """Weights of an NCSN++ under the official names, in the official order of axes."""
     tree: dict[str, Any] = {}
     official = flax_names(network)

@@ -12,7 +12,6 @@ from official_files import TINY, use_small_networks, weights_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cmrepro.checkpoints import io
 from cmrepro.checkpoints.io import FORMAT, bundled_checkpoints, read_info, save_checkpoint
 from cmrepro.checkpoints.load import find_checkpoint, load_model
 from cmrepro.networks.adm import UNet
@@ -101,22 +100,6 @@ def test_fp16_comes_back_within_its_rounding(
         assert loaded[key].dtype == torch.float32
         assert ((loaded[key] - exact).abs() <= 2**-11 * exact.abs() + 2**-25).all()
     assert any((loaded[key] != weights[key]).any() for key in weights)  # really stored in half
-
-
-def test_an_interrupted_write_keeps_the_old_checkpoint(
-    path: pathlib.Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = path.read_bytes()
-
-    def interrupted(weights: Any, temporary: pathlib.Path, metadata: Any) -> None:
-        temporary.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(io, "save_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        written(path, weights)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])

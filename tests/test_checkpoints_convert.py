@@ -1,6 +1,5 @@
 """Files of any supported format become our checkpoints; broken or foreign ones are refused."""
 
-import errno
 import hashlib
 import pathlib
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from official_files import use_small_networks, weights_of, write_flax, write_torch
 from safetensors.torch import load_file
 
-from cmrepro.checkpoints import diffusers, io
 from cmrepro.checkpoints.contents import contents
 from cmrepro.checkpoints.convert import CONVERSION_VERSION, convert
 from cmrepro.checkpoints.formats import file_format
@@ -199,23 +197,6 @@ def test_other_things_than_a_state_dict_are_refused(content: Any, tmp_path: path
     torch.save(content, tmp_path / "a.pt")
     message = error_of(tmp_path / "a.pt", tmp_path / "x.safetensors")
     assert "other things than named tensors" in message
-
-
-@pytest.mark.parametrize("to", ["safetensors", "diffusers"])
-def test_a_full_disk_leaves_nothing(
-    to: str,
-    files: dict[str, pathlib.Path],
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full(weights: Any, temporary: pathlib.Path, metadata: Any) -> None:
-        temporary.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for module in (io, diffusers):
-        monkeypatch.setattr(module, "save_file", full)
-    message = error_of(files["torch"], tmp_path / "x", parameterization="edm", to=to)
-    assert message.startswith(f"cannot write {tmp_path / 'x'}") and "o space left" in message
 
 
 def test_formats_are_told_by_content(

@@ -1,5 +1,6 @@
 """diffusers folders: diffusers itself runs what we write, and we read back what we wrote."""
 
+import errno
 import json
 import pathlib
 import shutil
@@ -12,6 +13,7 @@ from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, 
 from random_weights import randomise
 from safetensors.torch import load_file, save_file
 
+from cmrepro.checkpoints import diffusers
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.diffusers import (
     OLD_WEIGHTS,
@@ -187,7 +189,7 @@ def test_a_folder_written_by_diffusers_is_loaded(
     scheduler = CMStochasticIterativeScheduler(num_train_timesteps=40)
     ConsistencyModelPipeline(unet=network, scheduler=scheduler).save_pretrained(tmp_path / "a")
     config = json.loads((tmp_path / "a/unet/config.json").read_text())
-    del config["attn_norm_num_groups"], config["time_embedding_dim"]  # as in the older ones
+    del config["attn_norm_num_groups"]  # as in the older ones
     (tmp_path / "a/unet/config.json").write_text(json.dumps(config))
     model = load_model(tmp_path / "a")
     info = model.info
@@ -280,15 +282,16 @@ def test_a_folder_with_content_is_kept(folder: pathlib.Path, tmp_path: pathlib.P
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-def test_an_interrupted_export_leaves_nothing(
+def test_a_full_disk_leaves_nothing(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = checkpoint(tmp_path, "cond")
 
-    def interrupted(*arguments: Any) -> None:
-        raise KeyboardInterrupt
+    def full(weights: Any, path: pathlib.Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cmrepro.checkpoints.diffusers.save_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(diffusers, "save_file", full)
+    with pytest.raises(ValueError, match=r"cannot write .*No space left"):
         convert(source, tmp_path / "folder", to="diffusers")
     assert list(tmp_path.iterdir()) == [source]

@@ -1,4 +1,4 @@
-"""The official flax files: what is read, what is refused, how the parameters are renamed."""
+"""The official flax files: what is read and refused, how the parameters are renamed."""
 
 import pathlib
 import tracemalloc
@@ -10,71 +10,31 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from official_files import ema_tree, packed
 from random_weights import randomise
 
-from cmrepro.checkpoints.flax import flax_names, ncsnpp_state_dict, read_flax_checkpoint
+from cmrepro.checkpoints.flax import flax_layout, ncsnpp_state_dict, read_flax_checkpoint
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.networks.ncsnpp import NCSNpp
 
-CONFIG = golden_jax.TINY
-
-
-def extension(value: Any) -> msgpack.ExtType:
-    """An array or numpy number as flax's serialisation writes it."""
-    content = (value.shape, value.dtype.name, value.tobytes())
-    code = 1 if isinstance(value, np.ndarray) else 3
-    return msgpack.ExtType(code, msgpack.packb(content, use_bin_type=True))
-
-
-def nested(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The tree of "a/b/c" names."""
-    tree: dict[str, Any] = {}
-    for path, value in parameters.items():
-        *branches, leaf = path.split("/")
-        branch = tree
-        for name in branches:
-            branch = branch.setdefault(name, {})
-        branch[leaf] = value
-    return tree
-
 
 def state(parameters: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """An official training state with `parameters` as its EMA; the other trees are zeros."""
-    tree = nested(parameters)
-    zeros = nested({path: np.zeros_like(value) for path, value in parameters.items()})
+    """An official training state with `parameters` as its EMA and in each other tree."""
     return {
         "step": np.array(800_000, dtype=np.int32),
         "lr": np.array(4e-4, dtype=np.float32),
-        "params": zeros,
-        "target_params": zeros,
-        "params_ema": tree,
+        "params": parameters,
+        "target_params": parameters,
+        "params_ema": parameters,
         "model_state": {},
-        "opt_state": {"0": {"count": np.int32(3), "mu": zeros, "nu": zeros}, "1": {}},
+        "opt_state": {"0": {"count": np.int32(3), "mu": parameters, "nu": parameters}, "1": {}},
         "rng_state": {"0": np.zeros(2, dtype=np.uint32)},
     } | changes
 
 
 def write(path: pathlib.Path, content: Any) -> pathlib.Path:
-    path.write_bytes(msgpack.packb(content, default=extension, strict_types=True))
+    path.write_bytes(msgpack.packb(content, default=packed, strict_types=True))
     return path
-
-
-@pytest.fixture(scope="module")
-def network() -> NCSNpp:
-    result = NCSNpp(CONFIG)
-    randomise(result)
-    return result
-
-
-@pytest.fixture
-def parameters(network: NCSNpp) -> dict[str, np.ndarray]:
-    """The network's, named and laid out as the official code does."""
-    names = flax_names(network)
-    weights = {names[key]: value.numpy() for key, value in network.state_dict().items()}
-    return {
-        name: w.transpose(2, 3, 1, 0).copy() if w.ndim == 4 else w.T.copy()
-        for name, w in weights.items()
-    }
 
 
 def error_of(path: pathlib.Path) -> str:
@@ -110,20 +70,17 @@ def test_an_official_file_becomes_the_official_consistency_function() -> None:
     assert golden.relative_error(f, stored["f_out"]) < 1e-5
 
 
-def test_a_written_file_comes_back_bit_for_bit(
-    tmp_path: pathlib.Path, network: NCSNpp, parameters: dict[str, np.ndarray]
-) -> None:
-    checkpoint = read_flax_checkpoint(write(tmp_path / "checkpoint_80", state(parameters)))
-    assert checkpoint.step == 800_000
-    weights, expected = ncsnpp_state_dict(checkpoint.parameters, CONFIG), network.state_dict()
-    assert list(weights) == list(expected)
-    assert all(torch.equal(weights[key], expected[key]) for key in expected)
-    assert all(weight.is_contiguous() for weight in weights.values())
-
-
-def test_kernels_are_transposed(parameters: dict[str, np.ndarray]) -> None:
+def test_kernels_are_transposed(tmp_path: pathlib.Path) -> None:
     """Convolutions (height, width, in, out), linear layers y = x W with W (in, out)."""
-    weights = ncsnpp_state_dict(parameters, CONFIG)
+    network = randomise(NCSNpp(golden_jax.TINY))
+    weights = network.state_dict()
+    path = write(tmp_path / "checkpoint_80", state(ema_tree(weights, network)))
+    checkpoint = read_flax_checkpoint(path)
+    parameters = checkpoint.parameters
+    assert checkpoint.step == 800_000
+    assert {k: v.shape for k, v in parameters.items()} == {
+        k: tuple(v.shape) for k, v in flax_layout(network).items()
+    }
     kernel = parameters["ResnetBlockBigGANpp_2/Conv_0/kernel"]  # (3, 3, 8, 16)
     ours = weights["down_levels.1.blocks.0.conv1.weight"].numpy()
     for y, x, i, o in np.ndindex(kernel.shape):
@@ -132,14 +89,15 @@ def test_kernels_are_transposed(parameters: dict[str, np.ndarray]) -> None:
     got = torch.nn.functional.linear(torch.from_numpy(x), weights["time_embed.0.weight"])
     # Float32 sums in another order.
     np.testing.assert_allclose(got, x @ parameters["Dense_0/kernel"], rtol=1e-5, atol=1e-6)
-    query = weights["middle.1.query.weight"].numpy()
-    assert np.array_equal(query.T, parameters["AttnBlockpp_1/NIN_0/W"])
+    back = ncsnpp_state_dict(parameters, golden_jax.TINY)
+    assert list(back) == list(weights)
+    assert all(torch.equal(back[key], weights[key]) for key in weights)
 
 
 def test_memory_beyond_the_result_is_small(tmp_path: pathlib.Path) -> None:
     generator = np.random.default_rng(0)
     parameters = {
-        f"layer_{i}/W": generator.standard_normal((250, 1000)).astype(np.float32) for i in range(6)
+        f"W{i}": generator.standard_normal((250, 1000)).astype(np.float32) for i in range(6)
     }
     path = write(tmp_path / "checkpoint_80", state(parameters))
     size, result = path.stat().st_size, sum(w.nbytes for w in parameters.values())
@@ -155,7 +113,7 @@ def test_memory_beyond_the_result_is_small(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("trees", [1, 3])
 def test_every_shortened_file_is_refused(tmp_path: pathlib.Path, trees: int) -> None:
-    content = state({"Conv_0/bias": np.ones(3, np.float32)})
+    content = state({"Conv_0": {"bias": np.ones(3, np.float32)}})
     content = {name: content[name] for name in ("params_ema", "step", "params")[-trees:]}
     whole = write(tmp_path / "whole", content).read_bytes()
     path = tmp_path / "checkpoint_80"

@@ -51,17 +51,13 @@ OUTSIDE = {
 # two resamplers.
 FIXED: dict[str, Any] = {
     "act_fn": "silu",
-    "add_attention": True,
     "center_input_sample": False,
-    "class_embed_type": None,
     "downsample_type": "resnet",
     "flip_sin_to_cos": True,
     "freq_shift": 0,
     "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2D",
     "norm_eps": 1e-5,
     "norm_num_groups": 32,
-    "time_embedding_dim": None,
     "time_embedding_type": "positional",
     "upsample_type": "resnet",
 }
