@@ -5,7 +5,6 @@ import re
 
 import pytest
 from artifacts import ARTIFACTS
-from cmrepro.training.schedules import two_step_time
 from official_files import release, use_small_networks
 
 from cmrepro.checkpoints.contents import checkpoint_rows, contents
@@ -17,6 +16,7 @@ from cmrepro.checkpoints.registry import (
     released_checkpoints,
 )
 from cmrepro.paper import deviations
+from cmrepro.training.methods import two_step_time
 from cmrepro.training.recipes import load_recipe, recipe_names
 
 RELEASED = released_checkpoints()
