@@ -100,12 +100,6 @@ def test_equal_models_are_rarely_ordered(n):
     assert found.get("does not hold at demo scale", 0) <= 0.025 + NOISE
 
 
-def test_a_clear_order_is_found():
-    gains = np.random.default_rng(0).normal(2, 1, (CASES // 3, 10))
-    found = simulated(CD_CT, demo("cd", [0] * 10), demo("ct", [0] * 10), gains)
-    assert found["holds at demo scale"] > 0.99  # an effect of 2 with 10 pairs
-
-
 def test_of_many_worse_sides_none_is_denied_by_chance():
     # Seven equal candidates of N: each at 5 % would deny the claim in up to 7 x 2.5 %.
     n, draws = 5, np.random.default_rng(0)

@@ -198,17 +198,18 @@ def training_figure(path: Path) -> Figure:
     every = math.ceil(len(xs) / CURVE_POINTS)
     ax.plot(xs[::every], ys[::every])
     scales = [entry.get("num_scales") for entry in entries]
-    for i, (before, n) in enumerate(zip([None, *scales], scales, strict=False)):
-        if n and n != before:
-            ax.axvline(xs[i], color="black", linestyle=":", linewidth=0.8)
-            ax.annotate(
-                f"N = {n}",
-                (xs[i], 1),
-                xycoords=("data", "axes fraction"),
-                rotation=90,
-                va="top",
-                fontsize=6,
-            )
+    changes = [
+        (x, n)
+        for x, n, before in zip(xs, scales, [None, *scales], strict=False)
+        if n and n != before
+    ]
+    end = -math.inf
+    for x, n in changes:
+        ax.axvline(x, color="black", linestyle=":", linewidth=0.8)
+        if x > end:  # else the texts would overlap
+            place: Any = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top"}
+            ax.annotate(f"N = {n}", (x, 1), fontsize=6, **place)
+            end = x + (xs[-1] - xs[0]) / 30
     ax.set(title=f"{path.stem}: loss", xlabel="images_seen")
     ax.set_yscale("log" if min(ys) > 0 else "linear")
     return figure
