@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -116,6 +117,18 @@ def test_a_file_that_exists_is_not_replaced(run, tmp_path, arguments):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "--overwrite" in err
     assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("arguments", [["reproduce", "cifar10"], ["report"]])
+def test_a_foreign_report_is_not_replaced(run, tmp_path, arguments):
+    records = pathlib.Path("results/records").resolve()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "records").symlink_to(records)
+    (tmp_path / "REPORT.md").write_text("precious")
+    code, out, err = run(*arguments, "--out", tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--overwrite" in err
+    assert (tmp_path / "REPORT.md").read_text() == "precious"
 
 
 def test_sample_then_evaluate(run, tmp_path):

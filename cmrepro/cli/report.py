@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cmrepro.cli.options import FORMAT, OUT, print_rows
+from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, print_rows
 from cmrepro.data import open_images
 from cmrepro.grids import GRID_COLUMNS, GRID_ROWS, write_grid
 from cmrepro.paper import claim
@@ -18,8 +18,12 @@ from cmrepro.report.verdicts import verdicts
 @click.option("--check", is_flag=True, help="Write nothing; fail if files and records disagree.")
 @click.option("--real", help="Real images (data set, folder, zip, .npz) for the page.")
 @OUT
-def report(check: bool, real: str | None, out: Path) -> None:
-    """Write REPORT.md, tables, figures and the page results/site/index.html from the records."""
+@OVERWRITE
+def report(check: bool, real: str | None, out: Path, overwrite: bool) -> None:
+    """Write REPORT.md, tables, figures and the page results/site/index.html from the records.
+
+    A REPORT.md that this command has not written is replaced with --overwrite only.
+    """
     if check and real:
         raise click.UsageError("--check writes nothing; leave --real out")
     records = read_records(out / FOLDER)  # before a download
@@ -29,7 +33,7 @@ def report(check: bool, real: str | None, out: Path) -> None:
         stride = max(1, source.num_images // (GRID_ROWS * GRID_COLUMNS))
         write_grid(out / REAL, source.take(range(0, source.num_images, stride)))
     if not check:
-        for path in write_report(out):
+        for path in write_report(out, overwrite):
             click.echo(f"wrote {path}")
         return
     problems, remark = check_report(out)

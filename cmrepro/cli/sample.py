@@ -12,7 +12,7 @@ from cmrepro.distributed import process_group
 from cmrepro.experiments.reproduce import load_suite
 from cmrepro.experiments.reproduce import reproduce as run_suite
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.report.render import write_report
+from cmrepro.report.render import require_own_report, write_report
 from cmrepro.sampling import sample as run
 from cmrepro.sampling import sample_provenance, sampler_settings, write_sample_set
 from cmrepro.search import search_time
@@ -35,9 +35,10 @@ def reproduce(
     DATASET is cifar10; with --profile paper, which downloads the official checkpoints and needs an
     accelerator, also imagenet64. Numbers of images and seeds are the profile's by default.
     """
+    require_own_report(out, overwrite)
     changes = {key: value for key, value in given.items() if value is not None}
     run_suite(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
-    click.echo(f"wrote {write_report(out)[0]}")
+    click.echo(f"wrote {write_report(out, overwrite)[0]}")
 
 
 @click.command()

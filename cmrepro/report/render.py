@@ -32,19 +32,26 @@ SITE = Path("results/site")
 FIGURES = Path("results/figures")
 TRAINING = Path("results/training")
 REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
+MARK = "Written by `cmrepro report`"
 DRAWN_BY = re.compile(r"Matplotlib v([\w.]+)")
 # The package's checkpoints; their reader needs torch, which the report does without.
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
 
 
-def write_report(out: Path) -> list[Path]:
+def write_report(out: Path, overwrite: bool = False) -> list[Path]:
     """Write REPORT.md, tables, figures and the page from out/results/records.
 
-    Pages of records that are gone are removed.
+    Earlier reports are replaced, and pages of records that are gone are removed.
+
+    Args:
+        out: Folder of results/ and REPORT.md.
+        overwrite: Replace a REPORT.md that this function has not written.
 
     Raises:
-        ValueError: No records, one is refused, or a folder cannot be written.
+        ValueError: No records, one is refused, a folder cannot be written, or REPORT.md is not
+            one of ours.
     """
+    require_own_report(out, overwrite)
     texts = _texts(out)
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
@@ -52,6 +59,13 @@ def write_report(out: Path) -> list[Path]:
     for path in _surplus(texts, out):
         path.unlink()
     return [out / name for name in texts]
+
+
+def require_own_report(out: Path, overwrite: bool) -> None:
+    """Refuse a REPORT.md that is there and was not written by `write_report`."""
+    report = out / "REPORT.md"
+    if report.is_file() and not overwrite and MARK not in report.read_text(encoding="utf-8"):
+        raise ValueError(f"{report} is not by cmrepro; choose another --out, or add --overwrite")
 
 
 def check_report(out: Path) -> tuple[list[str], str]:
