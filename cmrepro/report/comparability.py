@@ -267,7 +267,7 @@ class Side(Struct, frozen=True):
 
     @property
     def remark(self) -> str:
-        """Which seeds do not count, "" where all do."""
+        """Note on the seeds that do not count, "" where all do."""
         seeds = ", ".join(str(seed) for seed in sorted(self.chosen_on))
         return f"without seed {seeds}, on which checkpoint or time was chosen" if seeds else ""
 

@@ -131,7 +131,7 @@ def _draw_anchors(ax: Axes, levels: dict[str, float]) -> None:
 
 
 def _direction(metric: Metric, context: Sequence[RunRecord]) -> str:
-    """Which direction is better; under some protocols none, as real images are not the best.
+    """Better direction; under some protocols none, as real images are not the best.
 
     Args:
         metric: One of `PAPER_METRICS`.

@@ -1,6 +1,7 @@
 """Verdicts on orderings: one model against others, paired over seeds (the same noise)."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,45 +116,36 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
         candidates[i] = [s for s, each in zip(of, agreements, strict=True) if not each.different]
         if not candidates[i]:
             return Verdict(claim.id, "not comparable", f"{of[0].first.model}: {agreements[0]}")
-    conditions = set.intersection(*({side.condition for side in of} for of in candidates))
-    if not conditions:
+    combinations = [c for c in product(*candidates) if len({side.condition for side in c}) == 1]
+    if not combinations:
         first, *rest = [facts(of[0].first) for of in candidates]
         fields = (*SCORING, *DATA_AND_SIZE)
         found = [str(compare_facts(first, other, fields, NAMES)) for other in rest]
         reason = "; ".join(filter(None, found)) or "scored against different reference statistics"
         return Verdict(claim.id, "not comparable", reason)
-    condition = max(sorted(conditions, key=repr), key=lambda found: found[2])  # the most images
-    better, *others = [
-        sorted((s for s in of if s.condition == condition), key=_preference, reverse=True)
-        for of in candidates
-    ]
-    tried = [_pairs(claim, side, others, demo) for side in better]
-    pairs = min(tried, key=lambda pairs: any(pair.different for pair in pairs))
+    tried = []
+    for better, *others in sorted(combinations, key=_preference, reverse=True):
+        sides_of = zip(claim.worse, others, strict=True)
+        pairs = [_pair((claim.better, worse), (better, side), demo) for worse, side in sides_of]
+        tried.append(pairs)
+        if not any(pair.different for pair in pairs):
+            break
+    else:
+        pairs = tried[0]
     for pair in pairs:
         if pair.different:
             return Verdict(claim.id, "not comparable", "; ".join(pair.different))
-    for pair in pairs:
         if len(pair.gains) < 2:
             seeds = f"{len(pair.gains)} seeds on both sides; at least 2 are needed"
             return Verdict(claim.id, "inconclusive", "; ".join([seeds, *pair.notes]))
     return _decide(claim, pairs, demo)
 
 
-def _preference(side: Side) -> tuple[int, bool]:
-    """Greater for a side with more seeds, then for one named like its recipe."""
-    checkpoint = side.first.checkpoint
-    recipe = checkpoint and checkpoint.recipe
-    return len(side.records), bool(recipe and side.first.model == recipe.name)
-
-
-def _pairs(claim: Ordering, best: Side, others: list[list[Side]], demo: bool) -> list[_Pair]:
-    """A better side with one worse side a setting: the first comparable one, or the first."""
-    pairs = []
-    for setting, of in zip(claim.worse, others, strict=True):
-        same = [side for side in of if side.checksum == best.checksum]
-        tried = [_pair((claim.better, setting), (best, side), demo) for side in same or of]
-        pairs.append(min(tried, key=lambda pair: bool(pair.different)))
-    return pairs
+def _preference(sides_of: Sequence[Side]) -> tuple[int, int, int]:
+    """Greater for more images, then more seeds, then more models named like their recipes."""
+    firsts = [side.first for side in sides_of]
+    named = [r for r in firsts if (c := r.checkpoint) and c.recipe and c.recipe.name == r.model]
+    return firsts[0].num_images, sum(len(side.records) for side in sides_of), len(named)
 
 
 def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool) -> _Pair:

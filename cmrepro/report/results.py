@@ -61,7 +61,7 @@ def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
-    """What distinguishes a record from those that agree with it in the fields `SHOWN`."""
+    """Differences of a record from those that agree with it in the fields `SHOWN`."""
     own = record.identity
     others = [members[0].identity for members in groups]
     alike = [other for other in others if all(other[key] == own[key] for key in SHOWN)]
