@@ -31,9 +31,7 @@ def process_group() -> Iterator[int]:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        distributed.init_process_group("gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield distributed.get_rank()
     finally:
@@ -55,35 +53,32 @@ def shard(count: int, rank: int, world_size: int) -> slice:
 def gather(part: Any) -> list[Any]:
     """Objects of all processes in the order of their ranks, at rank 0; [] elsewhere."""
     rank, world_size = rank_and_world_size()
-    if world_size == 1:
-        return [part]
-    parts: list[Any] | None = [None] * world_size if rank == 0 else None
-    distributed.gather_object(part, parts)
-    return parts or []
+    parts = [part] * world_size if rank == 0 else []
+    if distributed.is_initialized():
+        distributed.gather_object(part, parts or None)
+    return parts
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes."""
-    _, world_size = rank_and_world_size()
-    if world_size > 1:
+    if distributed.is_initialized():
         distributed.all_reduce(value)
-        value = value / world_size
+        value = value / distributed.get_world_size()
     return value
 
 
 def all_reduce_max(value: int) -> int:
     """Maximum of a number over all processes."""
-    if rank_and_world_size()[1] == 1:
-        return value
-    tensor = torch.tensor(value)
-    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
-    return int(tensor)
+    if distributed.is_initialized():
+        tensor = torch.tensor(value)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        value = int(tensor)
+    return value
 
 
 def broadcast(value: Any) -> Any:
     """Object of rank 0, in all processes."""
-    if rank_and_world_size()[1] == 1:
-        return value
     values = [value]
-    distributed.broadcast_object_list(values, src=0)
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(values, src=0)
     return values[0]

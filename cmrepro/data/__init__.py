@@ -8,14 +8,11 @@ from cmrepro.data.named import load_cifar10, synthetic
 from cmrepro.data.opening import load_dataset, open_images, training_images
 from cmrepro.data.sources import ImageDataset, ImageFiles, ImageSource, SampleSet, images_sha256
 
-TrainingImages = ImageSource
-
 __all__ = [
     "ImageDataset",
     "ImageFiles",
     "ImageSource",
     "SampleSet",
-    "TrainingImages",
     "images_sha256",
     "load_cifar10",
     "load_dataset",

@@ -1,8 +1,7 @@
 """Encoded images to pixels."""
 
-import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +14,6 @@ Reader = Callable[[str], bytes]
 
 class UnreadableImageError(ValueError):
     """An image file that cannot be read or decoded; the text names file and problem."""
-
-
-@contextlib.contextmanager
-def _opened(name: str, read: Reader) -> Iterator[Image.Image]:
-    try:
-        with Image.open(io.BytesIO(read(name))) as image:
-            yield image
-    except Exception as error:  # Pillow, zipfile and zlib each raise their own kinds
-        raise UnreadableImageError(f"{name} ({error})") from error
-
-
-def encoded_size(name: str, read: Reader) -> tuple[int, int]:
-    """Height and width of an image file, from its header; see `decode`."""
-    with _opened(name, read) as image:
-        return image.height, image.width
 
 
 def decode(name: str, read: Reader, image_size: int | None) -> NDArray[np.uint8]:
@@ -45,13 +29,25 @@ def decode(name: str, read: Reader, image_size: int | None) -> NDArray[np.uint8]
         UnreadableImageError: The file cannot be read or decoded.
         ValueError: `image_size` is None and the image is not RGB.
     """
-    with _opened(name, read) as image:
-        if image_size is not None:
-            return centre_square(image.convert("RGB"), image_size)
-        mode, pixels = image.mode, np.asarray(image)
+    try:
+        with Image.open(io.BytesIO(read(name))) as image:
+            if image_size is not None:
+                return centre_square(image.convert("RGB"), image_size)
+            mode, pixels = image.mode, np.asarray(image)
+    except Exception as error:  # Pillow, zipfile and zlib each raise their own kinds
+        raise UnreadableImageError(f"{name} ({error})") from error
     if mode != "RGB":
         raise ValueError(f"{name} is {mode}, allowed is RGB; convert the images beforehand")
     return pixels
+
+
+def encoded_size(name: str, read: Reader) -> tuple[int, int]:
+    """Height and width of an image file, from its header; see `decode`."""
+    try:
+        with Image.open(io.BytesIO(read(name))) as image:
+            return image.height, image.width
+    except Exception as error:  # as in `decode`
+        raise UnreadableImageError(f"{name} ({error})") from error
 
 
 def centre_square(image: Image.Image, size: int) -> NDArray[np.uint8]:

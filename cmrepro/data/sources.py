@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -152,7 +153,9 @@ class ImageFiles(ImageSource):
 
     def _pixels(self, index: int) -> Images:
         while True:
-            name = self.image_names[index := self._readable(index)]
+            if index in self._unreadable:
+                index = self._readable(index)
+            name = self.image_names[index]
             try:
                 pixels = decode(name, self.files.read, self.image_size)
             except UnreadableImageError as error:
@@ -169,7 +172,7 @@ class ImageFiles(ImageSource):
 
     def _readable(self, index: int) -> int:
         """Number of the image that is shown as image `index`."""
-        following = (i % self.num_images for i in range(index, index + self.num_images))
+        following = itertools.chain(range(index, self.num_images), range(index))
         return next((i for i in following if i not in self._unreadable), index)
 
     def _replace(self, found: list[int]) -> None:
