@@ -47,122 +47,84 @@ NOT_COMPARED = ("provenance", "durations_s")
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
-    """Code, machine and command behind a result.
-
-    Attributes:
-        command: Command line.
-        cmrepro: Version of this package; `python` likewise.
-        commit: Commit of the checkout; None for an installed package.
-        dirty: True if the checkout's code differs from that commit.
-        packages: Version by package.
-        platform: Operating system and architecture.
-        cpu: Processor, instruction set, number of usable cores.
-        threads: Threads of one process.
-        gpu: Accelerator; None without one.
-    """
+    """Code, machine and command behind a result."""
 
     command: str
-    cmrepro: str
-    commit: str | None
-    dirty: bool | None
+    cmrepro: str  # version of this package
+    commit: str | None  # commit of the checkout; None for an installed package
+    dirty: bool | None  # True if the checkout's code differs from that commit
     python: str
-    packages: dict[str, str]
-    platform: str
-    cpu: str
-    threads: int
-    gpu: str | None
+    packages: dict[str, str]  # version by package
+    platform: str  # operating system and architecture
+    cpu: str  # processor, instruction set, number of usable cores
+    threads: int  # threads of one process
+    gpu: str | None  # accelerator; None without one
 
 
 class TrainingRun(Struct, frozen=True, kw_only=True):
     """How a model was trained: measured for our own, published for official checkpoints.
 
-    Attributes:
-        method, scale, stands_for: As in `Recipe`; official checkpoints have more methods.
-        dataset: Name of the images trained on.
-        initialisation: "random" or "teacher".
-        weights: The weights that were kept: "ema", "online" or "not stated".
-        ema_rate: Decay a step of the average.
-        distance: d of the consistency losses.
-        batch_size: Global batch, images.
-        total_steps: Optimizer steps taken.
-        images_seen: Images, with repetition.
-        seed: Seed of weights, order, noise and times. This and the rest: our own trainings only.
-        dataset_sha256: Checksum of all training images.
-        teacher: Name or file of the teacher.
-        teacher_sha256: Checksum of the teacher's file.
-        precision: "fp32", "bf16" or "fp16".
-        num_processes: Processes that shared a batch.
-        duration_s: Seconds in training steps.
-        provenance: Code and machine.
+    method, scale, stands_for: As in `Recipe`; official checkpoints have more methods.
     """
 
     method: ReleasedMethod
     scale: Scale
     stands_for: str
-    dataset: str
-    initialisation: Initialisation | None = None
-    weights: str = "not stated"
-    ema_rate: Share | None = None
-    distance: str | None = None
-    batch_size: Positive | None = None
-    total_steps: Positive | None = None
-    images_seen: Positive | None = None
+    dataset: str  # name of the images trained on
+    initialisation: Initialisation | None = None  # "random" or "teacher"
+    weights: str = "not stated"  # the weights that were kept: "ema", "online" or "not stated"
+    ema_rate: Share | None = None  # decay a step of the average
+    distance: str | None = None  # d of the consistency losses
+    batch_size: Positive | None = None  # global batch, images
+    total_steps: Positive | None = None  # optimizer steps taken
+    images_seen: Positive | None = None  # images, with repetition
+    # Seed of weights, order, noise and times. This and the rest: our own trainings only
     seed: NotNegative | None = None
-    dataset_sha256: Checksum | None = None
-    teacher: str | None = None
-    teacher_sha256: Checksum | None = None
-    precision: str | None = None
-    num_processes: Positive | None = None
-    duration_s: float | None = None
-    provenance: Provenance | None = None
+    dataset_sha256: Checksum | None = None  # checksum of all training images
+    teacher: str | None = None  # name or file of the teacher
+    teacher_sha256: Checksum | None = None  # checksum of the teacher's file
+    precision: str | None = None  # "fp32", "bf16" or "fp16"
+    num_processes: Positive | None = None  # processes that shared a batch
+    duration_s: float | None = None  # seconds in training steps
+    provenance: Provenance | None = None  # code and machine
 
 
 class ConvertedFile(Struct, frozen=True, kw_only=True):
     """The file that a converted checkpoint was made from.
 
-    Attributes:
-        file, sha256, format: Its name, its checksum (of a folder's weights), its format.
-        conversion: Version of the conversion.
-        name, url, licence: Registry entry of an official checkpoint.
-        step: Step counter inside the file, where it has one.
+    file, sha256, format: Its name, its checksum (of a folder's weights), its format.
+    name, url, licence: Registry entry of an official checkpoint.
     """
 
     file: str
     sha256: Checksum
     format: Literal["torch", "flax", "diffusers"]
-    conversion: int
+    conversion: int  # version of the conversion
     name: str | None = None
     url: str | None = None
     licence: str | None = None
-    step: int | None = None
+    step: int | None = None  # step counter inside the file, where it has one
 
 
 class CheckpointInfo(Struct, frozen=True, kw_only=True):
     """Header of a checkpoint.
 
-    Attributes:
-        network: Name of the network preset.
-        parameterization: "boundary" (f) or "edm" (D).
-        sigma_data, sigma_min, sigma_max, rho: As in `Recipe`.
-        recipe: The recipe of our own trainings.
-        training: How the weights were trained; None where unknown.
-        converted: The file of another format that the weights come from.
-        selection: How the checkpoint was chosen among those of its training.
-        two_step_time: Second sampling time of a consistency function.
-        two_step_selection: How that time was chosen; None where published or given by hand.
+    sigma_data, sigma_min, sigma_max, rho: As in `Recipe`.
     """
 
-    network: str
-    parameterization: Literal["boundary", "edm"]
+    network: str  # name of the network preset
+    parameterization: Literal["boundary", "edm"]  # "boundary" (f) or "edm" (D)
     sigma_data: float
     sigma_min: float
     sigma_max: float
     rho: float = 7.0
-    recipe: Recipe | None = None
-    training: TrainingRun | None = None
-    converted: ConvertedFile | None = None
+    recipe: Recipe | None = None  # the recipe of our own trainings
+    training: TrainingRun | None = None  # how the weights were trained; None where unknown
+    converted: ConvertedFile | None = None  # the file of another format that the weights come from
+    # How the checkpoint was chosen among those of its training
     selection: Selection = Selection(rule="last checkpoint")
-    two_step_time: float | None = None
+    two_step_time: float | None = None  # second sampling time of a consistency function
+    # How that time was chosen; None where published or given by hand
     two_step_selection: Selection | None = None
 
 
@@ -174,43 +136,26 @@ class Checkpoint(CheckpointInfo, frozen=True, kw_only=True):
 
 
 class Hashes(Struct, frozen=True, kw_only=True):
-    """SHA-256 of each stage of a run, in the order in which two runs may part.
+    """SHA-256 of each stage of a run, in the order in which two runs may part."""
 
-    Attributes:
-        noise: Noise of all sampled images, float32.
-        labels: Classes of all sampled images, int64.
-        images: Images scored, beside a sample set all of them, uint8 (N, H, W, 3).
-        features: Features scored, float32 (N, D).
-    """
-
-    noise: Checksum | None = None
-    labels: Checksum | None = None
-    images: Checksum
-    features: Checksum | None = None
+    noise: Checksum | None = None  # noise of all sampled images, float32
+    labels: Checksum | None = None  # classes of all sampled images, int64
+    images: Checksum  # images scored, beside a sample set all of them, uint8 (N, H, W, 3)
+    features: Checksum | None = None  # features scored, float32 (N, D)
 
 
 class SampleProvenance(Struct, frozen=True, kw_only=True):
-    """Provenance of a sample set, in the JSON beside it (`samples.npz.provenance.json`).
+    """Provenance of a sample set, in the JSON beside it (`samples.npz.provenance.json`)."""
 
-    Attributes:
-        model: Name of the checkpoint, or of the sample set where nothing more is known.
-        nfe: Network evaluations an image; None where unknown.
-        seed: Seed of the noise; None where unknown.
-        sampler: How the images were made; None for images from elsewhere.
-        checkpoint: What made them; None for images from elsewhere.
-        num_sampled: Images of the whole sample set.
-        sampling_device: Device that made them.
-        hashes: Checksums of noise, labels and images of the whole sample set.
-    """
-
-    model: str
-    nfe: Positive | None = None
-    seed: NotNegative | None = None
+    model: str  # name of the checkpoint, or of the sample set where nothing more is known
+    nfe: Positive | None = None  # network evaluations an image; None where unknown
+    seed: NotNegative | None = None  # seed of the noise; None where unknown
+    # How the images were made; None for images from elsewhere
     sampler: SamplerSettings | None = None
-    checkpoint: Checkpoint | None = None
-    num_sampled: Positive | None = None
-    sampling_device: str | None = None
-    hashes: Hashes | None = None
+    checkpoint: Checkpoint | None = None  # what made them; None for images from elsewhere
+    num_sampled: Positive | None = None  # images of the whole sample set
+    sampling_device: str | None = None  # device that made them
+    hashes: Hashes | None = None  # checksums of noise, labels and images of the whole sample set
 
 
 class Extrapolation(Struct, frozen=True, kw_only=True):
@@ -222,47 +167,29 @@ class Extrapolation(Struct, frozen=True, kw_only=True):
 
 
 class Uncertainty(Struct, frozen=True, kw_only=True):
-    """How far the scores of one sample set can be trusted.
+    """How far the scores of one sample set can be trusted."""
 
-    Attributes:
-        intervals: 95 % interval by metric.
-        fid_by_num_images: FIDs of disjoint subsets of n images, by n.
-        fid_infinity: Extrapolation of that curve.
-    """
-
+    # 95 % interval by metric
     intervals: dict[Metric, tuple[float, float]] = field(default_factory=dict)
+    # FIDs of disjoint subsets of n images, by n
     fid_by_num_images: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    fid_infinity: Extrapolation | None = None
+    fid_infinity: Extrapolation | None = None  # extrapolation of that curve
 
 
 class RunRecord(SampleProvenance, frozen=True, kw_only=True):
-    """One sample set scored under one protocol.
+    """One sample set scored under one protocol."""
 
-    Attributes:
-        num_images: Images scored.
-        protocol: Every setting of the protocol.
-        reference: Reference statistics.
-        scores: Value by metric.
-        uncertainty: Intervals, where they were requested.
-        warnings: Limits of the scores' meaning, one sentence each.
-        hashes: Checksums of noise, images and features.
-        provenance: Code and machine of the scoring.
-        device: Device of the extractor.
-        durations_s: Seconds by stage.
-        schema: `SCHEMA`.
-    """
-
-    num_images: Positive
-    protocol: Protocol
-    reference: Reference
-    scores: dict[Metric, float]
-    uncertainty: Uncertainty | None = None
-    warnings: tuple[str, ...] = ()
-    hashes: Hashes
-    provenance: Provenance
-    device: str
-    durations_s: dict[str, float] = field(default_factory=dict)
-    schema: Literal["cmrepro-record-4"] = SCHEMA
+    num_images: Positive  # images scored
+    protocol: Protocol  # every setting of the protocol
+    reference: Reference  # reference statistics
+    scores: dict[Metric, float]  # value by metric
+    uncertainty: Uncertainty | None = None  # intervals, where they were requested
+    warnings: tuple[str, ...] = ()  # limits of the scores' meaning, one sentence each
+    hashes: Hashes  # checksums of noise, images and features
+    provenance: Provenance  # code and machine of the scoring
+    device: str  # device of the extractor
+    durations_s: dict[str, float] = field(default_factory=dict)  # seconds by stage
+    schema: Literal["cmrepro-record-4"] = SCHEMA  # `SCHEMA`
 
     def __post_init__(self) -> None:
         for metric, value in self.scores.items():

@@ -26,78 +26,48 @@ _CHECKSUMS = "sha256:[0-9a-f]{64}|sha256-prefix:[0-9a-f]{8,64}"
 class Recipe(Struct, frozen=True, kw_only=True):
     """Everything needed to train one model: a column of Table 3 and what the table leaves out.
 
-    Attributes:
-        name: Its key in recipes.toml.
-        variant: "paper", or "released" for the settings of the official code.
-        scale: "paper", or "demo" for a network that a laptop samples.
-        stands_for: The paper's model that it trains or imitates, e.g. "cifar10-cd".
-        method: "edm" (denoising, the teacher), "cd" (Algorithm 2) or "ct" (Algorithm 3).
-        dataset: Name of the training images.
-        network: Name of a network preset.
-        initialisation: "random", or "teacher" for the teacher's weights.
-        optimizer: "radam".
-        learning_rate: Rate of the first step; constant unless one of the next two is given.
-        inverse_sqrt_after: Images after which the rate falls as 1 / sqrt(images / this) (EDM2).
-        linear_decay_share: Share of the steps, at the end, over which the rate falls to 0.
-        batch_size: Global batch, images.
-        ema_rate: Decay a step of the averaged weights that are sampled from.
-        total_steps: Optimizer steps.
-        dropout: Probability.
-        horizontal_flip: Flip each image with probability 1/2.
-        mixed_precision: Train in half precision.
-        num_gpus: Devices the source used; a device's share of the batch is one forward pass
-            unless `--micro-batch` says otherwise.
-        sigma_min: The paper's epsilon.
-        sigma_max: The paper's T.
-        rho: Exponent of the time grid.
-        sigma_data: Standard deviation of the data.
-        mu_form: Divisor of mu(k): "paper" or "released".
-        distance: d of the consistency losses.
-        solver: ODE solver of CD.
-        target_ema: mu, where fixed.
-        mu0: mu at the start, where it follows mu(k).
-        num_scales: N, where fixed.
-        s0: N at the start, where it follows N(k).
-        s1: N - 1 at the end, where it follows N(k).
-        schedule_steps: K of N(k), where training stops before K or continues after it.
-        two_step_index: Index on the time grid of the second sampling time, where published.
-
     Raises:
         ValueError: Fields that exclude each other, or that the method does not have.
     """
 
-    name: str
-    variant: Variant
-    scale: Scale = "paper"
-    stands_for: str
-    method: Method
-    dataset: str
-    network: str
-    initialisation: Initialisation
-    optimizer: str
+    name: str  # its key in recipes.toml
+    variant: Variant  # "paper", or "released" for the settings of the official code
+    scale: Scale = "paper"  # "paper", or "demo" for a network that a laptop samples
+    stands_for: str  # the paper's model that it trains or imitates, e.g. "cifar10-cd"
+    method: Method  # "edm" (denoising, the teacher), "cd" (Algorithm 2) or "ct" (Algorithm 3)
+    dataset: str  # name of the training images
+    network: str  # name of a network preset
+    initialisation: Initialisation  # "random", or "teacher" for the teacher's weights
+    optimizer: str  # "radam"
+    # Rate of the first step; constant unless one of the next two is given
     learning_rate: Annotated[float, Meta(gt=0)]
+    # Images after which the rate falls as 1 / sqrt(images / this) (EDM2)
     inverse_sqrt_after: Positive | None = None
+    # Share of the steps, at the end, over which the rate falls to 0
     linear_decay_share: Annotated[float, Meta(gt=0, le=1)] | None = None
-    batch_size: Positive
-    ema_rate: Share
-    total_steps: Positive
-    dropout: Share
-    horizontal_flip: bool
-    mixed_precision: bool
+    batch_size: Positive  # global batch, images
+    ema_rate: Share  # decay a step of the averaged weights that are sampled from
+    total_steps: Positive  # optimizer steps
+    dropout: Share  # probability
+    horizontal_flip: bool  # flip each image with probability 1/2
+    mixed_precision: bool  # train in half precision
+    # Devices the source used; a device's share of the batch is one forward pass by default
     num_gpus: Positive
-    sigma_min: float
-    sigma_max: float
-    rho: float
-    sigma_data: float
-    mu_form: Variant
-    distance: str | None = None
-    solver: str | None = None
-    target_ema: Share | None = None
-    mu0: Share | None = None
-    num_scales: Positive | None = None
-    s0: Positive | None = None
-    s1: Positive | None = None
+    sigma_min: float  # the paper's epsilon
+    sigma_max: float  # the paper's T
+    rho: float  # exponent of the time grid
+    sigma_data: float  # standard deviation of the data
+    mu_form: Variant  # divisor of mu(k): "paper" or "released"
+    distance: str | None = None  # d of the consistency losses
+    solver: str | None = None  # ODE solver of CD
+    target_ema: Share | None = None  # mu, where fixed
+    mu0: Share | None = None  # mu at the start, where it follows mu(k)
+    num_scales: Positive | None = None  # N, where fixed
+    s0: Positive | None = None  # N at the start, where it follows N(k)
+    s1: Positive | None = None  # N - 1 at the end, where it follows N(k)
+    # K of N(k), where training stops before K or continues after it
     schedule_steps: Positive | None = None
+    # Index on the time grid of the second sampling time, where published
     two_step_index: Positive | None = None
 
     def __post_init__(self) -> None:
@@ -133,20 +103,16 @@ _CONSISTENCY_FIELDS = (
 
 
 class SamplerSettings(Struct, frozen=True, kw_only=True):
-    """How noise becomes images.
+    """How noise becomes images."""
 
-    Attributes:
-        algorithm: "multistep" (Algorithm 1, for f) or "heun" (EDM's deterministic sampler, for D).
-        times: Times at which f is evaluated, or the grid of Heun's method, decreasing.
-        to_uint8: How 127.5 x + 127.5 becomes 0-255: nearest level ("round") or the next lower one
-            ("truncate", the official code).
-        clip_denoised: Clip the result of each evaluation to [-1, 1].
-    """
-
+    # "multistep" (Algorithm 1, for f) or "heun" (EDM's deterministic sampler, for D)
     algorithm: Literal["multistep", "heun"]
+    # Times at which f is evaluated, or the grid of Heun's method, decreasing
     times: tuple[float, ...]
+    # How 127.5 x + 127.5 becomes 0-255: nearest level ("round") or the next lower one ("truncate",
+    # the official code)
     to_uint8: Rounding = "round"
-    clip_denoised: bool = True
+    clip_denoised: bool = True  # clip the result of each evaluation to [-1, 1]
 
     @property
     def nfe(self) -> int:
@@ -155,24 +121,17 @@ class SamplerSettings(Struct, frozen=True, kw_only=True):
 
 
 class Weights(Struct, frozen=True, kw_only=True):
-    """A file of an extractor's weights.
+    """A file of an extractor's weights."""
 
-    Attributes:
-        name: Its key in [weights] of protocols.toml.
-        file: Name of the file, in the package or in the cache's folder `weights`.
-        checksum: "sha256:…", "sha256-prefix:…" where only the first digits are published, or, of
-            a download, "recorded at first download".
-        source: Publisher.
-        package: Python package that holds the file, by import name; None for a download.
-        url: Address of a download; None for a file in a package.
-    """
-
-    name: str
-    file: str
+    name: str  # its key in [weights] of protocols.toml
+    file: str  # name of the file, in the package or in the cache's folder `weights`
+    # "sha256:…", "sha256-prefix:…" where only the first digits are published, or, of a download,
+    # "recorded at first download"
     checksum: Annotated[str, Meta(pattern=f"^({_CHECKSUMS}|{RECORDED})$")]
-    source: str
+    source: str  # publisher
+    # Python package that holds the file, by import name; None for a download
     package: str | None = None
-    url: str | None = None
+    url: str | None = None  # address of a download; None for a file in a package
 
     def __post_init__(self) -> None:
         if (self.package is None) == (self.url is None):
@@ -182,51 +141,33 @@ class Weights(Struct, frozen=True, kw_only=True):
 
 
 class Extractor(Struct, frozen=True, kw_only=True):
-    """Image network that gives features and logits.
+    """Image network that gives features and logits."""
 
-    Attributes:
-        name: Its key in protocols.toml.
-        network: Architecture.
-        weights: File of its weights.
-        image_size: Side length in px of its input.
-        resize: "bilinear" (half-pixel centres, antialiased when shrinking),
-            "tensorflow1-bilinear" (corner-aligned origin, no antialiasing), "pytorch-bilinear"
-            (half-pixel centres, no antialiasing) or "pil-bicubic" (Pillow on float32 channels,
-            antialiased when shrinking, clipped to 0-255, not rounded).
-        mean: Subtracted from red, green, blue (0-255).
-        std: Divides them after that.
-        feature_dim: Number of features D.
-        num_logits: Number of class logits; 0 without any.
-        spatial_dim: Number of spatial features (sFID); 0 without any.
-    """
-
-    name: str
+    name: str  # its key in protocols.toml
+    # Architecture
     network: Literal["efficientnet-lite0", "inception-2015", "inception-torchscript", "dinov2"]
-    weights: Weights
-    image_size: Positive
+    weights: Weights  # file of its weights
+    image_size: Positive  # side length in px of its input
+    # "bilinear" (half-pixel centres, antialiased when shrinking), "tensorflow1-bilinear" (corner-
+    # aligned origin, no antialiasing), "pytorch-bilinear" (half-pixel centres, no antialiasing) or
+    # "pil-bicubic" (Pillow on float32 channels, antialiased when shrinking, clipped to 0-255, not
+    # rounded)
     resize: Literal["bilinear", "tensorflow1-bilinear", "pytorch-bilinear", "pil-bicubic"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    feature_dim: Positive
-    num_logits: NotNegative = 0
-    spatial_dim: NotNegative = 0
+    mean: tuple[float, float, float]  # subtracted from red, green, blue (0-255)
+    std: tuple[float, float, float]  # divides them after that
+    feature_dim: Positive  # number of features D
+    num_logits: NotNegative = 0  # number of class logits; 0 without any
+    spatial_dim: NotNegative = 0  # number of spatial features (sFID); 0 without any
 
 
 class InceptionScoreSettings(Struct, frozen=True, kw_only=True):
-    """Settings of IS.
+    """Settings of IS."""
 
-    Attributes:
-        num_splits: Number of parts; exclusive with `split_size`.
-        split_size: Images in each part.
-        shuffle: Shuffle the images before they are parted.
-        seed: Seed of that shuffle.
-        extractor: Network that gives the logits, where it is not the protocol's.
-    """
-
-    num_splits: Positive | None = None
-    split_size: Positive | None = None
-    shuffle: bool = False
-    seed: NotNegative | None = None
+    num_splits: Positive | None = None  # number of parts; exclusive with `split_size`
+    split_size: Positive | None = None  # images in each part
+    shuffle: bool = False  # shuffle the images before they are parted
+    seed: NotNegative | None = None  # seed of that shuffle
+    # Network that gives the logits, where it is not the protocol's
     extractor: Extractor | None = None
 
     def __post_init__(self) -> None:
@@ -247,13 +188,9 @@ class KernelSettings(Struct, frozen=True, kw_only=True):
 
 
 class ManifoldSettings(Struct, frozen=True, kw_only=True):
-    """Settings of precision, recall, density and coverage.
+    """Settings of precision, recall, density and coverage."""
 
-    Attributes:
-        neighborhood: k: a ball reaches to the k-th nearest neighbour.
-    """
-
-    neighborhood: Positive
+    neighborhood: Positive  # k: a ball reaches to the k-th nearest neighbour
 
 
 class StoredFeatures(Struct, frozen=True, kw_only=True):
@@ -264,37 +201,22 @@ class StoredFeatures(Struct, frozen=True, kw_only=True):
 
 
 class Protocol(Struct, frozen=True, kw_only=True):
-    """A named, versioned way to score a sample set.
+    """A named, versioned way to score a sample set."""
 
-    Attributes:
-        name: Name of the protocol.
-        version: Raised by every change that moves a score.
-        source: Whose way of scoring it is.
-        extractor: Network that gives the features.
-        to_uint8: How its tools turn [-1, 1] into pixels; "as given" for tools that read images.
-        num_images: Number of images that a score needs.
-        metrics: Its metrics, in the order of tables.
-        reference: Name of the reference statistics used by default.
-        dataset: The only data set that it is defined for, e.g. "cifar10-train".
-        stored_features: Real features of KID and the manifold metrics.
-        inception_score: Settings of IS.
-        kernel: Settings of KID.
-        manifold: Settings of precision, recall, density and coverage.
-    """
-
-    name: str
-    version: Positive
-    source: str
-    extractor: Extractor
+    name: str  # name of the protocol
+    version: Positive  # raised by every change that moves a score
+    source: str  # whose way of scoring it is
+    extractor: Extractor  # network that gives the features
+    # How its tools turn [-1, 1] into pixels; "as given" for tools that read images
     to_uint8: Literal["round", "truncate", "as given"]
-    num_images: Positive
-    metrics: tuple[Metric, ...]
-    reference: str
-    dataset: str | None = None
-    stored_features: StoredFeatures | None = None
-    inception_score: InceptionScoreSettings | None = None
-    kernel: KernelSettings | None = None
-    manifold: ManifoldSettings | None = None
+    num_images: Positive  # number of images that a score needs
+    metrics: tuple[Metric, ...]  # its metrics, in the order of tables
+    reference: str  # name of the reference statistics used by default
+    dataset: str | None = None  # the only data set that it is defined for, e.g. "cifar10-train"
+    stored_features: StoredFeatures | None = None  # real features of KID and the manifold metrics
+    inception_score: InceptionScoreSettings | None = None  # settings of IS
+    kernel: KernelSettings | None = None  # settings of KID
+    manifold: ManifoldSettings | None = None  # settings of precision, recall, density and coverage
 
     @property
     def logits_extractor(self) -> Extractor:
@@ -329,31 +251,18 @@ _METRIC_SETTINGS: dict[Metric, tuple[str, ...]] = {
 
 
 class ReferenceMetadata(Struct, frozen=True, kw_only=True):
-    """What reference statistics were made of; None where the file does not say.
+    """What reference statistics were made of; None where the file does not say."""
 
-    Attributes:
-        dataset: Data set, e.g. "cifar10".
-        split: "train", "test" or "all".
-        num_images: Images behind mean and covariance.
-        extractor: Name of the extractor.
-        image_size: Side length in px of the extractor's input.
-        resize: Rule of `Extractor.resize`.
-        protocol: Protocol they were built for.
-        protocol_version: Its version.
-        features_seed: Seed of the choice of stored features.
-        images_sha256: Checksum of the images.
-    """
-
-    dataset: str | None = None
-    split: str | None = None
-    num_images: Positive | None = None
-    extractor: str | None = None
-    image_size: Positive | None = None
-    resize: str | None = None
-    protocol: str | None = None
-    protocol_version: Positive | None = None
-    features_seed: NotNegative | None = None
-    images_sha256: Checksum | None = None
+    dataset: str | None = None  # data set, e.g. "cifar10"
+    split: str | None = None  # "train", "test" or "all"
+    num_images: Positive | None = None  # images behind mean and covariance
+    extractor: str | None = None  # name of the extractor
+    image_size: Positive | None = None  # side length in px of the extractor's input
+    resize: str | None = None  # rule of `Extractor.resize`
+    protocol: str | None = None  # protocol they were built for
+    protocol_version: Positive | None = None  # its version
+    features_seed: NotNegative | None = None  # seed of the choice of stored features
+    images_sha256: Checksum | None = None  # checksum of the images
 
 
 class Reference(ReferenceMetadata, frozen=True, kw_only=True):
@@ -364,20 +273,12 @@ class Reference(ReferenceMetadata, frozen=True, kw_only=True):
 
 
 class Selection(Struct, frozen=True, kw_only=True):
-    """How a checkpoint, or a second sampling time, was chosen.
+    """How a checkpoint, or a second sampling time, was chosen."""
 
-    Attributes:
-        rule: In words, e.g. "last checkpoint" or "least fid of 8 candidates".
-        metric: Score that decided.
-        search: "ternary" or "grid".
-        protocol: Name and version, e.g. "embedded-v1".
-        seeds: Seeds of the samples that were scored: their scores flatter the model.
-        num_images: Images of each candidate.
-    """
-
-    rule: str
-    metric: Metric | None = None
-    search: Literal["ternary", "grid"] | None = None
-    protocol: str | None = None
+    rule: str  # in words, e.g. "last checkpoint" or "least fid of 8 candidates"
+    metric: Metric | None = None  # score that decided
+    search: Literal["ternary", "grid"] | None = None  # "ternary" or "grid"
+    protocol: str | None = None  # name and version, e.g. "embedded-v1"
+    # Seeds of the samples that were scored: their scores flatter the model
     seeds: tuple[NotNegative, ...] = ()
-    num_images: Positive | None = None
+    num_images: Positive | None = None  # images of each candidate
