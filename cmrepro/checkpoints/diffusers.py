@@ -31,35 +31,21 @@ PIPELINE = "ConsistencyModelPipeline"
 DEFAULT_NUM_SCALES = 40  # of diffusers' scheduler, and of the released CD models
 
 RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
+    **{"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj"},
+    **{"out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut"},
 }
 ATTENTION = {"norm": "group_norm", "qkv": "", "proj_out": "to_out.0"}
 OUTSIDE = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "label_emb": "class_embedding",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
+    **{"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"},
+    **{"label_emb": "class_embedding", "input_blocks.0.0": "conv_in"},
+    **{"out.0": "conv_norm_out", "out.2": "conv_out"},
 }
 # Settings that make a UNet2DModel an ADM U-Net of any width; diffusers' own defaults but for the
 # two resamplers.
 FIXED: dict[str, Any] = {
-    "act_fn": "silu",
-    "center_input_sample": False,
-    "downsample_type": "resnet",
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-5,
-    "norm_num_groups": 32,
-    "time_embedding_type": "positional",
-    "upsample_type": "resnet",
+    **{"act_fn": "silu", "norm_eps": 1e-5, "norm_num_groups": 32, "mid_block_scale_factor": 1},
+    **{"time_embedding_type": "positional", "flip_sin_to_cos": True, "freq_shift": 0},
+    **{"center_input_sample": False, "downsample_type": "resnet", "upsample_type": "resnet"},
 }
 RESAMPLER_DEFAULTS = {"downsample_type": "conv", "upsample_type": "conv"}
 
@@ -145,12 +131,11 @@ def to_diffusers(weights: Mapping[str, Tensor], config: ADMConfig) -> dict[str, 
     modules, result = module_names(config), {}
     for name, tensor in weights.items():
         module, _, kind = name.rpartition(".")
-        layer = modules[module]
+        layer, attention = modules[module], module.endswith((".qkv", ".proj_out"))
+        tensor = tensor.reshape(tensor.shape[:2]) if attention else tensor
         if module.endswith(".qkv"):
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                result[f"{layer}.to_{part}.{kind}"] = rows.reshape(rows.shape[:2])
-        elif module.endswith(".proj_out"):
-            result[f"{layer}.{kind}"] = tensor.reshape(tensor.shape[:2])
+                result[f"{layer}.to_{part}.{kind}"] = rows
         else:
             result[f"{layer}.{kind}"] = tensor
     return result
@@ -163,11 +148,9 @@ def from_diffusers(weights: Mapping[str, Tensor], network_name: str) -> dict[str
         expected = build_network(network_name).state_dict()
     for name, parameter in expected.items():
         module, _, kind = name.rpartition(".")
-        layer = modules[module]
-        if module.endswith(".qkv"):
-            tensor = torch.cat([weights[f"{layer}.to_{part}.{kind}"] for part in "qkv"])
-        else:
-            tensor = weights[f"{layer}.{kind}"]
+        parts = [f"to_{part}.{kind}" for part in "qkv"] if module.endswith(".qkv") else [kind]
+        tensors = [weights[f"{modules[module]}.{part}"] for part in parts]
+        tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
         result[name] = tensor.reshape(parameter.shape)
     return result
 
@@ -249,12 +232,11 @@ def write_diffusers_folder(
     """
     contents: dict[str, Any] = {"unet/config.json": unet_config(info.network)}
     if info.parameterization == "boundary":
-        contents["scheduler/scheduler_config.json"] = scheduler_config(info)
-        contents["model_index.json"] = {
-            "_class_name": PIPELINE,
-            "scheduler": ["diffusers", "CMStochasticIterativeScheduler"],
-            "unet": ["diffusers", "UNet2DModel"],
-        }
+        scheduler = scheduler_config(info)
+        classes = {"scheduler": scheduler["_class_name"], "unet": "UNet2DModel"}
+        index = {part: ["diffusers", name] for part, name in classes.items()}
+        contents["scheduler/scheduler_config.json"] = scheduler
+        contents["model_index.json"] = {"_class_name": PIPELINE} | index
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} exists and is not an empty folder; choose another")
     make_folder(path.parent)

@@ -12,24 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cmrepro.checkpoints.diffusers import (
-    OLD_WEIGHTS,
-    adm_config,
-    folder_fields,
-    folder_weights_file,
-    from_diffusers,
-    is_diffusers_folder,
-    to_diffusers,
-)
-from cmrepro.checkpoints.flax import flax_layout, ncsnpp_state_dict, read_flax_checkpoint
-from cmrepro.checkpoints.io import (
-    check_parameters,
-    parameter_differences,
-    read_info,
-    read_safetensors_metadata,
-    read_weights,
-    shapes,
-)
+from cmrepro.checkpoints import diffusers, flax, io
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
 from cmrepro.networks.presets import PRESETS, build_network
 from cmrepro.schema import to_builtins
@@ -38,14 +21,9 @@ Format = Literal["safetensors", "torch", "flax", "diffusers"]
 
 
 class Contents(NamedTuple):
-    """Contents of a checkpoint.
+    """Format, weights under our names, stated fields of `CheckpointInfo`, and a step counter.
 
-    Attributes:
-        format: Format of the file.
-        weights: Tensors under our names.
-        fields: The fields of `CheckpointInfo` that the file states, all of them if we wrote it;
-            and the network that has these parameters.
-        step: Step counter in the file, where it has one.
+    The fields have the network always, and are all there if we wrote the file.
     """
 
     format: Format
@@ -57,12 +35,9 @@ class Contents(NamedTuple):
 def file_format(path: Path) -> Format:
     """The format of a file or folder, by its first bytes; refuses pickles and unknown formats."""
     if path.is_dir():
-        if is_diffusers_folder(path):
+        if diffusers.is_diffusers_folder(path):
             return "diffusers"
-        raise ValueError(
-            f"{path} is no diffusers folder (no unet/config.json or config.json); allowed are "
-            "those of UNet2DModel and ConsistencyModelPipeline"
-        )
+        raise ValueError(f"{path} is no diffusers folder: it has no [unet/]config.json")
     with open(path, "rb") as file:
         start = file.read(10)
     if start.startswith(b"PK\x03\x04"):
@@ -71,9 +46,8 @@ def file_format(path: Path) -> Format:
         return "safetensors"
     if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:  # PROTO and its version
         raise ValueError(
-            f"{path} is a Python pickle, which runs code when it is opened: save its weights as a "
-            "state dict (torch.save) if you trust it; for NVIDIA's EDM models use the paper's own "
-            "teachers, edm-cifar10 or edm-imagenet64"
+            f"{path} is a Python pickle, which runs code when it is opened; save its state dict "
+            "if you trust it; in place of NVIDIA's EDM models use edm-cifar10 or edm-imagenet64"
         )
     if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map with entries
         return "flax"
@@ -85,7 +59,7 @@ def file_format(path: Path) -> Format:
 
 def weights_file(path: Path) -> Path:
     """The file itself, or the one with the weights in a diffusers folder."""
-    return folder_weights_file(path) if path.is_dir() else path
+    return diffusers.folder_weights_file(path) if path.is_dir() else path
 
 
 def read_contents(path: Path, network: str | None = None) -> Contents:
@@ -102,29 +76,29 @@ def read_contents(path: Path, network: str | None = None) -> Contents:
     kind = file_format(path)
     fields: dict[str, Any] = {}
     if kind == "safetensors":
-        fields = to_builtins(read_info(path))
+        fields = to_builtins(io.read_info(path))
     elif kind == "diffusers":
-        fields = folder_fields(path)
+        fields = diffusers.folder_fields(path)
     tensors, step = _read_tensors(path, kind)
     network = fields.get("network") or network or _matching_network(path, kind, tensors)
-    check_parameters(_expected(kind, network), tensors, str(path), network)
+    io.check_parameters(_expected(kind, network), tensors, str(path), network)
     config = PRESETS[network][1]
     if isinstance(config, NCSNppConfig) and kind == "flax":
-        tensors = ncsnpp_state_dict(tensors, config)
+        tensors = flax.ncsnpp_state_dict(tensors, config)
     elif kind == "diffusers":
-        tensors = from_diffusers(tensors, network)
+        tensors = diffusers.from_diffusers(tensors, network)
     return Contents(kind, dict(tensors), fields | {"network": network}, step)
 
 
 def _read_tensors(path: Path, kind: Format) -> tuple[Mapping[str, Any], int | None]:
     """Tensors under the names of the file's format, and its step counter."""
     if kind == "flax":
-        return read_flax_checkpoint(path)
+        return flax.read_flax_checkpoint(path)
     file = weights_file(path)
-    if kind == "torch" or file.name == OLD_WEIGHTS:
+    if kind == "torch" or file.name == diffusers.OLD_WEIGHTS:
         return read_torch_file(file), None
-    read_safetensors_metadata(file)  # refuses a broken file
-    return read_weights(file), None
+    io.read_safetensors_metadata(file)  # refuses a broken file
+    return io.read_weights(file), None
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
@@ -136,26 +110,25 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a crafted file can make the unpickler raise anything
-        reason = f"damaged, or holds more than tensors ({type(error).__name__}); nothing was run"
-        if not zipfile.is_zipfile(path):
-            reason = "cut off, or was written before torch 1.6"
+        whole = zipfile.is_zipfile(path)
+        reason = "damaged, or holds more than tensors" if whole else "cut off, or of torch < 1.6"
         raise ValueError(
-            f"{path} is {reason}; download it again, or save its state dict alone if you trust it"
+            f"{path} is {reason} ({type(error).__name__}); nothing in it was run: download it "
+            "again, or save its state dict alone if you trust it"
         ) from error
     if not isinstance(weights, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
     ):
         raise ValueError(
-            f"{path} holds a {type(weights).__name__} of other things than named tensors; allowed "
-            "is a state dict, as torch.save(network.state_dict(), FILE) writes it"
+            f"{path} holds other things than named tensors; save the network's state dict alone"
         )
     return dict(weights)
 
 
 def _matching_network(path: Path, kind: Format, tensors: Mapping[str, Any]) -> str:
     """The one preset with exactly these parameters; without any, the error names the nearest."""
-    got = shapes(tensors)
-    expected = {name: shapes(_expected(kind, name)) for name in PRESETS}
+    got = io.shapes(tensors)
+    expected = {name: io.shapes(_expected(kind, name)) for name in PRESETS}
     matching = [name for name, wanted in expected.items() if wanted == got]
     if len(matching) > 1:
         raise ValueError(f"{path} fits {', '.join(matching)}; name one with --network")
@@ -164,7 +137,7 @@ def _matching_network(path: Path, kind: Format, tensors: Mapping[str, Any]) -> s
     nearest = min(expected, key=lambda name: len(expected[name].items() ^ got.items()))
     raise ValueError(
         f"{path} ({kind}) has the parameters of no network of ours; the nearest is '{nearest}', "
-        f"but it {parameter_differences(expected[nearest], got)}"
+        f"but it {io.parameter_differences(expected[nearest], got)}"
     )
 
 
@@ -173,6 +146,10 @@ def _expected(kind: Format, network_name: str) -> Mapping[str, Tensor]:
     with torch.device("meta"):
         network = build_network(network_name)
     if kind == "flax":
-        return flax_layout(network) if isinstance(network, NCSNpp) else {}
+        return flax.flax_layout(network) if isinstance(network, NCSNpp) else {}
     weights = network.state_dict()
-    return to_diffusers(weights, adm_config(network_name)) if kind == "diffusers" else weights
+    return (
+        diffusers.to_diffusers(weights, diffusers.adm_config(network_name))
+        if kind == "diffusers"
+        else weights
+    )

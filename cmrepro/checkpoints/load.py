@@ -41,9 +41,6 @@ def find_checkpoint(name: str | Path) -> Path:
     """The file of a bundled or released checkpoint's name, or the path itself.
 
     A released checkpoint is downloaded and converted into the cache on first use.
-
-    Raises:
-        ValueError: Unknown name, or a file that cannot be downloaded or converted.
     """
     entry = released_checkpoints().get(str(name))
     if entry is None or Path(name).exists():

@@ -15,18 +15,14 @@ class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
     """One released checkpoint.
 
     Attributes:
-        name: Its key in registry.toml.
-        url: Address.
-        bytes_approx: Size of the file, roughly.
         checksum: As for `files.download`; none is published.
         format: "torch" (a state dict) or "flax" (a msgpack file).
-        network: Name of the network preset.
-        sigma_data: As in `CheckpointInfo`, like the next two.
+        sigma_data: As in `CheckpointInfo`, like the next two and `network`.
         licence: SPDX name of the licence of the repository that released it.
         model_card: Address.
         training: Published facts of its training.
-        two_step_index: Index of the second sampling time on the grid, where published.
-        num_scales: Points of that grid.
+        two_step_index: Index of the second sampling time, where published.
+        num_scales: Points of the grid of that index.
     """
 
     name: str
