@@ -68,7 +68,7 @@ def test_every_option_reaches_the_training(
     code, out, err = run(*arguments, "--set", "total_steps=6")
     assert code == 0, err
     path = tmp_path / "run" / "mine.safetensors"
-    assert out == f"{path}\n"
+    assert out == f"wrote {path}\n"
     info = read_info(path)
     trained = info.training
     assert info.recipe and trained and trained.provenance

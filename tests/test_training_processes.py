@@ -192,5 +192,5 @@ def test_the_command_trains_under_torchrun(tmp_path: pathlib.Path) -> None:
             command, env=os.environ | ENVIRONMENT, capture_output=True, text=True
         )
         assert work.returncode == 0, work.stderr
-        assert work.stdout == f"{tmp_path / name / 'demo-cifar10-ct.safetensors'}\n"
+        assert work.stdout == f"wrote {tmp_path / name / 'demo-cifar10-ct.safetensors'}\n"
     assert_close(tmp_path / "1", tmp_path / "2")

@@ -4,76 +4,51 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
-from cmrepro.cli.options import DEVICE, FORMAT, OUT, parse_settings, print_rows
-
-VARIANT = click.option(
-    "--variant", type=click.Choice(["paper", "released"]), default="paper", show_default=True
-)
+from cmrepro.checkpoints.load import load_model
+from cmrepro.cli.options import COUNT, DEVICE, FORMAT, PATH, parse_settings, print_rows
+from cmrepro.data import training_images
+from cmrepro.distributed import process_group
+from cmrepro.networks.presets import IMAGE_SIZES
+from cmrepro.provenance import provenance
+from cmrepro.schema import unknown
+from cmrepro.settings import Variant
+from cmrepro.training.loop import train as run
+from cmrepro.training.plan import plan
+from cmrepro.training.recipes import load_recipe
+from cmrepro.training.step import Training
 
 
 @click.command()
 @click.argument("recipe")
-@VARIANT
+@click.option("--variant", type=click.Choice(["paper", "released"]), default="paper")
 @click.option("--name", help="Name of the checkpoint (default: the recipe's).")
 @click.option("--teacher", help="EDM checkpoint: a name or a path.")
 @click.option("--data", "data_path", help="Data set: a path, a name, or 'synthetic'.")
-@click.option(
-    "--max-unreadable",
-    default=0,
-    show_default=True,
-    help="Leave out up to this many images that cannot be decoded, and name them.",
-)
-@click.option(
-    "--set", "settings", multiple=True, help="Changes to the recipe, KEY=VALUE[,KEY=VALUE…]."
-)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--max-unreadable", default=0, help="Undecodable images to leave out, at most.")
+@click.option("--set", "settings", multiple=True, help="Changes to the recipe: KEY=VALUE,…")
+@click.option("--seed", default=0)
 @click.option("--resume", is_flag=True, help="Continue from the newest state in the --out folder.")
 @DEVICE
-@click.option("--threads", type=click.IntRange(1), help="CPU threads (default: all cores).")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Default: the recipe's; fp16 where it has mixed precision.",
-)
-@click.option(
-    "--micro-batch",
-    type=click.IntRange(1),
-    help="Images of one forward pass (default: those of one device in the paper); gradients add "
-    "up to the recipe's batch.",
-)
+@click.option("--threads", type=COUNT, help="CPU threads (default: all cores).")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
+@click.option("--micro-batch", type=COUNT, help="Images of one forward pass.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the networks.")
-@click.option("--save-every", type=click.IntRange(1), default=500, show_default=True)
-@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="States kept.")
-@click.option(
-    "--sample-every",
-    type=click.IntRange(0),
-    default=2000,
-    show_default=True,
-    help="Steps between grids of samples with a quick score; 0: none.",
-)
+@click.option("--save-every", type=COUNT, default=500, help="Steps between states.")
+@click.option("--keep", type=COUNT, default=2, help="Number of states to keep.")
+@click.option("--sample-every", default=2000, help="Steps between previews; 0: none.")
 @click.option("--plan", "planned", is_flag=True, help="Estimate memory and duration; no training.")
 @FORMAT
-@OUT
+@click.option("--out", type=PATH, metavar="DIR", default=Path(), help="Folder of all its files.")
 def train(
-    recipe: str,
-    variant: str,
-    data_path: str | None,
-    max_unreadable: int,
-    settings: tuple[str, ...],
-    seed: int,
-    teacher: str | None,
-    device: str,
-    threads: int | None,
-    precision: str | None,
-    micro_batch: int | None,
-    compiled: bool,
-    planned: bool,
-    format_: str,
-    out: Path,
-    **options: Any,
+    recipe: str, variant: Variant, settings: tuple[str, ...], format_: str, out: Path, **given: Any
 ) -> None:
     """Train RECIPE: an EDM teacher, CD or CT.
+
+    A preview is a grid of samples with a quick score. By default precision is the recipe's (fp16
+    where it has mixed precision) and a forward pass has the images of one device in the paper;
+    gradients add up to the recipe's batch.
 
     Ctrl-C (exit code 130) and SIGTERM (143) save and end the run; --resume continues it. The
     processes of torchrun share every batch, whose size is the recipe's for any number of them,
@@ -84,20 +59,7 @@ def train(
         --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3 \\
         -m cmrepro train RECIPE --device cuda --resume --out FOLDER
     """  # noqa: D301
-    import torch
-
-    from cmrepro.checkpoints.load import load_model
-    from cmrepro.data import training_images
-    from cmrepro.distributed import process_group
-    from cmrepro.networks.presets import IMAGE_SIZES
-    from cmrepro.provenance import provenance
-    from cmrepro.schema import unknown
-    from cmrepro.training.loop import train as run
-    from cmrepro.training.plan import plan
-    from cmrepro.training.recipes import load_recipe
-    from cmrepro.training.step import Training
-
-    if threads:
+    if threads := given.pop("threads"):
         torch.set_num_threads(threads)
     changes = parse_settings(settings)
     for key in changes.keys() & {"name", "variant", "method"}:
@@ -105,12 +67,10 @@ def train(
     changed = load_recipe(recipe, variant).replace(**changes)
     if changed.network not in IMAGE_SIZES:
         raise ValueError(unknown("network", changed.network, IMAGE_SIZES))
-    how: dict[str, Any] = {
-        "precision": precision,
-        "micro_batch": micro_batch,
-        "compiled": compiled,
-    }
-    if planned:
+    device, teacher, seed = given.pop("device"), given.pop("teacher"), given.pop("seed")
+    data_path, max_unreadable = given.pop("data_path"), given.pop("max_unreadable")
+    how = {key: given.pop(key) for key in ("precision", "micro_batch", "compiled")}
+    if given.pop("planned"):
         print_rows(plan(changed, device, **how), format_)
         return
     with process_group() as rank:
@@ -118,6 +78,6 @@ def train(
         training = Training(changed, seed, model, device, **how)
         size = IMAGE_SIZES[changed.network]
         images = training_images(data_path or changed.dataset, size, max_unreadable)
-        path = run(training, images, out, provenance=provenance(), **options)
+        path = run(training, images, out, provenance=provenance(), **given)
     if rank == 0:
-        click.echo(path)
+        click.echo(f"wrote {path}")
