@@ -78,17 +78,10 @@ def continuous_distillation_loss(
     objective: Objective,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """CD in continuous time: dx/dt is the teacher's.
+    """CD in continuous time: objective(f, v) with dx/dt = (x_t - D(x_t, t)) / t, the teacher's.
 
-    Args:
-        online: f with the weights that are trained.
-        teacher: EDM denoiser D.
-        x: (B, C, H, W), images in [-1, 1].
-        z: (B, C, H, W), standard normal.
-        t: (B,), times in (sigma_min, sigma_max].
-        objective: `tangent_l1`, `tangent_l2`, `stop_gradient_l2` or `stop_gradient(LPIPS())` in
-            the released models.
-        labels: (B,) int64 for class-conditional models.
+    Arguments as `consistency_distillation_loss`, with t in (sigma_min, sigma_max]. The objectives
+    of the released models are all in this module, `stop_gradient` with LPIPS.
     """
     x_t = noisy(x, z, t)
     with torch.no_grad():

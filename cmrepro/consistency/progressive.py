@@ -34,7 +34,7 @@ def progressive_distillation_loss(
         middle: (B,), the times that follow `t` on the grid.
         s: (B,), the times that follow `middle`.
         distance: d.
-        labels: (B,) int64 for class-conditional models.
+        labels: (B,) int64 or None.
 
     References:
         Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,

@@ -43,14 +43,8 @@ def karras_times(
 def num_scales_at(step: int, total_steps: int, s0: int, s1: int) -> int:
     """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 (Appendix C).
 
-    It grows from s0 points to s1 + 1 points. Both released repositories clamp the number of
-    intervals to at least 1, which only matters for s0 = 1.
-
-    Args:
-        step: k in [0, total_steps].
-        total_steps: K.
-        s0: Points at k = 0.
-        s1: Intervals at k = K.
+    It grows from s0 points at k = `step` = 0 to s1 + 1 points at K = `total_steps`. Both released
+    repositories clamp the number of intervals to at least 1, which only matters for s0 = 1.
     """
     root = math.sqrt(step / total_steps * ((s1 + 1) ** 2 - s0**2) + s0**2)
     return max(math.ceil(root - 1), 1) + 1
@@ -60,13 +54,7 @@ def target_ema_at(num_scales: int, s0: int, mu0: float, form: MuForm = "paper") 
     """mu(k) = exp(s0 ln(mu0) / N(k)), the decay of the target network (Appendix C).
 
     The released code divides by the number of intervals, N(k) - 1 (deviation
-    `target-ema-schedule`). `form` selects one of the two.
-
-    Args:
-        num_scales: N(k).
-        s0: Points at k = 0.
-        mu0: Decay at the start, in (0, 1).
-        form: "paper" or "released".
+    `target-ema-schedule`). `form` selects one of the two. s0 and mu0 are N and mu at k = 0.
     """
     divisor = num_scales if form == "paper" else num_scales - 1
     return math.exp(s0 * math.log(mu0) / divisor)

@@ -21,11 +21,7 @@ def ode_slope(x_t: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
 def euler_step(denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """x_s = x_t + (s - t) dx/dt by Euler's method: 1 evaluation, local error O((t - s)^2).
 
-    Args:
-        denoiser: D.
-        x_t: (B, C, H, W).
-        t: (B,), times of `x_t`, > 0.
-        s: (B,), times of the result, 0 <= s < t.
+    t (B,) are the times of `x_t`, s (B,) those of the result, 0 <= s < t.
     """
     return x_t + (s - t)[:, None, None, None] * ode_slope(x_t, denoiser(x_t, t), t)
 

@@ -182,10 +182,9 @@ class Attention(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution on the way down.
+    """One resolution on the way down; appends features for the way up to `skips`.
 
-    `forward` takes the features, the pyramid image and the embedding, appends what the way up
-    reads to `skips` and returns features and pyramid image for the next level.
+    Takes and returns features and pyramid image.
     """
 
     def __init__(
