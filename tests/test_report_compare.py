@@ -38,7 +38,7 @@ def test_the_first_stage_at_which_two_runs_part(stage):
     base = changed(hashes__labels=sha256_of("labels"))
     order = ("noise", "labels", "images", "features")
     later = {f"hashes.{s}": sha256_of(f"other {s}") for s in order[order.index(stage) :]}
-    assert compare(base, altered(base, later)).parted.startswith(f"The runs part at the {stage}: ")
+    assert compare(base, altered(base, later)).parted.startswith(f"The runs part at the {stage}; ")
 
 
 def with_spread(seed, fid, error, interval):

@@ -249,6 +249,17 @@ def test_table_1_has_every_printed_row_with_ours_beside_it() -> None:
     assert set(others.values()) == {AS_PUBLISHED}
 
 
+def test_the_verdict_stands_beside_the_records_that_decide_it() -> None:
+    claimed = "song2023/table1/cd/nfe2/fid"
+    own = [paper_record(claimed, seed, 2.93 + 0.001 * seed) for seed in range(2)]
+    other = [altered(record, {"sampler.times": [80.0, 20.0]}) for record in own]
+    records = [*own, *other, demo_record("cd", 2, 0, 90)]
+    rows = [row.cells for row in paper_rows(1, records, verdicts(records))]
+    found = {r["ours"]: r["verdict"] for r in rows if (r["method"], r["nfe"]) == ("CD", 2)}
+    assert list(found.values()) == ["reproduced", "not comparable", "not comparable"]
+    assert "cifar10-cd (times 80 → 20)" in found
+
+
 def test_ablations_stand_beside_no_row_of_the_paper() -> None:
     family = demo_record("cd", 1, 0, 100)
     ablation = altered(

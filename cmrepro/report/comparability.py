@@ -68,15 +68,9 @@ def compare_facts(
 
 def in_words(values: tuple[object, object], names: tuple[str, str]) -> str:
     """Two values with their places: "1,000 in the paper, 20 in the record"."""
-    return ", ".join(
-        f"{_in_words(value)} {name}" for value, name in zip(values, names, strict=True)
-    )
-
-
-def _in_words(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return f"{value:,}" if type(value) is int else str(value)
+    formats = {float: "g", int: ","}
+    texts = [f"{value:{formats.get(type(value), '')}}" for value in values]
+    return ", ".join(f"{text} {name}" for text, name in zip(texts, names, strict=True))
 
 
 def facts(score: AbsoluteClaim | RunRecord) -> Facts:
@@ -189,13 +183,12 @@ def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
 
     A released checkpoint has no recipe; its recipe is the paper's with the published distance.
     """
-    training = trained(record)
-    if record.checkpoint and record.checkpoint.recipe:
-        return {name: getattr(record.checkpoint.recipe, name) for name in ABLATED}
-    fields = ablated_fields(training.stands_for) if training else None
-    return (
-        None if fields is None or training is None else {**fields, "distance": training.distance}
-    )
+    if record.checkpoint and (recipe := record.checkpoint.recipe):
+        return {name: getattr(recipe, name) for name in ABLATED}
+    if not (training := trained(record)):
+        return None
+    fields = ablated_fields(training.stands_for)
+    return fields and {**fields, "distance": training.distance}
 
 
 def is_of(record: RunRecord, setting: Setting, demo: bool) -> bool:
@@ -219,14 +212,9 @@ def is_ablation(record: RunRecord) -> bool:
 def group(
     records: Iterable[RunRecord], ignore: Collection[str] = ("seed",)
 ) -> list[list[RunRecord]]:
-    """Records of one experiment together: those whose identity differs in the seed alone.
+    """Records whose identity differs in the ignored keys alone, together.
 
-    Args:
-        records: In any order.
-        ignore: Keys of `RunRecord.identity` in which the records of a group may differ.
-
-    Returns:
-        Groups in the order of model, NFE and identity; the records of each by seed.
+    Groups are in the order of model, NFE and identity, the records of each in that of seeds.
     """
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):

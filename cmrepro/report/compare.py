@@ -19,13 +19,10 @@ from cmrepro.settings import Metric
 
 QUANTILE = NormalDist().inv_cdf(0.975)  # of intervals of 95 %
 PARTED = {
-    "noise": "they start from different noise: another seed, number of images or of evaluations, "
-    "or another random generator",
-    "labels": "the noise is the same, the classes differ: another rule to draw them",
-    "images": "the noise is the same, the images differ: another checkpoint, sampler or rounding, "
-    "or other arithmetic (device, threads, libraries)",
-    "features": "the images are the same, their features differ: another extractor, or other "
-    "arithmetic (device, threads, libraries)",
+    "noise": "another seed, num_images, nfe or random generator",
+    "labels": "another rule to draw classes",
+    "images": "another checkpoint, sampler or rounding, or other device, threads or libraries",
+    "features": "another extractor, or other device, threads or libraries",
 }
 NO_SETTINGS = ("hashes", "scores", "uncertainty", "warnings", "durations_s")
 
@@ -65,18 +62,15 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
 def _reasons(first: RunRecord, second: RunRecord) -> list[str]:
     """Fields in which the scores are not comparable; the models and their NFE may differ."""
     a, b = facts(first), facts(second)
-    names = ("in the first", "in the second")
-    reasons = []
+    reasons, fields = [], list(SCORING)
     if first.reference.sha256 != second.reference.sha256 and a["reference"] == b["reference"]:
         reasons.append("reference statistics with other checksums")
-    fields = list(SCORING)
     with_model = [record for record in (first, second) if record.checkpoint]
     if len(with_model) == 1:
         reasons.append(f"only {with_model[0].id} states how its model was trained")
     if len(with_model) == 2:
-        fields += [*DATA_AND_SIZE, *TRAINING, *SAMPLING[1:]]
-        fields += SAMPLING[:1] if first.nfe == second.nfe else ()
-    agreement = compare_facts(a, b, fields, names)
+        fields += [*DATA_AND_SIZE, *TRAINING, *SAMPLING[first.nfe != second.nfe :]]
+    agreement = compare_facts(a, b, fields, ("in the first", "in the second"))
     unknown = [f"not known: {text}" for text in agreement.unknown.values()]
     return [*agreement.different.values(), *unknown, *reasons]
 
@@ -89,7 +83,7 @@ def _parted(first: RunRecord, second: RunRecord) -> str:
     shared = [stage for stage, pair in pairs.items() if None not in pair]
     for stage in shared:
         if len(set(pairs[stage])) > 1:
-            return f"The runs part at the {stage}: {PARTED[stage]}."
+            return f"The runs part at the {stage}; causes: {PARTED[stage]}."
     same = all(
         math.isclose(value, second.scores.get(metric, value), rel_tol=RELATIVE_TOLERANCE)
         for metric, value in first.scores.items()

@@ -6,7 +6,13 @@ from typing import Any, Literal, NamedTuple
 
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
 from cmrepro.records import RunRecord
-from cmrepro.report.comparability import group, is_ablation, times_in_words, trained
+from cmrepro.report.comparability import (
+    against_claim,
+    group,
+    is_ablation,
+    times_in_words,
+    trained,
+)
 from cmrepro.report.statistics import Verdict, summarise
 from cmrepro.report.tables import AS_PUBLISHED, LABELS
 from cmrepro.settings import Metric, Recipe
@@ -19,8 +25,8 @@ class PaperRow(NamedTuple):
     """A printed row with our scores of that model.
 
     Attributes:
-        cells: The printed columns, then `ours` (`AS_PUBLISHED` for methods that this suite does
-            not have, "not measured", or the model), our means, n, protocol and the verdicts.
+        cells: The printed columns, then `ours` (`AS_PUBLISHED`, "not measured" or the model), our
+            means, n, protocol and the verdicts.
         records: The records behind our scores.
     """
 
@@ -104,23 +110,27 @@ def paper_rows(
         if not ours:
             printed["ours"] = "not measured" if model else AS_PUBLISHED
             rows.append(PaperRow(printed, []))
-        answers = dict.fromkeys(
-            verdicts[c.id].answer
+        printed_scores = [
+            c
             for c in absolute
             if (c.dataset, c.method, c.setting.nfe) == (row.dataset, row.method, row.nfe)
-        )
+        ]
         for members in (groups := group(ours)):
             first = members[0]
             settings = _settings(first, groups)
             cells = {"ours": first.model + (f" ({settings})" if settings else "")}
-            cells |= {
-                f"our {label}": mean for label, mean in means(members, PAPER_METRICS).items()
-            }
+            cells |= {f"our {name}": mean for name, mean in means(members, PAPER_METRICS).items()}
+            answers = [
+                "not comparable" if against_claim(c, first).different else verdicts[c.id].answer
+                for c in printed_scores
+                if c.setting.metric in first.scores
+            ]
             cells |= {
                 "n": f"{len(members)} x {first.num_images:,}",
                 "protocol": protocol_of(first),
+                "verdict": ", ".join(dict.fromkeys(answers)),
             }
-            rows.append(PaperRow(printed | cells | {"verdict": ", ".join(answers)}, members))
+            rows.append(PaperRow(printed | cells, members))
     return rows
 
 

@@ -5,12 +5,11 @@ deviation sigma; `mean` and `sd` (divisor n - 1) are their estimates. Two tests:
 
 - mu within a margin of a value: two one-sided t tests, each at level `ALPHA` (Schuirmann 1987),
   that is, the whole 1 - 2 `ALPHA` = 90 % interval lies inside the margin.
-- mu outside the margin: the whole 95 % interval lies outside. The 90 % interval would not do:
-  where the margin is small against the spread, it misses a mu equal to the value in 10 %.
+- mu outside the margin: the whole 95 % interval lies outside. With the 90 % interval and a margin
+  that is small against the spread, a mu equal to the value would be missed in 10 %.
 
-P(A better) is Phi(mu / sigma) of the paired differences, whose interval is exact by the noncentral
-t distribution. A percentile bootstrap of the share of pairs that A wins covers too rarely: of
-n = 3 wins every resample gives 3.
+P(A better) is Phi(mu / sigma) of the paired differences, with its exact noncentral t interval; a
+bootstrap of the share of wins covers too rarely (of n = 3 wins every resample gives 3).
 
 References:
     Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for
@@ -121,12 +120,8 @@ def probability_better(mean: Numbers, sd: Numbers, n: Numbers) -> tuple[Numbers,
     """P(a difference > 0) = Phi(mu / sigma), with the ends of its 95 % interval.
 
     t = sqrt(n) mean / sd has a noncentral t distribution with noncentrality sqrt(n) mu / sigma;
-    the ends are the noncentralities for which the observed t is the outer 2.5 % quantile.
-
-    Args:
-        mean: Mean of the n >= 2 differences.
-        sd: Their standard deviation, divisor n - 1, above 0.
-        n: Number of pairs.
+    the ends are the noncentralities for which the observed t is the outer 2.5 % quantile. Needs
+    sd > 0 and n >= 2.
     """
     root = np.sqrt(n)
     t = np.clip(root * mean / sd, -LARGEST_T, LARGEST_T)
@@ -147,13 +142,8 @@ def answer_probabilities(
 ) -> tuple[float, float]:
     """Probabilities of `is_equivalent` and of `is_outside` for known mu and sigma > 0.
 
-    By the midpoint rule over 400 quantiles of the observed standard deviation (error < 1/400).
-
-    Args:
-        distance: mu minus value.
-        margin: At least 0.
-        sigma: True standard deviation over seeds.
-        n: Number of seeds, at least 2.
+    By the midpoint rule over 400 quantiles of the observed standard deviation (error < 1/400);
+    `distance` is mu minus value.
     """
     error, sd = sigma / math.sqrt(n), sigma * _spreads(n)
 
