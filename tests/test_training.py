@@ -279,7 +279,14 @@ def test_wrong_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("seed", [-1, 1 << 32])
-def test_a_seed_that_the_generators_cannot_hold_is_refused(seed: int) -> None:
-    with pytest.raises(ValueError, match=f"seed = {seed}; allowed is 0 to 4294967295"):
-        Training(tiny_recipe("edm"), seed)
+@pytest.mark.parametrize(
+    ("seed", "settings", "message"),
+    [
+        (1 << 32, {}, "seed = 4294967296; allowed is 0 to 4294967295"),
+        (0, {"precision": "fp8"}, "unknown precision 'fp8'"),
+        (0, {"compiled": True}, "--compile with dropout = 0.1"),
+    ],
+)
+def test_wrong_settings_are_refused(seed: int, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Training(tiny_recipe("edm"), seed, **settings)

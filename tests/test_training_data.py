@@ -90,16 +90,6 @@ def test_the_stream_of_one_process_is_that_of_the_bundled_models() -> None:
             assert torch.equal(batch.s, times[index + 1])
 
 
-def test_noise_and_times_depend_on_seed_and_step() -> None:
-    recipe = tiny_recipe("edm")
-    firsts = {
-        (b.z[0, 0, 0, 0].item(), b.t[0].item())
-        for seed in (0, 1, 2, 1 << 31)
-        for b in (BatchSource(DATA, recipe, seed).batch(step) for step in (0, 1))
-    }
-    assert len({z for z, _ in firsts}) == len({t for _, t in firsts}) == 8
-
-
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
 @pytest.mark.parametrize("block_images", [1, 2, 3, 100])
 def test_the_shares_of_any_number_of_processes_make_up_the_same_batch(
@@ -172,14 +162,6 @@ def test_batches_are_prepared_ahead_and_in_order() -> None:
         assert len(source.asked) > min(step - 2, 1)
     assert next(stream, None) is None
     assert source.asked == [2, 3, 4]
-
-
-def test_an_error_while_preparing_arrives_with_its_batch() -> None:
-    stream = prefetched(SlowSource(), range(3, 9), CPU)
-    next(stream)
-    next(stream)
-    with pytest.raises(ValueError, match="image 5"):
-        next(stream)
 
 
 def test_a_closed_stream_leaves_no_thread() -> None:

@@ -78,14 +78,6 @@ def test_a_loss_out_of_proportion_stops_the_run(
     assert not (tmp_path / "state-00000014.pt").exists()
 
 
-def test_a_loss_that_falls_and_fluctuates_does_not(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scaled_losses(monkeypatch, [100.0 / (k + 1) * (3 if k % 3 else 1) for k in range(20)])
-    tiny_train(tiny_recipe("edm"), tmp_path, log_every=1)
-    assert len(lines(tmp_path / "log.jsonl")) == 20
-
-
 def test_a_gradient_that_is_not_finite_stops_the_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

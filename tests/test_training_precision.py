@@ -108,18 +108,6 @@ def test_an_overflow_repeats_the_step_with_half_the_scale(teacher: pathlib.Path)
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"precision": "fp8"}, "unknown precision 'fp8': did you mean 'fp32'"),
-        ({"compiled": True}, "got --compile with dropout = 0.1; compiled, the online"),
-    ],
-)
-def test_what_cannot_be_done_is_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Training(tiny_recipe("edm"), 0, **settings)
-
-
 @pytest.mark.slow
 def test_compiled_networks_train_as_others(teacher: pathlib.Path) -> None:
     """To the rounding of fused operations; and their weights keep their names."""

@@ -8,8 +8,6 @@ import os
 import pathlib
 import signal
 import sys
-import tempfile
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -39,38 +37,16 @@ def tiny_run_of_several(rank: int, num_processes: int, meeting: str, run: dict[s
     distributed.destroy_process_group()
 
 
-def dying(owner: Any, name: str, call: int, after: bool) -> Any:
-    """Kill this process before or after the given call (from 0) of a function."""
-    original: Callable[..., Any] = getattr(owner, name)
-    calls = iter(range(10**6))
+def killed_after(step: int) -> Any:
+    """Kill this process after a step."""
+    original = Training.update
 
-    def deadly(*args: Any, **kwargs: Any) -> Any:
-        last = next(calls) == call
-        if last and not after:
+    def update(training: Training) -> None:
+        original(training)
+        if training.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
-        if last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
 
-    return mock.patch.object(owner, name, deadly)
-
-
-# In the middle of a step, and at every stage of a save: before and after a file is written, named
-# and an old one deleted.
-MOMENTS = {
-    "step": (Training, "update"),
-    "temporary": (tempfile, "mkstemp"),
-    "write": (torch, "save"),
-    "rename": (os, "replace"),
-    "delete": (pathlib.Path, "unlink"),
-}
-
-
-def tiny_run_that_dies(moment: str, call: int, after: bool, run: dict[str, Any]) -> None:
-    """The same, killed at a moment."""
-    with dying(*MOMENTS[moment], call, after):
-        tiny_run(**run)
+    return mock.patch.object(Training, "update", update)
 
 
 def main(text: str) -> None:
@@ -83,7 +59,7 @@ def main(text: str) -> None:
         if step is None:
             tiny_run(**run)
             return
-        with dying(Training, "update", step, after=True):
+        with killed_after(step):
             tiny_run(**run)
 
 

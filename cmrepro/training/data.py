@@ -53,22 +53,10 @@ class BatchSource:
 
     Batches are prepared beside the training, so this must not use PyTorch's threads: numpy
     gathers and flips images, and random numbers come from serial generators.
-
-    Args:
-        dataset: Images and labels; a batch reads its own images only.
-        recipe: Batch size, flips and distribution of the times.
-        seed: Seed of permutations, flips, noise and times.
-        rank: Rank of this process.
-        world_size: Number of processes that share a batch.
     """
 
     def __init__(
-        self,
-        dataset: ImageSource,
-        recipe: Recipe,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, dataset: ImageSource, recipe: Recipe, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.dataset, self.recipe, self.seed = dataset, recipe, seed
         self.rows = shard(recipe.batch_size, rank, world_size)

@@ -1,7 +1,6 @@
 """A whole training: checks, steps, log, previews, saves, and how it stops."""
 
 import contextlib
-import functools
 import json
 import signal
 import statistics
@@ -32,7 +31,6 @@ from cmrepro.training.state import checkpoint_info, load_newest, save_state, sta
 from cmrepro.training.step import Training
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DIVERGED = max(signal.valid_signals()) + 1  # the processes agree on a signal's number, or this
 # A mean loss this many times the median of the earlier ones is no fluctuation: in healthy runs it
 # stays below the median, which includes the larger losses of the start.
 DIVERGED_RATIO = 100.0
@@ -59,7 +57,7 @@ def train(
     `out` then holds NAME.safetensors, the newest states (state-STEP.pt, to resume from),
     log.jsonl, samples/ and scores.jsonl. Ctrl-C and SIGTERM save the first two and end the run
     after the step in progress. Every process of `torchrun` calls this with the same arguments
-    and the same folder (over several nodes, on a shared file system), and rank 0 writes.
+    and the same folder (over several nodes, on a shared file system); rank 0 writes.
 
     Args:
         training: Training at its first step.
@@ -77,11 +75,8 @@ def train(
         Path of the checkpoint.
 
     Raises:
-        ValueError: The folder holds another run; images of another size than the network's; a
-            teacher of other data.
+        ValueError: Another run in the folder, images of another size, a teacher of other data.
         FloatingPointError: The gradient is not finite, or the loss has diverged.
-        KeyboardInterrupt: Ctrl-C. The state is saved.
-        SystemExit: SIGTERM, with exit code 143. The state is saved.
     """
     recipe, teacher, rank = training.recipe, training.teacher, training.rank
     size = IMAGE_SIZES[recipe.network]
@@ -108,60 +103,57 @@ def train(
             "another --out or --name"
         )
     make_folder(out)
-    if resume and not resumed and rank == 0:
-        tqdm.write(f"no state in {out}; starting with the first step", file=sys.stderr)
-    info = functools.partial(checkpoint_info, training, checksums, dataset.name, provenance)
+
+    def say(text: str) -> None:
+        if rank == 0:
+            tqdm.write(f"{recipe.name}: {text}", file=sys.stderr)
+
+    if resume and not resumed:
+        say(f"no state in {out}; starting with the first step")
     score: Callable[[NDArray[np.uint8]], float] | None = None
 
     def save() -> None:
         if rank == 0:
             if not (out / f"state-{training.step:08d}.pt").exists():
                 save_state(training, checksums, out, keep)
-            save_checkpoint(checkpoint, training.ema.network, info())
+            info = checkpoint_info(training, checksums, dataset.name, provenance)
+            save_checkpoint(checkpoint, training.ema.network, info)
 
     source = BatchSource(dataset, recipe, training.seed, rank, training.world_size)
     batches = prefetched(source, range(training.step, recipe.total_steps), training.device)
-    with stop_signals() as received, contextlib.closing(batches), Log(training, out) as log:
-        while training.step < recipe.total_steps:
-            start = time.perf_counter()
-            try:
-                loss = training.train_step(next(batches))
-            except BaseException as error:
-                if training.between_steps and training.step:
+    try:
+        with stop_signals() as received, contextlib.closing(batches), Log(training, out) as log:
+            while training.step < recipe.total_steps:
+                start = time.perf_counter()
+                try:
+                    loss = training.train_step(next(batches))
+                except BaseException:
+                    if training.between_steps and training.step:
+                        save()
+                    raise
+                training.duration_s += time.perf_counter() - start
+                log.after_step(loss, log_every)
+                if stop := all_reduce_max(max(received, default=0)):
                     save()
-                if isinstance(error, FloatingPointError):
-                    raise _with_advice(training, out, str(error)) from error
-                raise
-            training.duration_s += time.perf_counter() - start
-            problem = log.after_step(loss, log_every)
-            stop = all_reduce_max(DIVERGED if problem else max(received, default=0))
-            if stop == DIVERGED:
-                raise _with_advice(training, out, problem or "the loss has diverged")
-            if stop:
-                save()
-                if rank == 0:
-                    text = f"saved at step {training.step}; continue with --resume"
-                    tqdm.write(text, file=sys.stderr)
-                raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
-            if sample_every and training.step % sample_every == 0:
-                images = preview(training)
-                if rank == 0:
-                    write_grid(out / "samples" / f"{training.step:08d}.png", images)
-                    score = score or quick_score(dataset, str(training.device))
-                    entry = {"step": training.step, "quick_fd": round(score(images), 2)}
-                    append(out / "scores.jsonl", entry)
-            if training.step % save_every == 0 and training.step < recipe.total_steps:
-                save()
+                    say(f"saved at step {training.step}; continue with --resume")
+                    raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
+                if sample_every and training.step % sample_every == 0:
+                    images = preview(training)
+                    if rank == 0:
+                        write_grid(out / "samples" / f"{training.step:08d}.png", images)
+                        score = score or quick_score(dataset, str(training.device))
+                        entry = {"step": training.step, "quick_fd": round(score(images), 2)}
+                        append(out / "scores.jsonl", entry)
+                if training.step % save_every == 0 and training.step < recipe.total_steps:
+                    save()
+    except FloatingPointError as error:
+        good = next(iter(state_files(out)), "none before the first save")
+        half = "--precision fp32 or bf16, or " if training.precision == "fp16" else ""
+        raise FloatingPointError(
+            f"{error}; last good state: {good}; try {half}a lower learning_rate in a new folder"
+        ) from error
     save()
     return checkpoint
-
-
-def _with_advice(training: Training, out: Path, problem: str) -> FloatingPointError:
-    good = next(iter(state_files(out)), "none before the first save")
-    half = "--precision fp32 or bf16, or " if training.precision == "fp16" else ""
-    return FloatingPointError(
-        f"{problem}; last good state: {good}; try {half}a lower learning_rate in a new folder"
-    )
 
 
 @contextlib.contextmanager
@@ -215,18 +207,19 @@ class Log(contextlib.AbstractContextManager["Log"]):
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def after_step(self, loss: float, log_every: int) -> str | None:
+    def after_step(self, loss: float, log_every: int) -> None:
         """Count a step; every `log_every` steps write a line.
 
-        Returns:
-            Description of the divergence, where the mean loss is out of proportion.
+        Raises:
+            FloatingPointError: The mean loss is out of proportion.
         """
         training, recipe = self.training, self.training.recipe
         self._losses.append(loss)
         self._bar.update(recipe.batch_size)
         if training.rank > 0 or training.step % log_every:
-            return None
+            return
         mean, now, (then, step) = statistics.fmean(self._losses), time.perf_counter(), self._last
+        self._losses, self._last = [], (now, training.step)
         entry = {
             "step": training.step,
             "images": training.step * recipe.batch_size,
@@ -242,15 +235,13 @@ class Log(contextlib.AbstractContextManager["Log"]):
             entry["loss_scale"] = training.scaler.get_scale()
         append(self.path, entry)
         self._bar.set_postfix(step=training.step, loss=f"{mean:.4g}", refresh=False)
-        self._losses, self._last = [], (now, training.step)
         usual = statistics.median(self._means or [mean])
         self._means.append(mean)
-        if mean <= DIVERGED_RATIO * usual:
-            return None
-        return (
-            f"the loss has diverged at step {training.step}: its mean is {mean:g}, the median of "
-            f"the earlier ones {usual:g}"
-        )
+        if mean > DIVERGED_RATIO * usual:
+            raise FloatingPointError(
+                f"the loss has diverged at step {training.step}: its mean is {mean:g}, the "
+                f"median of the earlier ones {usual:g}"
+            )
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:

@@ -77,22 +77,15 @@ class Models(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to train.
-
-    Attributes:
-        parameterization: Parameterization of the trained model.
-        draw_times: From recipe, step and generator to t and s < t, (B,) float32, of the images of
-            the global batch.
-        loss: From models, x, z, t, s and labels to the loss of each image, (B,).
-        has_target: True if the goal of the loss is the target network's.
-        distills: True if the loss evaluates a teacher.
-    """
+    """A way to train."""
 
     parameterization: Parameterization
+    # Recipe, step, generator -> t and s < t of the global batch, each (B,) float32.
     draw_times: Callable[[Recipe, int, Generator], tuple[Tensor, Tensor]]
+    # Models, x, z, t, s, labels -> loss of each image, (B,).
     loss: Callable[[Models, Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    has_target: bool = False
-    distills: bool = False
+    has_target: bool = False  # the loss compares with the target network
+    distills: bool = False  # the loss evaluates a teacher
 
 
 def log_normal_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -40,35 +40,33 @@ def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> list[dict[str,
     distance = LPIPS(pretrained=False) if recipe.distance in ("lpips", "lpips-average") else None
     training = Training(recipe, 0, teacher, device, distance=distance, **settings)
     micro_batch = min(training.micro_batch, recipe.batch_size)
-    num_parameters = sum(p.numel() for p in training.online.parameters())
-    held = held_bytes(training, teacher, distance)
-    cuda = training.device.type == "cuda"
+    millions = sum(p.numel() for p in training.online.parameters()) / 1e6
+    held = held_bytes(training, teacher, distance) / 1e9
     training.recipe = recipe.replace(batch_size=micro_batch)
     batch = BatchSource(synthetic(16, IMAGE_SIZES[recipe.network]), training.recipe, 0).batch(0)
     durations: list[float] = []
-    for _ in trange(NUM_STEPS + 1, desc=f"{num_parameters / 1e6:.1f} M parameters", unit="step"):
+    text = f"{millions:.1f} M parameters, {held:.3g} GB"
+    for _ in trange(NUM_STEPS + 1, desc=text, unit="step"):
+        start = time.perf_counter()
+        training.train_step(batch)  # waits for the device, since it returns the loss as a number
+        durations.append(time.perf_counter() - start)
         if sum(durations) > ENOUGH_S:
             break
-        start = time.perf_counter()
-        training.train_step(batch)  # waits for the device: it returns the loss as a number
-        durations.append(time.perf_counter() - start)
     timed = durations[1:] or durations  # the first step allocates and chooses algorithms
     images_per_s = micro_batch * len(timed) / sum(timed)
     hours = recipe.total_steps * recipe.batch_size / images_per_s / 3600
-    memory = f"{held / 1e9:.3g} GB of weights, averages, gradients and optimizer"
-    if cuda:
-        memory += f", {torch.cuda.max_memory_allocated(device) / 1e9:.3g} GB with the passes"
     rows = {
-        "network": f"{recipe.network}, {num_parameters / 1e6:,.1f} million parameters",
-        "memory": memory,
+        "network": f"{recipe.network}, {millions:,.1f} million parameters",
+        "memory": f"{held:.3g} GB of weights, averages, gradients and optimizer",
         "speed": f"{images_per_s:,.3g} images/s in {training.precision}, {micro_batch} at once",
-        "timed": f"{len(timed)} steps on {torch.cuda.get_device_name(device) if cuda else 'CPU'}",
-        "duration on 1 device": f"{hours:,.3g} hours",
+        "duration on 1 device": f"{hours:,.3g} hours, from {len(timed)} steps",
     }
+    if training.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 1e9
+        rows["memory"] += f", {peak:.3g} GB with the passes"
     if recipe.num_gpus > 1:
-        rows[f"duration on {recipe.num_gpus} devices"] = (
-            f"{hours / recipe.num_gpus:,.3g} hours, without the cost of communication"
-        )
+        shared = hours / recipe.num_gpus
+        rows[f"duration on {recipe.num_gpus} devices"] = f"{shared:,.3g} hours and communication"
     return [{"quantity": quantity, "value": value} for quantity, value in rows.items()]
 
 

@@ -23,11 +23,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, variant: str = "paper") -> Recipe:
-    """The named recipe in the variant "paper" or "released".
-
-    Raises:
-        ValueError: Unknown name or variant.
-    """
+    """The named recipe in the variant "paper" or "released"."""
     tables = _tables()
     if name not in tables["recipes"]:
         raise ValueError(unknown("recipe", name, tables["recipes"]))
@@ -38,14 +34,7 @@ def load_recipe(name: str, variant: str = "paper") -> Recipe:
 
 
 def recipe_rows(name: str, variant: str = "paper") -> list[dict[str, str]]:
-    """Every field of a recipe with its value, and the deviation that made it differ.
-
-    Returns:
-        Rows of field, value, the other variant's value where it differs, and deviation id.
-
-    Raises:
-        ValueError: Unknown name or variant; a field differs and no deviation says why.
-    """
+    """Rows of field, value, the other variant's value where it differs, and its deviation."""
     recipe = load_recipe(name, variant)
     other = load_recipe(name, "released" if variant == "paper" else "paper")
     rows = []
@@ -79,11 +68,7 @@ def table3(variant: Variant = "paper") -> list[dict[str, str]]:
 
 
 def table3_rows(variant: str) -> list[dict[str, str]]:
-    """Table 3 of a variant, or of "both": cells that differ then read "paper | released".
-
-    Raises:
-        ValueError: Unknown variant.
-    """
+    """Table 3 of a variant, or of "both": cells that differ then read "paper | released"."""
     tables = {"paper": table3("paper"), "released": table3("released")}
     tables["both"] = [
         {k: v if v == released[k] else f"{v} | {released[k]}" for k, v in paper.items()}

@@ -62,24 +62,34 @@ def save_state(training: Training, checksums: Checksums, folder: Path, keep: int
         path.unlink()
 
 
-def newest_state(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest whole state in a folder, and the damaged ones that are newer.
+def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
+    """Put the newest whole state of a folder into `training`; False if there is no state.
 
     Raises:
-        ValueError: All states are damaged.
+        ValueError: All states are damaged, or the state is of another training.
     """
-    damaged: list[Path] = []
-    for path in state_files(folder):
-        if _is_whole(path):
-            return path, damaged
-        damaged.append(path)
-    if damaged:
-        names = ", ".join(map(str, damaged))
-        raise ValueError(f"{names}: cut off or damaged; start again in another folder")
-    return None, []
+    path, damaged = None, []
+    if training.rank == 0:
+        states = state_files(folder)
+        path = next((path for path in states if is_whole(path)), None)
+        damaged = states[: states.index(path)] if path else states
+        if damaged and not path:
+            names = ", ".join(map(str, damaged))
+            raise ValueError(f"{names}: cut off or damaged; start again in another folder")
+    if (path := broadcast(path)) is None:
+        return False
+    load_state(training, checksums, path)
+    for each in damaged:
+        each.rename(f"{each}.damaged")
+        print(f"{each} is cut off or damaged; resuming from {path}", file=sys.stderr)
+    if training.rank == 0:  # files that a killed process did not finish
+        for pattern in (".state-*.pt.*", ".*.safetensors.*", ".tmp??????"):
+            for each in folder.glob(pattern):
+                each.unlink()
+    return True
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """True if every byte of a state is as it was written."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -89,27 +99,6 @@ def _is_whole(path: Path) -> bool:
         return True
     except Exception:  # the libraries raise errors of many types for a changed byte
         return False
-
-
-def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
-    """Put the newest whole state of a folder into `training`; False if there is no state.
-
-    Raises:
-        ValueError: All states are damaged, or the state is of another training.
-    """
-    newest, damaged = newest_state(folder) if training.rank == 0 else (None, [])
-    newest = broadcast(newest)
-    if newest is None:
-        return False
-    load_state(training, checksums, newest)
-    for path in damaged:
-        path.rename(f"{path}.damaged")
-        print(f"{path} is cut off or damaged; resuming from {newest}", file=sys.stderr)
-    if training.rank == 0:  # files that a killed process did not finish
-        for pattern in (".state-*.pt.*", ".*.safetensors.*", ".tmp??????"):
-            for path in folder.glob(pattern):
-                path.unlink()
-    return True
 
 
 def load_state(training: Training, checksums: Checksums, path: Path) -> None:

@@ -46,6 +46,12 @@ def needs_teacher(recipe: Recipe) -> bool:
     return METHODS[recipe.method].distills or recipe.initialisation == "teacher"
 
 
+def _choice(kind: str, name: str, choices: Mapping[str, T]) -> T:
+    if name not in choices:
+        raise ValueError(unknown(kind, name, choices))
+    return choices[name]
+
+
 def ema_update(average: list[Tensor], online: list[Tensor], decay: float) -> None:
     """Set average <- decay * average + (1 - decay) * online, parameter by parameter."""
     with torch.no_grad():
@@ -55,18 +61,17 @@ def ema_update(average: list[Tensor], online: list[Tensor], decay: float) -> Non
 class Training:
     """Networks, optimizer and counters of a run, in each of its processes.
 
-    Weights, averages and optimizer are in float32 in every precision. Only the networks' passes
-    are in half precision: scalings, distances and losses are not.
+    Weights, averages and optimizer are in float32 in every precision; only the networks' passes
+    are in half precision, not scalings, distances and losses.
 
     Args:
         recipe: Recipe to train.
         seed: Seed of initial weights, order, flips, noise and times.
         teacher: EDM denoiser: CD's teacher, and the initial weights where the recipe says so.
         device: Device to train on.
-        precision: "fp32", "bf16", or "fp16" with scaled losses; by default the recipe's, "fp16"
-            for mixed precision.
-        micro_batch: Images of one forward pass; by default a device's share of the batch in the
-            source. A process takes its shard in such parts and adds up their gradients.
+        precision: "fp32", "bf16", or "fp16" with scaled losses; by default the recipe's.
+        micro_batch: Images of one forward pass, whose gradients add up; by default a device's
+            share of the batch in the source.
         compiled: Compile the networks.
         distance: d of the consistency losses, in the place of the recipe's.
 
@@ -149,10 +154,8 @@ class Training:
         if teacher and teacher.parameterization != "edm":
             raise ValueError("the teacher is no EDM denoiser; give one trained by EDM")
         if recipe.batch_size < self.world_size:
-            raise ValueError(
-                f"got batch_size = {recipe.batch_size} for {self.world_size} processes; each "
-                "needs an image: start fewer"
-            )
+            got = f"got batch_size = {recipe.batch_size} for {self.world_size} processes"
+            raise ValueError(f"{got}; each needs an image: start fewer")
         if compiled and recipe.dropout:
             raise ValueError(
                 f"got --compile with dropout = {recipe.dropout}; compiled, the online and the "
@@ -246,9 +249,3 @@ class Training:
             _, mu = scales_and_mu(self.recipe, self.step)
             ema_update(self._target_weights, self._weights, mu)
         ema_update(self._ema_weights, self._weights, self.recipe.ema_rate)
-
-
-def _choice(kind: str, name: str, choices: Mapping[str, T]) -> T:
-    if name not in choices:
-        raise ValueError(unknown(kind, name, choices))
-    return choices[name]
