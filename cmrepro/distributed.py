@@ -14,9 +14,6 @@ def process_group() -> Iterator[int]:
     """Join the processes of `torchrun`; gives the rank, 0 without `torchrun`.
 
     Each process uses the accelerator of its local rank as "cuda".
-
-    Raises:
-        ValueError: `torchrun` may restart processes, but in a way in which PyTorch fails.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield 0

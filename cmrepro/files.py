@@ -32,11 +32,7 @@ def make_folder(path: Path) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse an output file or folder that cannot be written, before the work for it.
-
-    Raises:
-        ValueError: It cannot be made or written.
-    """
+    """Refuse an output file or folder that cannot be written, before the work for it."""
     absolute = path.absolute()
     folders = [absolute, *absolute.parents] if path.is_dir() else absolute.parents
     try:
@@ -55,10 +51,8 @@ def _cannot_write(path: Path, error: OSError) -> ValueError:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Temporary file beside `path` that becomes `path` when the block ends without an error.
 
-    An interrupted or failing block leaves neither the temporary file nor a partial `path`.
-
-    Raises:
-        ValueError: The folder cannot be written, or its disk is full.
+    An interrupted or failing block leaves neither the temporary file nor a partial `path`; a
+    ValueError says that the folder cannot be written or its disk is full.
     """
     path = Path(path)
     make_folder(path.parent)

@@ -84,7 +84,6 @@ def test_a_planted_fault_is_found(cause: str, real: Any) -> None:
     images = ImageDataset("planted", PLANTS[cause](*real))
     findings = examine_images(images, Settings(EMBEDDED, real=ImageDataset("real", real[1])))
     assert found(findings) == ["too-few-images", cause]
-    assert str(findings[cause].effect).startswith("fid ")  # type: ignore[union-attr]
 
 
 def test_clean_images_have_no_finding(real: Any) -> None:

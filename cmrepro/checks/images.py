@@ -30,34 +30,25 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
         ValueError: The images or the reference cannot be used.
     """
     reference = load_reference(settings.protocol, settings.reference)
-    images, numbers, is_repeated = _read(source, NUM_FEATURES)
+    images, is_repeated = _read(source, NUM_FEATURES)
     features = settings.features(images)
     swapped = settings.features(images[..., ::-1].copy())
     findings: Findings = {
         "too-few-images": too_few_images(source.num_images, settings.protocol.num_images),
         "value-range": value_range(images),
         "channel-order": channel_order(fid(features, reference), fid(swapped, reference)),
+        "duplicates": duplicates(is_repeated),
     }
     real = reference.features
     if settings.real is not None:
         real = settings.features(_read(settings.real, NUM_REAL)[0])
-    is_bad = {"duplicates": is_repeated[numbers]}
-    findings["duplicates"] = duplicates(is_repeated)
     if real is not None:
-        is_bad["copies"] = is_copy(features, real)
-        findings["copies"] = copies(is_bad["copies"], len(real))
-    for cause, bad in is_bad.items():
-        good = np.flatnonzero(~bad)
-        if (finding := findings[cause]) is not None and 2 <= len(good) < len(bad):
-            random = np.random.default_rng(SEED).permutation(len(bad))[: len(good)]
-            before, after = (fid(features[chosen], reference) for chosen in (random, good))
-            effect = f"fid {before:.1f}, {after:.1f} with {len(good)} others"
-            findings[cause] = finding.replace(effect=effect)
+        findings["copies"] = copies(is_copy(features, real), len(real))
     return findings
 
 
-def _read(source: ImageSource, count: int) -> tuple[Images, NDArray[np.int64], NDArray[np.bool_]]:
-    """At most `count` random images, their numbers, and a mask (N,) of all repeated images."""
+def _read(source: ImageSource, count: int) -> tuple[Images, NDArray[np.bool_]]:
+    """At most `count` random images, and a mask (N,) of all repeated images."""
     numbers = np.sort(np.random.default_rng(SEED).permutation(source.num_images)[:count])
     chosen, is_repeated, seen, start = [], [], set[bytes](), 0
     for batch in source.batches(1000):
@@ -67,7 +58,7 @@ def _read(source: ImageSource, count: int) -> tuple[Images, NDArray[np.int64], N
             seen.add(digest)
         chosen.append(batch[numbers[(numbers >= start) & (numbers < start + len(batch))] - start])
         start += len(batch)
-    return np.concatenate(chosen), numbers, np.array(is_repeated)
+    return np.concatenate(chosen), np.array(is_repeated)
 
 
 def too_few_images(num_images: int, required: int) -> Finding | None:

@@ -14,11 +14,7 @@ RANK_TOLERANCE = 1e-7  # of the largest variance: files keep covariances in floa
 
 
 def examine_statistics(path: str, settings: Settings) -> Findings:
-    """Check a file of statistics.
-
-    Raises:
-        ValueError: It holds no statistics, or those of the protocol cannot be had.
-    """
+    """Check a file of statistics, mean and covariance of features."""
     dinov2 = settings.protocol.extractor.network == "dinov2"
     statistics = read_statistics(path, entry="fd_dinov2" if dinov2 else "fid")
     reference = load_reference(settings.protocol, settings.reference)
