@@ -9,11 +9,11 @@ import numpy as np
 from torch import nn
 
 from cmrepro.data import ImageDataset
-from cmrepro.metrics import score as module
+from cmrepro.metrics import accumulate, evaluate
 from cmrepro.metrics.extractors import FeatureExtractor, load_extractor
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.metrics.reference_files import ReferenceMetadata
-from cmrepro.metrics.references import ReferenceStatistics
+from cmrepro.metrics.reference_files import ReferenceStatistics
+from cmrepro.settings import ReferenceMetadata
 
 DIM, NUM_IMAGES = 64, 128
 
@@ -36,7 +36,7 @@ def test_three_protocols_over_one(benchmark, gate, monkeypatch):
     settings = embedded.extractor.replace(feature_dim=DIM, num_logits=DIM)
     network = First(load_extractor(embedded.extractor).network)
     extractor = FeatureExtractor(settings, network)
-    monkeypatch.setattr(module, "load_extractor", lambda *_: extractor)
+    monkeypatch.setattr(accumulate, "load_extractor", lambda *_: extractor)
     tasks = []
     for seed in (1, 2, 3):
         real = np.random.default_rng(seed).standard_normal((NUM_IMAGES, DIM), np.float32)
@@ -51,16 +51,16 @@ def test_three_protocols_over_one(benchmark, gate, monkeypatch):
             inception_score={"num_splits": seed, "shuffle": True, "seed": 2020},
             stored_features={"num_images": NUM_IMAGES, "seed": 0},
         )
-        tasks.append(module.Task(protocol, reference))
+        tasks.append(evaluate.Task(protocol, reference))
     images = ImageDataset(
         "random", np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
     )
 
     def three():
-        return module.score(images, tasks)
+        return evaluate.score(images, tasks)
 
     def one():
-        return module.score(images, tasks[:1])
+        return evaluate.score(images, tasks[:1])
 
     three_scores = benchmark.pedantic(three, rounds=1, warmup_rounds=1)
     assert len(three_scores) == 3

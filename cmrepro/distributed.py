@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,17 @@ def gather(part: Any) -> list[Any]:
     if distributed.is_initialized():
         distributed.gather_object(part, parts or None)
     return parts
+
+
+def scatter(parts: Sequence[Any]) -> Any:
+    """One of rank 0's `parts` for each process in the order of their ranks; None where it ends."""
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:
+        return parts[0]
+    part = [None]
+    padded = [*parts, *[None] * (world_size - len(parts))]
+    distributed.scatter_object_list(part, padded if rank == 0 else None, src=0)
+    return part[0]
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:

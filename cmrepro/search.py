@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from cmrepro.checkpoints.load import CheckpointModel
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.data import ImageDataset
+from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.references import load_reference
-from cmrepro.metrics.score import Task, score
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.schema import unknown
 from cmrepro.settings import Metric, Protocol, Selection
@@ -145,7 +145,8 @@ def search_time(
         samples = sample(model, settings, num_images, seed, model.image_size, progress)
         images = ImageDataset(model.path.stem, samples.stages[-1])
         [scores] = score(images, [task], device=device)
-        rows.append({"index": times.index(time), "time": time, **scores.values})
+        values = {str(metric): value for metric, value in scores.values.items()}
+        rows.append({"index": times.index(time), "time": time, **values})
         return scores.values[METRIC]
 
     scores = SEARCHES[method](fid, times)

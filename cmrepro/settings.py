@@ -264,6 +264,11 @@ class ReferenceMetadata(Struct, frozen=True, kw_only=True):
     features_seed: NotNegative | None = None  # seed of the choice of stored features
     images_sha256: Checksum | None = None  # checksum of the images
 
+    @property
+    def dataset_split(self) -> str | None:
+        """Data set and split, e.g. "cifar10-train"."""
+        return self.dataset and f"{self.dataset}-{self.split}"
+
 
 class Reference(ReferenceMetadata, frozen=True, kw_only=True):
     """Reference statistics of a record: name and checksum of the file, and its metadata."""

@@ -10,7 +10,7 @@ SLOWER = {
     "step": ("cmrepro.training.step", "Training.train_step"),
     "metric": ("cmrepro.metrics.frechet", "frechet_distance"),
 }
-OTHER_VALUE = {"score": ("cmrepro.metrics.score", "frechet_distance")}
+OTHER_VALUE = {"score": ("cmrepro.metrics.evaluate", "frechet_distance")}
 
 
 def slower(function):

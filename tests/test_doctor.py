@@ -23,14 +23,13 @@ from cmrepro.checks.statistics import compare, matrix_rank
 from cmrepro.cli.doctor import doctor
 from cmrepro.data import ImageDataset, synthetic
 from cmrepro.files import RECORDED
+from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.protocols import load_protocol, protocol_names
-from cmrepro.metrics.reference_files import ReferenceMetadata, StoredStatistics
-from cmrepro.metrics.reference_registry import bundled_references
-from cmrepro.metrics.references import load_reference
-from cmrepro.metrics.score import Task, score
+from cmrepro.metrics.reference_files import ReferenceStatistics
+from cmrepro.metrics.references import bundled_references, load_reference
 from cmrepro.records import Hashes, RunRecord, SampleProvenance
 from cmrepro.schema import to_json
-from cmrepro.settings import Reference
+from cmrepro.settings import Reference, ReferenceMetadata
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOSSLESS = ROOT.parent / "shared" / "data" / "cifar10-lossless-subset.npz"
@@ -108,10 +107,10 @@ def test_channels_are_swapped_where_fid_falls_by_more_than_chance() -> None:
 # ---- statistics
 
 
-def gaussian(features: Any, num_images: int | None = None) -> StoredStatistics:
+def gaussian(features: Any, num_images: int | None = None) -> ReferenceStatistics:
     sigma = np.cov(features, rowvar=False)
     metadata = ReferenceMetadata(num_images=num_images)
-    return StoredStatistics(features.mean(0), sigma, None, metadata)
+    return ReferenceStatistics(features.mean(0), sigma, None, metadata)
 
 
 def test_faults_of_statistics() -> None:

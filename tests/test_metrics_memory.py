@@ -1,4 +1,4 @@
-"""Scoring needs no more memory for more images, beyond the features it keeps."""
+"""Scoring needs no more memory for more images, beyond the features that metrics need."""
 
 import subprocess
 import sys
@@ -13,20 +13,19 @@ SCRIPT = f"""
 import resource, sys
 import numpy as np
 from cmrepro.data import open_images
-from cmrepro.metrics import score as module
+from cmrepro.metrics import accumulate, evaluate
 from cmrepro.metrics.extractors import Features
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.metrics.reference_files import ReferenceMetadata
-from cmrepro.metrics.references import ReferenceStatistics
+from cmrepro.metrics.reference_files import ReferenceStatistics
 
 def extract(batch, extractor):
     features = batch.reshape(len(batch), -1)[:, :{DIM}].astype(np.float32)
     return Features(features, features)
 
-module.load_extractor = lambda settings, device: settings
-module.extract = extract
+accumulate.load_extractor = lambda settings, device: settings
+accumulate.extract = extract
 embedded = load_protocol("embedded")
-extractor = embedded.extractor.replace( feature_dim={DIM}, num_logits={DIM})
+extractor = embedded.extractor.replace(feature_dim={DIM}, num_logits={DIM})
 count = int(sys.argv[2])
 metrics = tuple(sys.argv[3].split(","))
 protocol = embedded.replace(
@@ -35,11 +34,11 @@ protocol = embedded.replace(
 )
 real = np.random.default_rng(1).normal(128, 74, (500, {DIM})).astype(np.float32)
 statistics = ReferenceStatistics(
-    real.mean(0, np.float64), np.cov(real, rowvar=False), real, ReferenceMetadata()
+    real.mean(0, np.float64), np.cov(real, rowvar=False), real
 )
 images = open_images(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-[scores] = module.score(images, [module.Task(protocol, statistics)])
+[scores] = evaluate.score(images, [evaluate.Task(protocol, statistics)])
 assert scores.num_images == count
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """

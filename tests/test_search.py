@@ -10,8 +10,8 @@ from tiny_checkpoint import save_tiny, tiny_presets
 from cmrepro import sampling, search
 from cmrepro.checkpoints.load import load_model
 from cmrepro.consistency.schedules import karras_times
+from cmrepro.metrics.evaluate import Scores
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.metrics.score import Scores
 from cmrepro.search import SEARCHES, grid_search, search_time, ternary_search
 from cmrepro.settings import Selection
 

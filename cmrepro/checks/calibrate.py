@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from cmrepro.data import ImageSource
+from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.references import build_reference
-from cmrepro.metrics.score import Task, score
 from cmrepro.schema import Struct, read_toml, to_builtins
 from cmrepro.settings import Metric
 

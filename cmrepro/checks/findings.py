@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cmrepro.data import ImageSource
 from cmrepro.metrics.extractors import extract, load_extractor
 from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
-from cmrepro.metrics.reference_files import StoredStatistics
+from cmrepro.metrics.reference_files import ReferenceStatistics
 from cmrepro.schema import Struct, read_toml
 from cmrepro.settings import Protocol
 
@@ -69,7 +69,7 @@ def causes() -> dict[str, Cause]:
     return read_toml(dict[str, Cause], Path(str(resources.files(__package__) / "causes.toml")))
 
 
-def fid(features: NDArray[np.float32], reference: StoredStatistics) -> float:
+def fid(features: NDArray[np.float32], reference: ReferenceStatistics) -> float:
     """Fréchet distance of features (N, D) from reference statistics."""
     moments = StreamingMoments(len(reference.mu))
     moments.update(features)

@@ -16,7 +16,7 @@ from cmrepro.files import (
 )
 from cmrepro.metrics.extractors import weights_file
 from cmrepro.metrics.protocols import load_protocol, protocol_names
-from cmrepro.metrics.reference_registry import registered_references
+from cmrepro.metrics.references import registered_references
 from cmrepro.provenance import PACKAGES, cpu_name
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from cmrepro.checks.findings import Finding, Findings, Settings
 from cmrepro.checks.images import too_few_images
 from cmrepro.data import ImageSource
+from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.protocols import load_protocol, protocol_names
 from cmrepro.metrics.references import load_reference
-from cmrepro.metrics.score import Task, score
 from cmrepro.records import CheckpointInfo, RunRecord, SampleProvenance
 from cmrepro.settings import Extractor, Metric, Protocol, Reference
 

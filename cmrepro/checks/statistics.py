@@ -1,10 +1,12 @@
 """Faults of reference statistics, measured against the protocol's own."""
 
+from pathlib import Path
+
 import numpy as np
 
 from cmrepro.checks.findings import Finding, Findings, Settings
 from cmrepro.metrics.frechet import frechet_distance
-from cmrepro.metrics.reference_files import StoredStatistics, read_statistics
+from cmrepro.metrics.reference_files import ReferenceStatistics, read_statistics
 from cmrepro.metrics.references import load_reference
 
 CORRELATION_LIMIT = 0.7  # EfficientNet-Lite0 and -Lite1: 0.03; 500 images and all: 0.87 or more
@@ -15,14 +17,13 @@ RANK_TOLERANCE = 1e-7  # of the largest variance: files keep covariances in floa
 
 def examine_statistics(path: str, settings: Settings) -> Findings:
     """Check a file of statistics, mean and covariance of features."""
-    dinov2 = settings.protocol.extractor.network == "dinov2"
-    statistics = read_statistics(path, entry="fd_dinov2" if dinov2 else "fid")
+    statistics = read_statistics(Path(path))
     reference = load_reference(settings.protocol, settings.reference)
     return compare(statistics, reference, settings.protocol.num_images)
 
 
 def compare(
-    statistics: StoredStatistics, reference: StoredStatistics, num_images: int
+    statistics: ReferenceStatistics, reference: ReferenceStatistics, num_images: int
 ) -> Findings:
     """The first that holds: another extractor, too few images, other images.
 

@@ -14,8 +14,7 @@ from cmrepro.experiments.run import evaluate as run
 from cmrepro.files import require_writable
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
-from cmrepro.metrics.reference_registry import fetch_reference, reference_rows
-from cmrepro.metrics.references import build_reference
+from cmrepro.metrics.references import build_reference, fetch_reference, reference_rows
 from cmrepro.records import FOLDER, SampleProvenance, write_record
 from cmrepro.sampling import read_provenance
 
@@ -142,5 +141,8 @@ def build(data_path: str, protocol: str, out: Path, overwrite: bool, **settings:
     """Write statistics of the images at DATA_PATH to FILE.npz; images are read batch by batch."""
     options.require_new(out, overwrite)
     loaded, images = load_protocol(protocol), open_images(data_path)
-    write_statistics(out, build_reference(images, loaded, progress=True, **settings))
-    click.echo(f"wrote {out}")
+    with process_group() as rank:
+        built = build_reference(images, loaded, progress=True, **settings)
+    if rank == 0:
+        write_statistics(out, built)
+        click.echo(f"wrote {out}")

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro.data import ImageSource
-from cmrepro.metrics.references import ReferenceStatistics, build_reference, load_reference
-from cmrepro.metrics.score import Task, score
-from cmrepro.settings import Protocol
+from cmrepro.metrics.evaluate import Task, score
+from cmrepro.metrics.reference_files import ReferenceStatistics
+from cmrepro.metrics.references import build_reference, load_reference
+from cmrepro.settings import Metric, Protocol
 
 METRIC_SETTINGS = ("stored_features", "inception_score", "kernel", "manifold")
 
@@ -25,7 +26,7 @@ class Step(NamedTuple):
 
     change: str
     detail: str
-    scores: dict[str, float]
+    scores: dict[Metric, float]
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from cmrepro.data import ImageSource, images_sha256
+from cmrepro.data import ImageSource
+from cmrepro.metrics.evaluate import Scores, Task, num_scored, score
 from cmrepro.metrics.references import load_reference
-from cmrepro.metrics.score import Scores, Task, num_scored, score
 from cmrepro.provenance import provenance
 from cmrepro.records import Hashes, RunRecord, SampleProvenance
-from cmrepro.settings import Protocol, Reference
+from cmrepro.settings import Protocol
 
 
 def evaluate(
@@ -61,25 +60,24 @@ def evaluate(
         if name is None:  # a named one may be of other data; the record says so
             reference.require_protocol(protocol, training.dataset if training else None)
         tasks.append(Task(protocol, reference, num_images))
-    scores = score(images, tasks, device=device, intervals=intervals, progress=progress)
-    if scores and samples.hashes:
-        _check_images(images, samples, scores)
+    scores = score(
+        images,
+        tasks,
+        device=device,
+        intervals=intervals,
+        checksum_all=samples.hashes is not None,
+        progress=progress,
+    )
+    if scores and samples.hashes and scores[0].set_sha256 != samples.hashes.images:
+        raise ValueError(
+            f"the provenance beside '{images.name}' is that of other images; remove it or sample "
+            "again"
+        )
     stages = {**(durations_s or {}), "scoring": round(time.perf_counter() - start, 2)}
     return [
         _record(task, result, samples, device, stages)
         for task, result in zip(tasks, scores, strict=bool(scores))
     ]
-
-
-def _check_images(images: ImageSource, samples: SampleProvenance, scores: list[Scores]) -> None:
-    """Refuse a provenance of other images; they are read again only where not all were scored."""
-    assert samples.hashes is not None
-    whole = [s.images_sha256 for s in scores if s.num_images == images.num_images]
-    if (whole[0] if whole else images_sha256(images)) != samples.hashes.images:
-        raise ValueError(
-            f"the provenance beside '{images.name}' is that of other images; remove it or sample "
-            "again"
-        )
 
 
 def _record(
@@ -99,8 +97,8 @@ def _record(
         sampling_device=samples.sampling_device,
         num_images=scores.num_images,
         protocol=task.protocol,
-        reference=_reference(task),
-        scores=scores.values,  # type: ignore[arg-type]
+        reference=task.reference.for_record(),
+        scores=scores.values,
         uncertainty=scores.uncertainty,
         warnings=tuple(scores.warnings),
         hashes=Hashes(
@@ -113,8 +111,3 @@ def _record(
         device=device,
         durations_s=durations_s,
     )
-
-
-def _reference(task: Task) -> Reference:
-    fields = {k: v for k, v in asdict(task.reference.metadata).items() if v != "unknown"}
-    return Reference(name=task.reference.name, sha256=task.reference.sha256, **fields)

@@ -1,0 +1,164 @@
+"""One pass over a set of images: features, their moments, logits, checksums.
+
+Under `torchrun`, rank 0 reads the images and hands each process a batch at a time. It takes the
+features back in the order of the images, so that nothing depends on the number of processes.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cmrepro.distributed import gather, rank_and_world_size, scatter
+from cmrepro.metrics.extractors import (
+    BATCH_SIZE,
+    Features,
+    ImageBatches,
+    extract,
+    load_extractor,
+)
+from cmrepro.metrics.frechet import StreamingMoments, check_features
+from cmrepro.settings import Extractor
+
+Array = NDArray[Any]
+
+# Batches of features between two updates of the moments: 33 MB at 2,048 dimensions.
+PENDING_BATCHES = 64
+
+
+class Accumulator:
+    """Accumulator of an extractor's outputs for the first N images of a set.
+
+    Attributes:
+        extractor: Settings of the extractor.
+        num_images: N.
+        moments: Mean and covariance of the features.
+        spatial: Mean and covariance of the spatial features; None without any.
+        features: Features of the M selected images, float32 (M, D); complete after the pass.
+        logits: Logits, float32 (N, K); None where they are not needed.
+        digest: SHA-256 of the features.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        num_images: int,
+        *,
+        selected: NDArray[np.bool_] | None = None,
+        logits: bool = False,
+        spatial: bool = False,
+    ) -> None:
+        """Accumulate nothing yet.
+
+        Args:
+            extractor: Settings of the extractor.
+            num_images: N.
+            selected: True (N,) for images whose features are stored; None for none.
+            logits: Store logits.
+            spatial: Take the moments of the spatial features.
+        """
+        self.extractor = extractor
+        self.num_images = num_images
+        self.moments = StreamingMoments(extractor.feature_dim)
+        self.spatial = StreamingMoments(extractor.spatial_dim) if spatial else None
+        self._selected = np.zeros(num_images, np.bool_) if selected is None else selected
+        self.features = np.empty((self._selected.sum(), extractor.feature_dim), np.float32)
+        self.logits = np.empty((num_images, extractor.num_logits), np.float32) if logits else None
+        self.digest = hashlib.sha256()
+        self._position = self._filled = 0
+        self._pending: list[tuple[Array, Array | None]] = []
+
+    def add(self, outputs: Features) -> None:
+        """Take the outputs for the next images, up to the N-th."""
+        rows = slice(self._position, min(self._position + len(outputs.features), self.num_images))
+        count = rows.stop - rows.start
+        if not count:
+            return
+        features, logits, spatial = (x if x is None else x[:count] for x in outputs)
+        assert features is not None
+        self.digest.update(features.tobytes())
+        stored = features[self._selected[rows]]
+        self.features[self._filled : self._filled + len(stored)] = stored
+        if self.logits is not None:
+            assert logits is not None  # Protocol: IS needs logits
+            check_features("logits", logits)
+            self.logits[rows] = logits
+        self._position, self._filled = rows.stop, self._filled + len(stored)
+        self._pending.append((features, spatial))
+        if len(self._pending) == PENDING_BATCHES or self._position == self.num_images:
+            self._update_moments()
+
+    def _update_moments(self) -> None:
+        self.moments.update(np.concatenate([features for features, _ in self._pending]))
+        if self.spatial is not None:
+            self.spatial.update(np.concatenate([x for _, x in self._pending if x is not None]))
+        self._pending.clear()
+
+
+def accumulate(
+    images: ImageBatches,
+    accumulators: Sequence[Accumulator],
+    *,
+    checksum_of: Sequence[int] = (),
+    device: str = "cpu",
+    progress: bool = False,
+) -> dict[int, str]:
+    """Read images once and fill accumulators.
+
+    Args:
+        images: Source of uint8 batches (B, H, W, 3), RGB, 0-255.
+        accumulators: Those of one extractor share its features.
+        checksum_of: Further numbers n; images behind the last accumulator's are read for them.
+        device: Device of the extractors.
+        progress: Show a progress bar.
+
+    Returns:
+        SHA-256 of the first n images by n, for every accumulator's N and `checksum_of`; empty at
+        other ranks than 0, whose accumulators stay empty.
+
+    Raises:
+        ValueError: Images are not uint8 (B, H, W, 3), features are not finite, or the source
+            gives another number of images than it announces.
+    """
+    rank, world_size = rank_and_world_size()
+    num_extracted = max(accumulator.num_images for accumulator in accumulators)
+    networks = {a.extractor: load_extractor(a.extractor, device) for a in accumulators}
+    counts = sorted({*checksum_of, *(a.num_images for a in accumulators)}) if rank == 0 else []
+    digests = {count: hashlib.sha256() for count in counts}
+    position = 0
+
+    def update_digests(batch: NDArray[np.uint8]) -> None:
+        nonlocal position
+        for count, digest in digests.items():
+            digest.update(batch[: max(count - position, 0)].tobytes())
+        position += len(batch)
+
+    batches = images.batches(BATCH_SIZE, 0, num_extracted) if rank == 0 else iter(())
+    with tqdm(
+        total=num_extracted, desc="features", unit="image", disable=not progress or rank > 0
+    ) as bar:
+        for _ in range(math.ceil(num_extracted / (BATCH_SIZE * world_size))):
+            parts = list(islice(batches, world_size))
+            part = scatter(parts)
+            outputs = {
+                settings: None if part is None else extract(part, network)
+                for settings, network in networks.items()
+            }
+            for batch, features in zip(parts, gather(outputs), strict=False):
+                for accumulator in accumulators:
+                    accumulator.add(features[accumulator.extractor])
+                update_digests(batch)
+                bar.update(len(batch))
+    if counts:
+        for batch in images.batches(BATCH_SIZE, num_extracted, counts[-1]):
+            update_digests(batch)
+        if position != counts[-1]:
+            raise ValueError(
+                f"got {position} images of {counts[-1]} announced; open the images again"
+            )
+    return {count: digest.hexdigest() for count, digest in digests.items()}
