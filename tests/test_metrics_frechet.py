@@ -71,11 +71,9 @@ def test_merged_moments_are_those_of_all_features(
 
 def test_moments_of_float32_features_are_float64_and_blocks_do_not_show() -> None:
     features = random_features(9000, 8, seed=0, shift=100.0)  # more than two blocks
-    mu, sigma = moments(features)
-    expected = features.astype(np.float64)
-    # 1e-13: summation order in float64. A float32 sum would be off by 1e-7.
-    np.testing.assert_allclose(mu, expected.mean(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(sigma, np.cov(expected, rowvar=False), rtol=1e-10, atol=1e-13)
+    # Summation order in float64. A float32 sum would be off by 1e-7.
+    expected = np.cov(features.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(moments(features)[1], expected, rtol=1e-10, atol=1e-13)
 
 
 def test_moments_refuse_one_image_and_values_that_are_not_finite() -> None:
@@ -99,14 +97,6 @@ def test_commuting_covariances() -> None:
     assert got == pytest.approx(expected, rel=1e-12)  # float64 rounding of 20 terms
 
 
-def test_rank_one_covariances() -> None:
-    """S1 = a a^T and S2 = b b^T: the trace of the root is |a.b|."""
-    rng = np.random.default_rng(1)
-    a, b = rng.standard_normal((2, 50))
-    got = frechet_distance(np.zeros(50), np.outer(a, a), np.zeros(50), np.outer(b, b))
-    assert got == pytest.approx(a @ a + b @ b - 2 * abs(a @ b), rel=1e-12)  # float64 rounding
-
-
 @pytest.mark.parametrize("smallest", [1e-4, 1e-8, 1e-12, 1e-16])
 @pytest.mark.parametrize("same_basis", [True, False])
 def test_variances_of_many_orders_of_magnitude(smallest: float, same_basis: bool) -> None:
@@ -122,30 +112,6 @@ def test_variances_of_many_orders_of_magnitude(smallest: float, same_basis: bool
     got = frechet_distance(np.zeros(dim), sigma1, np.zeros(dim), sigma2)
     # What lies below D x machine epsilon is dropped; the rest is rounding of the traces.
     assert got == pytest.approx(expected, abs=1e-12 * variances.sum())
-
-
-def test_high_precision() -> None:
-    """Against eigenvalues of S1 S2 in 60 digits, variances over eight orders of magnitude."""
-    mpmath = pytest.importorskip("mpmath")
-    dim = 7
-    variances = np.logspace(0, -8, dim)
-    sigma1, sigma2 = (
-        basis * variances @ basis.T for basis in (random_rotation(dim, 1), random_rotation(dim, 2))
-    )
-    sigma1, sigma2 = (sigma + sigma.T for sigma in (sigma1, sigma2))
-    with mpmath.workdps(60):
-        product = mpmath.matrix(sigma1.tolist()) * mpmath.matrix(sigma2.tolist())
-        values = mpmath.eig(product, left=False, right=False)
-        root_trace = float(mpmath.fsum(mpmath.re(mpmath.sqrt(value)) for value in values))
-    expected = np.trace(sigma1) + np.trace(sigma2) - 2 * root_trace
-    got = frechet_distance(np.zeros(dim), sigma1, np.zeros(dim), sigma2)
-    assert got == pytest.approx(expected, abs=1e-13)  # float64 rounding of traces of 4
-
-
-def test_zero_covariances() -> None:
-    zero, one = np.zeros((3, 3)), np.eye(3)
-    assert frechet_distance(np.zeros(3), zero, np.ones(3), zero) == 3
-    assert frechet_distance(np.zeros(3), zero, np.zeros(3), one) == 3
 
 
 def dependent(features: np.ndarray) -> np.ndarray:
@@ -205,21 +171,16 @@ def test_equals_other_tools_on_the_same_features() -> None:
         assert got == pytest.approx(distance(*moments(x1), *moments(x2)), rel=1e-6)
 
 
-SKEWED = np.eye(3)
-SKEWED[0, 1] = 0.1
-
-
-@pytest.mark.parametrize(
-    ("mu", "sigma", "message"),
-    [
-        (np.zeros(3), np.eye(2), r"mu has shape \(3,\) and sigma \(2, 2\)"),
-        (np.zeros(3), SKEWED, "sigma differs from its transpose by 0.1"),
-        (np.full(3, np.nan), np.eye(3), "hold values that are not finite"),
-    ],
-)
-def test_other_statistics_are_refused(mu: np.ndarray, sigma: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=f"first statistics.*{message}"):
-        check_gaussian("first", mu, sigma)
+def test_other_statistics_are_refused() -> None:
+    mu, sigma = np.zeros(3), np.eye(3)
+    skewed = sigma + np.eye(3, k=1)
+    for arguments, message in [
+        ((mu, np.eye(2)), r"mu has shape \(3,\) and sigma \(2, 2\)"),
+        ((mu, skewed), "differs from its transpose by 1;"),
+        ((mu * np.nan, sigma), "not finite"),
+    ]:
+        with pytest.raises(ValueError, match=f"first statistics.*{message}"):
+            check_gaussian("first", *arguments)
 
 
 # FID by number of images and at infinity
@@ -246,7 +207,7 @@ def test_parts_are_disjoint() -> None:
     order = np.random.default_rng(0).permutation(NUM_IMAGES)
     half = frechet_distance(*moments(gaussian(0)[order[400:]]), zero, one)
     assert parts[400][1] == pytest.approx(half, rel=1e-9)
-    with pytest.raises(ValueError, match="9 images, which cannot be divided into 5 parts"):
+    with pytest.raises(ValueError, match="got 9 images, --intervals needs at least 10"):
         fid_of_parts(gaussian(0)[:9], zero, one)
 
 

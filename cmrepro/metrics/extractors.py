@@ -36,11 +36,7 @@ Outputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class ImageBatches(Protocol):
-    """A source of images, which need not be in memory.
-
-    Attributes:
-        num_images: N.
-    """
+    """A source of `num_images` images, which need not be in memory."""
 
     @property
     def num_images(self) -> int: ...
@@ -53,13 +49,7 @@ class ImageBatches(Protocol):
 
 
 class Features(NamedTuple):
-    """Outputs of an extractor for a set of images.
-
-    Attributes:
-        features: Pooled features, float32 (N, D).
-        logits: Class logits, float32 (N, K), or None.
-        spatial: Spatial features for sFID, float32 (N, S), or None.
-    """
+    """Features (N, D), logits (N, K) and spatial features (N, S) of images, float32."""
 
     features: np.ndarray
     logits: np.ndarray | None = None
@@ -69,10 +59,8 @@ class Features(NamedTuple):
 class FeatureExtractor(nn.Module):
     """A frozen network in eval mode with its preprocessing.
 
-    Attributes:
-        settings: Resize, scale and dimensions.
-        network: From pixels to `Outputs`, or to features alone. Pixels are resized and scaled by
-            the settings; NVIDIA's TorchScript scales, and as TensorFlow 1 also resizes, by itself.
+    The network maps resized and scaled pixels to `Outputs`, or to features alone. NVIDIA's
+    TorchScript scales by itself, and resizes by itself where the resize is TensorFlow 1's.
     """
 
     mean: Tensor
@@ -97,45 +85,35 @@ class FeatureExtractor(nn.Module):
         return 8 if self.mean.device.type == "cpu" and not small else BATCH_SIZE
 
     def forward(self, images: Tensor) -> Outputs:
-        """Features, logits and spatial features of images.
-
-        Args:
-            images: uint8 (B, H, W, 3), RGB, 0-255.
-
-        Returns:
-            Float32; None where the settings give no number for them.
-        """
-        settings = self.settings
-        if settings.network == "inception-torchscript":
-            if self.network.resize_inside:
-                x = images.permute(0, 3, 1, 2).float()
-            else:
-                x = resize(images, settings.resize, settings.image_size)
+        """Outputs for uint8 images (B, H, W, 3), RGB; None where the settings have no number."""
+        if isinstance(self.network, InceptionV3W):
+            unresized = images.permute(0, 3, 1, 2).float()
+            x = unresized if self.network.resize_inside else self._resized(images)
             return self.network(x.contiguous()), None, None
-        outputs = self.network(
-            (resize(images, settings.resize, settings.image_size) - self.mean) / self.std
-        )
+        outputs = self.network((self._resized(images) - self.mean) / self.std)
         if isinstance(outputs, Tensor):
             return outputs, None, None
         features, logits, spatial = outputs
         return (
             features,
-            logits if settings.num_logits else None,
-            spatial if settings.spatial_dim else None,
+            logits if self.settings.num_logits else None,
+            spatial if self.settings.spatial_dim else None,
         )
+
+    def _resized(self, images: Tensor) -> Tensor:
+        return resize(images, self.settings.resize, self.settings.image_size)
 
 
 def check_images(images: np.ndarray) -> None:
-    """Refuse everything but a set of RGB images.
+    """Refuse everything but RGB images, uint8 (N, H, W, 3) with N >= 1.
 
     Raises:
-        ValueError: The array is not uint8 (N, H, W, 3) with at least one image.
+        ValueError: Another type or shape.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        got = getattr(images, "dtype", type(images).__name__)
         raise ValueError(
-            f"images are {got}, must be a uint8 array with values 0-255; "
-            "convert floats in [-1, 1] with round((x + 1) * 127.5) first"
+            f"images are {getattr(images, 'dtype', type(images))}, must be a uint8 array; "
+            "convert floats in [-1, 1] with round((x + 1) * 127.5)"
         )
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise ValueError(
@@ -153,11 +131,6 @@ def extract(
     Every pass has the same number of images, the smaller of `batch_size` and `images_at_once`.
     The last one is filled up with black images, whose output is dropped, so that the features of
     an image depend neither on N nor on the other images.
-
-    Args:
-        images: uint8 (N, H, W, 3), RGB, 0-255.
-        extractor: From `load_extractor`.
-        batch_size: Most images per pass, at least 1.
 
     Raises:
         ValueError: The images are not uint8 (N, H, W, 3).
@@ -186,7 +159,6 @@ def load_extractor(settings: Extractor, device: str | torch.device = "cpu") -> F
     """The extractor of these settings on a device; the same object at the next call.
 
     Raises:
-        FileNotFoundError: A package with weights is not installed.
         ValueError: Weights or code cannot be had, or have another checksum.
     """
     return _load_extractor(settings, str(torch.device(device)))
@@ -213,22 +185,16 @@ def weights_file(settings: Extractor) -> Path:
     one elsewhere, where the [weights.NAME] of a protocol file gives an absolute path as `file`.
 
     Raises:
-        FileNotFoundError: The package or its file is not installed.
         ValueError: The file has another checksum, or is missing and the address cannot be
             reached.
     """
     weights = settings.weights
-    if weights.package is None:
-        assert weights.url is not None
+    if weights.url is not None:
         return download(weights.url, cache_folder() / "weights" / weights.file, weights.checksum)
-    advice = f"reinstall the package {weights.package.replace('_', '-')}"
-    try:
-        path = Path(str(resources.files(weights.package))) / weights.file
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(f"no weights of {settings.name}; {advice}") from error
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights of {settings.name} at {path}; {advice}")
-    require_checksum(path, weights.checksum, f"; {advice}")
+    assert weights.package is not None
+    path = Path(str(resources.files(weights.package))) / weights.file
+    advice = f"; reinstall the package {weights.package.replace('_', '-')}"
+    require_checksum(path, weights.checksum, advice)
     return path
 
 
@@ -250,14 +216,8 @@ def fold_batch_norm(network: EfficientNet) -> EfficientNet:
     """Fold each BatchNorm of an EfficientNet-Lite into the convolution before it, in place.
 
     Zero padding moves from a separate layer into the convolution where it is the same on all
-    four sides (everywhere but in the convolutions of stride 2). Both leave the function as it is
-    up to rounding: BatchNorm in eval mode is an affine map per channel.
-
-    Args:
-        network: In eval mode, with images of even side length at each stride.
-
-    Returns:
-        The same network.
+    four sides (everywhere but in the convolutions of stride 2). The network is in eval mode and
+    its images have an even side length at each stride.
     """
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
@@ -279,11 +239,7 @@ def fold_batch_norm(network: EfficientNet) -> EfficientNet:
 
 
 def _torchscript_inception(settings: Extractor, path: Path) -> nn.Module:
-    """NVIDIA's InceptionV3 in clean-fid's wrapper (mode legacy_tensorflow: it resizes; or clean).
-
-    Raises:
-        ValueError: The checksum is not a full one.
-    """
+    """NVIDIA's InceptionV3 in clean-fid's wrapper; it resizes in mode legacy_tensorflow."""
     if not settings.weights.checksum.startswith("sha256:"):
         raise ValueError(
             f"weights {settings.weights.name}: got checksum '{settings.weights.checksum}', needed "
@@ -301,11 +257,7 @@ def _torchscript_inception(settings: Extractor, path: Path) -> nn.Module:
 def _dinov2(settings: Extractor, path: Path) -> nn.Module:
     """DINOv2, whose class token is the feature: its authors' code with verified weights.
 
-    torch-fidelity's extractor runs the same code with weights that are not verified. The code
-    comes through torch.hub, which keeps it; the weights' name says which network it builds.
-
-    Raises:
-        ValueError: The code cannot be had.
+    torch-fidelity's extractor runs the same code with weights that are not verified.
     """
     # As torch-fidelity does: another implementation of attention would move the features.
     os.environ["XFORMERS_DISABLED"] = "1"
@@ -315,26 +267,21 @@ def _dinov2(settings: Extractor, path: Path) -> nn.Module:
             warnings.filterwarnings("ignore", message="xFormers is ")
             network: nn.Module = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
     except (OSError, RuntimeError, ImportError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"cannot load {name} through torch.hub ({reason}); with github.com in reach run it "
-            f"again, or put a clone of {DINOV2_CODE} at "
-            f"{Path(torch.hub.get_dir()) / 'facebookresearch_dinov2_main'}"
+            f"cannot load {name} through torch.hub ({error}); with github.com in reach run it "
+            f"again, or put a clone of {DINOV2_CODE} into {torch.hub.get_dir()}"
         ) from error
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network
 
 
 def resize(images: Tensor, method: str, size: int) -> Tensor:
-    """Images of another size.
+    """Images uint8 (B, H, W, 3) as float32 (B, 3, size, size), 0-255, not rounded.
 
     Args:
-        images: uint8 (B, H, W, 3).
+        images: RGB.
         method: Value of `Extractor.resize`.
         size: Side length of the result in px.
-
-    Returns:
-        Float32 (B, 3, size, size), 0-255, not rounded.
     """
     if method == "pil-bicubic":
         resizer = make_resizer("PIL", False, "bicubic", (size, size))

@@ -37,7 +37,7 @@ class StreamingMoments:
         self._scatter = np.zeros((feature_dim, feature_dim))
 
     def update(self, features: np.ndarray) -> None:
-        """Add a batch (B, D) of any float type, B >= 1.
+        """Add a batch (B, D) of features.
 
         Raises:
             ValueError: A value is not finite.
@@ -88,11 +88,8 @@ def frechet_distance(
     Args:
         mu1: Mean (D,).
         sigma1: Covariance (D, D), symmetric and positive semidefinite.
-        mu2: Mean (D,).
-        sigma2: Covariance (D, D), symmetric and positive semidefinite.
-
-    Returns:
-        The distance, at least 0 up to rounding (about 1e-15 of the traces).
+        mu2: As `mu1`.
+        sigma2: As `sigma1`.
 
     References:
         Dowson, Landau (1982), "The Fréchet distance between multivariate normal distributions";
@@ -159,10 +156,7 @@ def fid_of_parts(
     """
     count, dim = features.shape
     if count < 2 * PARTS:
-        raise ValueError(
-            f"got {count} images, which cannot be divided into {PARTS} parts of at least 2; score "
-            "more images, or no FID by number of images"
-        )
+        raise ValueError(f"got {count} images, --intervals needs at least {2 * PARTS}")
     order = np.random.default_rng(seed).permutation(count)
     parts: dict[int, tuple[float, ...]] = {}
     for divisor in range(PARTS, 0, -1):
@@ -182,14 +176,8 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
     A mean over the parts of one size weighs in proportion to that size: the share of its error
     that is independent of the other sizes falls as its inverse. The line holds for parts of more
     images than dimensions. With fewer it bends, and the value, though still much nearer to the
-    truth than the FID of all images, is farther from it than the standard error says.
-
-    Args:
-        parts: From `fid_of_parts`.
-
-    Returns:
-        The value, its standard error, which is also that of the FID of all images (the spread of
-        seeds), and the excess of that FID over the value.
+    truth than the FID of all images, is farther from it than the standard error says. That error
+    is also the one of the FID of all images (the spread of seeds), whose bias is its excess.
 
     References:
         Chong, Forsyth (2020), https://arxiv.org/abs/1911.07023, section 4: the bias is linear in
@@ -212,19 +200,16 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
 
 
 def check_features(name: str, features: np.ndarray) -> None:
-    """Refuse everything but a finite float matrix (N, D) with at least one row.
+    """Refuse everything but a finite matrix (N, D) with N >= 1.
 
     Raises:
-        ValueError: Names the array and the image.
+        ValueError: Names the array and its fault.
     """
-    if features.ndim != 2 or 0 in features.shape or features.dtype not in (np.float32, np.float64):
-        raise ValueError(
-            f"{name} are {features.dtype} of shape {features.shape}, must be float32 or float64 "
-            "(N, D) with N >= 1; take them from extract"
-        )
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"{name} have shape {features.shape}, must have (N, D) with N >= 1")
     if not np.isfinite(features).all():
         row = int(np.argwhere(~np.isfinite(features).all(axis=1))[0, 0])
-        raise ValueError(f"{name} of image {row} are not finite, must be; inspect that image")
+        raise ValueError(f"{name} of image {row} are not finite; inspect that image")
 
 
 def check_gaussian(name: str, mu: np.ndarray, sigma: np.ndarray) -> None:
@@ -233,21 +218,15 @@ def check_gaussian(name: str, mu: np.ndarray, sigma: np.ndarray) -> None:
     Positive semidefiniteness is not checked: it costs as much as the distance itself.
 
     Raises:
-        ValueError: Names the statistics and the fault.
+        ValueError: Names the statistics and their fault.
     """
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(
-            f"{name} statistics: mu has shape {mu.shape} and sigma {sigma.shape}, must be (D,) "
-            "and (D, D); build them again from the images"
-        )
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise ValueError(
-            f"{name} statistics hold values that are not finite; build them again from the images"
-        )
+        fault = f": mu has shape {mu.shape} and sigma {sigma.shape}, must be (D,) and (D, D)"
+    elif not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        fault = " hold values that are not finite"
     # 1e-6: float32 files of other tools, whose two triangles were rounded apart.
-    asymmetry = np.abs(sigma - sigma.T).max()
-    if asymmetry > 1e-6 * np.abs(sigma).max():
-        raise ValueError(
-            f"{name} statistics: sigma differs from its transpose by {asymmetry:.3g}, must be "
-            "symmetric; build them again from the images"
-        )
+    elif (asymmetry := np.abs(sigma - sigma.T).max()) > 1e-6 * np.abs(sigma).max():
+        fault = f": sigma differs from its transpose by {asymmetry:.3g}"
+    else:
+        return
+    raise ValueError(f"{name} statistics{fault}; build them again from the images")

@@ -1,9 +1,8 @@
 """InceptionV3 of 2015-12-05, the network behind FID: torch-fidelity's, with fused batch norms.
 
-Google's network, trained on ImageNet with 1,008 classes. torch-fidelity's and pytorch-fid's file
-of weights is one and the same. The TensorFlow graph calls the eleven blocks `mixed`, `mixed_1`, …
-`mixed_10`, the file Mixed_5b, 5c, 5d, 6a, …, 7c. So `mixed_6/conv`, whose first 7 channels are
-ADM's spatial features, is the 1x1 convolution (with its ReLU) of Mixed_6d.
+The TensorFlow graph calls the eleven blocks `mixed`, `mixed_1`, … `mixed_10`, the file of weights
+Mixed_5b, 5c, 5d, 6a, …, 7c. So `mixed_6/conv`, whose first 7 channels are ADM's spatial features,
+is the 1x1 convolution (with its ReLU) of Mixed_6d.
 
 References:
     Szegedy et al. (2016), "Rethinking the inception architecture for computer vision",
@@ -28,14 +27,13 @@ SPATIAL_CHANNELS = 7
 
 
 class InceptionV3(nn.Module):
-    """torch-fidelity's network from scaled pixels on.
+    """torch-fidelity's network from scaled pixels on, in channels_last.
 
-    Everything runs in channels_last with each BatchNorm in its convolution: nine tenths of the
-    time then go into convolutions.
+    Args:
+        path: torch-fidelity's (and pytorch-fid's) file of weights.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read torch-fidelity's file of weights."""
         super().__init__()
         torch.load(path, map_location="cpu", weights_only=True)  # the next line runs any code
         network = FeatureExtractorInceptionV3(
@@ -53,14 +51,10 @@ class InceptionV3(nn.Module):
         self._spatial = output[:, :SPATIAL_CHANNELS]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, logits and spatial features.
+        """Features (B, 2048), logits without bias (B, 1008), spatial features (B, 2023).
 
         Args:
             x: (B, 3, 299, 299), about -1 to 1.
-
-        Returns:
-            Pooled features (B, 2048); logits without bias (B, 1008); spatial features (B, 2023),
-            row by row with the channel last.
         """
         features = self.layers(x.contiguous(memory_format=torch.channels_last)).flatten(1)
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # (B, 17 x 17 x 7)

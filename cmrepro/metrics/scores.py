@@ -194,10 +194,10 @@ def _squared_distances(x: Tensor, y: Tensor, center: Tensor) -> Tensor:
 def _squared_radii(x: Tensor, center: Tensor, neighborhood: int) -> Tensor:
     """Squared distance (N,) from each row to its k-th nearest other row.
 
-    It is enlarged by the most that rounding takes from it and adds to the distance of an image on
-    the border: at 2,048 dimensions some 1e-11 of the squared norm.
+    It is enlarged by more than rounding can take from it and add to the distance of an image on
+    the border: at 2,048 dimensions 1e-13 of the squared norm.
     """
-    rounding = 10 * (x.shape[1] + 8) * torch.finfo(torch.float64).eps
+    rounding = 8 * (x.shape[1] + 8) ** 0.5 * torch.finfo(torch.float64).eps
     radii = []
     for (rows,) in _blocks(x):
         nearest = torch.empty(len(rows), 0, dtype=torch.float64, device=x.device)
