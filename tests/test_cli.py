@@ -295,7 +295,7 @@ std = [128.0, 128.0, 128.0]
 feature_dim = 1280
 num_logits = 1000
 
-[protocols.{name}]
+[protocols.larger]
 version = 1
 source = "this test"
 extractor = "larger"
@@ -311,9 +311,8 @@ def test_several_protocols_and_the_explanation_of_two(run, tmp_path):
     np.savez(tmp_path / "set.npz", arr_0=images)
     reference = tmp_path / "reference.npz"
     larger, rounded = tmp_path / "larger.toml", tmp_path / "rounded.toml"
-    texts = {"reference": reference}
-    larger.write_text(PROTOCOL.format(name="larger", rounding="truncate", **texts))
-    rounded.write_text(PROTOCOL.format(name="rounded", rounding="round", **texts))
+    larger.write_text(PROTOCOL.format(rounding="truncate", reference=reference))
+    rounded.write_text(PROTOCOL.format(rounding="round", reference=reference))
     assert run(*BUILD, "--protocol", larger, "--out", reference)[0] == 0
     arguments = ["evaluate", tmp_path / "set.npz", "--out", tmp_path, "--format", "json"]
     both = ["--protocol", "embedded", "--protocol", larger, "--num-images", 30]
@@ -330,4 +329,4 @@ def test_several_protocols_and_the_explanation_of_two(run, tmp_path):
     code, out, err = run(*arguments, "--explain", larger, rounded)
     assert code == 0, err
     assert [row["change"] for row in json.loads(out)] == ["as it is", "rounding (emulated)"]
-    assert (tmp_path / "results" / "figures" / "explain_set_larger_rounded.png").is_file()
+    assert (tmp_path / "results" / "figures" / "explain_set_larger_larger.svg").is_file()
