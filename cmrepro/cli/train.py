@@ -10,6 +10,7 @@ from cmrepro.checkpoints.load import load_model
 from cmrepro.cli.options import COUNT, DEVICE, FORMAT, PATH, parse_settings, print_rows
 from cmrepro.data import training_images
 from cmrepro.distributed import process_group
+from cmrepro.files import DownloadError
 from cmrepro.networks.presets import IMAGE_SIZES
 from cmrepro.provenance import provenance
 from cmrepro.schema import unknown
@@ -42,7 +43,12 @@ from cmrepro.training.step import Training
 @FORMAT
 @click.option("--out", type=PATH, metavar="DIR", default=Path(), help="Folder of all its files.")
 def train(
-    recipe: str, variant: Variant, settings: tuple[str, ...], format_: str, out: Path, **given: Any
+    recipe: str,
+    variant: Variant,
+    settings: tuple[str, ...],
+    format_: str,
+    out: Path,
+    **options: Any,
 ) -> None:
     """Train RECIPE: an EDM teacher, CD or CT.
 
@@ -59,7 +65,7 @@ def train(
         --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3 \\
         -m cmrepro train RECIPE --device cuda --resume --out FOLDER
     """  # noqa: D301
-    if threads := given.pop("threads"):
+    if threads := options.pop("threads"):
         torch.set_num_threads(threads)
     changes = parse_settings(settings)
     for key in changes.keys() & {"name", "variant", "method"}:
@@ -67,17 +73,22 @@ def train(
     changed = load_recipe(recipe, variant).replace(**changes)
     if changed.network not in IMAGE_SIZES:
         raise ValueError(unknown("network", changed.network, IMAGE_SIZES))
-    device, teacher, seed = given.pop("device"), given.pop("teacher"), given.pop("seed")
-    data_path, max_unreadable = given.pop("data_path"), given.pop("max_unreadable")
-    how = {key: given.pop(key) for key in ("precision", "micro_batch", "compiled")}
-    if given.pop("planned"):
+    device, teacher, seed = options.pop("device"), options.pop("teacher"), options.pop("seed")
+    data_path, max_unreadable = options.pop("data_path"), options.pop("max_unreadable")
+    how = {key: options.pop(key) for key in ("precision", "micro_batch", "compiled")}
+    if options.pop("planned"):
         print_rows(plan(changed, device, **how), format_)
         return
     with process_group() as rank:
         model = load_model(teacher, device) if teacher else None
         training = Training(changed, seed, model, device, **how)
         size = IMAGE_SIZES[changed.network]
-        images = training_images(data_path or changed.dataset, size, max_unreadable)
-        path = run(training, images, out, provenance=provenance(), **given)
+        try:
+            images = training_images(data_path or changed.dataset, size, max_unreadable)
+        except DownloadError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{error}; --data names the images") from error
+        path = run(training, images, out, provenance=provenance(), **options)
     if rank == 0:
         click.echo(f"wrote {path}")

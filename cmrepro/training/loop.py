@@ -34,7 +34,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A mean loss this many times the median of the earlier ones is no fluctuation: in healthy runs it
 # stays below the median, which includes the larger losses of the start.
 DIVERGED_RATIO = 100.0
-PREVIEW_IMAGES = 240  # a multiple of a grid's 60
+PREVIEW_IMAGES = 200  # two batches of the sampler; a grid shows 60
 PREVIEW_HEUN_POINTS = 10  # half of EDM's 18: for a preview, not for a result
 NUM_REAL = 2000
 
@@ -110,7 +110,6 @@ def train(
 
     if resume and not resumed:
         say(f"no state in {out}; starting with the first step")
-    score: Callable[[NDArray[np.uint8]], float] | None = None
 
     def save() -> None:
         if rank == 0:
@@ -138,12 +137,7 @@ def train(
                     say(f"saved at step {training.step}; continue with --resume")
                     raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
                 if sample_every and training.step % sample_every == 0:
-                    images = preview(training)
-                    if rank == 0:
-                        write_grid(out / "samples" / f"{training.step:08d}.png", images)
-                        score = score or quick_score(dataset, str(training.device))
-                        entry = {"step": training.step, "quick_fd": round(score(images), 2)}
-                        append(out / "scores.jsonl", entry)
+                    log.preview(dataset)
                 if training.step % save_every == 0 and training.step < recipe.total_steps:
                     save()
     except FloatingPointError as error:
@@ -178,21 +172,22 @@ def stop_signals() -> Iterator[set[int]]:
 
 
 class Log(contextlib.AbstractContextManager["Log"]):
-    """Progress bar and log.jsonl of a run, at rank 0.
+    """Progress bar, log and previews of a run, at rank 0.
 
-    A line holds step, images seen, mean loss since the last line, seconds trained, images a
-    second, and N, mu, learning rate and scale of the loss where they change. A resumed run
-    continues the log at its step.
+    A line of log.jsonl holds step, images seen, mean loss since the last line, seconds trained,
+    images a second, and N, mu, learning rate and scale of the loss where they change. A resumed
+    run continues the log at its step.
     """
 
     def __init__(self, training: Training, out: Path) -> None:
-        self.training, self.path = training, out / "log.jsonl"
+        self.training, self.out = training, out
         self._losses: list[float] = []
         self._means: list[float] = []
+        self._score: Callable[[NDArray[np.uint8]], float] | None = None
         self._last = time.perf_counter(), training.step
         recipe, first = training.recipe, training.rank == 0
         if first:
-            self._means = [entry["loss"] for entry in trim_log(self.path, training.step)]
+            self._means = [entry["loss"] for entry in trim_log(out / "log.jsonl", training.step)]
             trim_log(out / "scores.jsonl", training.step)
         self._bar = tqdm(
             total=recipe.total_steps * recipe.batch_size,
@@ -233,7 +228,7 @@ class Log(contextlib.AbstractContextManager["Log"]):
             entry["num_scales"], entry["mu"] = scales_and_mu(recipe, training.step - 1)
         if training.scaler.is_enabled():
             entry["loss_scale"] = training.scaler.get_scale()
-        append(self.path, entry)
+        append(self.out / "log.jsonl", entry)
         self._bar.set_postfix(step=training.step, loss=f"{mean:.4g}", refresh=False)
         usual = statistics.median(self._means or [mean])
         self._means.append(mean)
@@ -242,6 +237,16 @@ class Log(contextlib.AbstractContextManager["Log"]):
                 f"the loss has diverged at step {training.step}: its mean is {mean:g}, the "
                 f"median of the earlier ones {usual:g}"
             )
+
+    def preview(self, dataset: ImageSource) -> None:
+        """Write samples/STEP.png and a line of scores.jsonl; the processes sample together."""
+        images, step = preview(self.training), self.training.step
+        if self.training.rank > 0:
+            return
+        write_grid(self.out / "samples" / f"{step:08d}.png", images)
+        self._score = self._score or quick_score(dataset, str(self.training.device))
+        score = round(self._score(images), 2)
+        append(self.out / "scores.jsonl", {"step": step, "quick_fd": score})
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
