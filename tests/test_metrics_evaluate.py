@@ -182,6 +182,9 @@ def test_logits_may_come_from_another_extractor(monkeypatch: pytest.MonkeyPatch)
     expected = isc_features_to_metric(logits)["inception_score_mean"]
     assert scores.values["is"] == pytest.approx(expected, rel=1e-6)
     assert scores.features_sha256 == array_sha256(sources["numbers"].features)
+    task = Task(task.protocol.replace(metrics=("fid",)), REFERENCE)  # as explain does
+    [fid] = score(Numbered(sources["numbers"]), [task])
+    assert fid.values == {"fid": scores.values["fid"]}
 
 
 def test_exactly_the_first_images_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:

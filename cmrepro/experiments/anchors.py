@@ -1,4 +1,4 @@
-"""What a protocol's scale means: scores of real images, of the same ones blurred, and of noise."""
+"""Anchors of a protocol's scale: scores of real images, of the same images blurred, of noise."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,10 @@ BLUR_WIDTH = 5
 def anchor_images(
     dataset: ImageDataset, num_images: int, seed: int
 ) -> dict[str, NDArray[np.uint8]]:
-    """Sample sets by name: a random subset, the same means of 5 x 5 pixels, uniform noise.
+    """Sample sets by name: a random subset, the same with means of 5 x 5 pixels, uniform noise.
 
-    Args:
-        dataset: Real images that the reference statistics were not made from.
-        num_images: Images in each set.
-        seed: Of the subset and of the noise.
+    `dataset` holds real images that the reference statistics were not made from; `seed` is for
+    the choice of the subset and for the noise.
 
     Raises:
         ValueError: The data set has fewer images.
@@ -31,18 +29,18 @@ def anchor_images(
             "give a larger data set"
         )
     generator = np.random.default_rng(seed)
-    chosen = dataset.images[generator.permutation(len(dataset.images))[:num_images]]
+    subset = dataset.images[generator.permutation(len(dataset.images))[:num_images]]
     window = (1, BLUR_WIDTH, BLUR_WIDTH, 1)
-    blurred = uniform_filter(chosen.astype(np.float32), window, mode="nearest").round()
+    blurred = uniform_filter(subset.astype(np.float32), window, mode="nearest").round()
     return {
-        dataset.name: chosen,
+        dataset.name: subset,
         f"{dataset.name}-blurred-{BLUR_WIDTH}px": blurred.astype(np.uint8),
-        "uniform-noise": generator.integers(0, 256, chosen.shape, np.uint8),
+        "uniform-noise": generator.integers(0, 256, subset.shape, np.uint8),
     }
 
 
 def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list[RunRecord]:
-    """One record an anchor, of as many images as the protocol asks for."""
+    """One record an anchor, each of the number of images that the protocol asks for."""
     return [
         record
         for name, images in anchor_images(dataset, protocol.num_images, seed).items()

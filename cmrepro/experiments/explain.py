@@ -22,7 +22,7 @@ METRIC_SETTINGS = ("stored_features", "inception_score", "kernel", "manifold")
 
 
 class Step(NamedTuple):
-    """One row of the attribution: the change, its values before and after, the scores after it."""
+    """One row: the change, its values before and after, the scores after it."""
 
     change: str
     detail: str
@@ -31,15 +31,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Requantized:
-    """Images as if the other rule had made them uint8, emulated.
+    """Images as if the rule `to_uint8` had made them, emulated.
 
     A pixel does not tell which of two neighbouring levels it was closer to. With a fraction of
     equal probability everywhere, half of all pixels lose a level by truncation and win one by
     rounding. 0 and 255, to which most values outside the range were clipped, stay.
-
-    Attributes:
-        images: Images made by the first rule.
-        to_uint8: "truncate" or "round", the rule to emulate.
     """
 
     images: ImageSource
@@ -72,7 +68,7 @@ def explain(
     real: ImageSource | None = None,
     device: str = "cpu",
 ) -> list[Step]:
-    """Attribute the difference between two protocols on one sample set.
+    """Attribute the difference between two protocols' scores of one sample set.
 
     Args:
         images: Generated images, made uint8 by the first protocol's rule.
@@ -82,8 +78,7 @@ def explain(
         device: Device of the extractors.
 
     Raises:
-        ValueError: The protocols share no metric, or their extractors differ and no real images
-            are given; `score` may raise too.
+        ValueError: The protocols share no metric, or their extractors differ and `real` is None.
     """
     shared = tuple(metric for metric in first.metrics if metric in second.metrics)
     if not shared:
@@ -107,18 +102,18 @@ def explain(
     if rounds:
         detail = f"{first.to_uint8} -> {second.to_uint8}"
         stages.append(("rounding (emulated)", detail, Task(first, reference)))
-    if first.extractor != second.extractor:
-        assert real is not None
-        a, b = first.extractor, second.extractor
-        detail = f"{reference.name} -> of {real.name}"
+    source = reference.name
+    a, b = first.extractor, second.extractor
+    if a != b and real is not None:
+        source = f"of {real.name}"
+        detail = f"{reference.name} -> {source}"
         stages.append(("reference", detail, Task(first, built(first))))
         if a.image_size == b.image_size and a.resize != b.resize:
             resized = first.replace(extractor=a.replace(resize=b.resize))
             stages.append(("resize", f"{a.resize} -> {b.resize}", Task(resized, built(resized))))
         stages.append(("extractor", f"{a.name} -> {b.name}", Task(alike, built(alike))))
-        stages.append(("reference", f"of {real.name} -> {last.name}", Task(alike, last)))
-    elif first.reference != second.reference:
-        stages.append(("reference", f"{reference.name} -> {last.name}", Task(alike, last)))
+    if a != b or first.reference != second.reference:
+        stages.append(("reference", f"{source} -> {last.name}", Task(alike, last)))
     if first.num_images != second.num_images:
         alike = alike.replace(num_images=second.num_images)
         detail = f"{first.num_images:,} -> {second.num_images:,}"
@@ -129,8 +124,8 @@ def explain(
     tasks = [task for _, _, task in stages]
     scores = score(images, tasks[:1], device=device)
     if len(tasks) > 1:
-        source = Requantized(images, second.to_uint8) if rounds else images
-        scores += score(source, tasks[1:], device=device)
+        others = Requantized(images, second.to_uint8) if rounds else images
+        scores += score(others, tasks[1:], device=device)
     return [
         Step(change, detail, result.values)
         for (change, detail, _), result in zip(stages, scores, strict=True)

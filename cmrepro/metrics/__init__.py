@@ -10,10 +10,8 @@ Notation, used by every module of this package:
   manifold of the real ones, recall the share of real images inside the generated manifold.
 - M: the number of real images whose features a reference file stores (for KID, precision, recall).
 
-Modules, in import order: `protocols` (named, versioned settings), `weights` (files of
-extractors), `inception` (a network), `extractors` (networks with their preprocessing), `features`
-(their outputs for many images), `definitions`, `manifolds`, `uncertainty` (the metrics as
-functions of features), `reference_files`, `reference_registry`, `references` (statistics of real
-images), `score` (a sample set under protocols). Nothing is imported here, so that importing the
-package costs nothing; torch arrives with the module that needs it.
+Modules, in import order: `protocols` (named, versioned settings), `inception` and `extractors`
+(networks with their preprocessing), `frechet` and `scores` (the metrics as functions of features),
+`accumulate` (one pass over images), `reference_files` and `references` (statistics of real
+images), `evaluate` (scores of a sample set under protocols).
 """

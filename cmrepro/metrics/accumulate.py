@@ -35,12 +35,10 @@ class Accumulator:
     """Accumulator of an extractor's outputs for the first N images of a set.
 
     Attributes:
-        extractor: Settings of the extractor.
-        num_images: N.
         moments: Mean and covariance of the features.
-        spatial: Mean and covariance of the spatial features; None without any.
-        features: Features of the M selected images, float32 (M, D); complete after the pass.
-        logits: Logits, float32 (N, K); None where they are not needed.
+        spatial: Mean and covariance of the spatial features, where requested.
+        features: Features of the M selected images, float32 (M, D).
+        logits: Logits, float32 (N, K), where requested.
         digest: SHA-256 of the features.
     """
 
@@ -53,15 +51,7 @@ class Accumulator:
         logits: bool = False,
         spatial: bool = False,
     ) -> None:
-        """Accumulate nothing yet.
-
-        Args:
-            extractor: Settings of the extractor.
-            num_images: N.
-            selected: True (N,) for images whose features are stored; None for none.
-            logits: Store logits.
-            spatial: Take the moments of the spatial features.
-        """
+        """Start empty; `selected` (N,) is True for images whose features are stored."""
         self.extractor = extractor
         self.num_images = num_images
         self.moments = StreamingMoments(extractor.feature_dim)
@@ -90,14 +80,11 @@ class Accumulator:
             self.logits[rows] = logits
         self._position, self._filled = rows.stop, self._filled + len(stored)
         self._pending.append((features, spatial))
-        if len(self._pending) == PENDING_BATCHES or self._position == self.num_images:
-            self._update_moments()
-
-    def _update_moments(self) -> None:
-        self.moments.update(np.concatenate([features for features, _ in self._pending]))
-        if self.spatial is not None:
-            self.spatial.update(np.concatenate([x for _, x in self._pending if x is not None]))
-        self._pending.clear()
+        if len(self._pending) == PENDING_BATCHES or rows.stop == self.num_images:
+            self.moments.update(np.concatenate([features for features, _ in self._pending]))
+            if self.spatial is not None:
+                self.spatial.update(np.concatenate([x for _, x in self._pending if x is not None]))
+            self._pending.clear()
 
 
 def accumulate(
@@ -108,14 +95,7 @@ def accumulate(
     device: str = "cpu",
     progress: bool = False,
 ) -> dict[int, str]:
-    """Read images once and fill accumulators.
-
-    Args:
-        images: Source of uint8 batches (B, H, W, 3), RGB, 0-255.
-        accumulators: Those of one extractor share its features.
-        checksum_of: Further numbers n; images behind the last accumulator's are read for them.
-        device: Device of the extractors.
-        progress: Show a progress bar.
+    """Read images once and fill accumulators; those of one extractor share its features.
 
     Returns:
         SHA-256 of the first n images by n, for every accumulator's N and `checksum_of`; empty at
@@ -139,9 +119,8 @@ def accumulate(
         position += len(batch)
 
     batches = images.batches(BATCH_SIZE, 0, num_extracted) if rank == 0 else iter(())
-    with tqdm(
-        total=num_extracted, desc="features", unit="image", disable=not progress or rank > 0
-    ) as bar:
+    hidden = not progress or rank > 0
+    with tqdm(total=num_extracted, desc="features", unit="image", disable=hidden) as bar:
         for _ in range(math.ceil(num_extracted / (BATCH_SIZE * world_size))):
             parts = list(islice(batches, world_size))
             part = scatter(parts)

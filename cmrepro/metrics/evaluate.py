@@ -73,15 +73,14 @@ def score(
         tasks: Protocols with their references.
         device: Device of the extractors.
         intervals: Add 95 % intervals, and FID by number of images with its extrapolation.
-        checksum_all: Read images behind the last one scored too, for the set's checksum.
+        checksum_all: Read images behind the last one scored too, for `Scores.set_sha256`.
         progress: Show a progress bar.
 
     Returns:
         One entry a task; empty at other ranks than 0.
 
     Raises:
-        ValueError: There are fewer images than requested, images are not uint8 (B, H, W, 3), or a
-            reference is for another protocol or lacks features that a metric needs.
+        ValueError: Too few images, images of another type, or a reference for another protocol.
     """
     counts = [num_scored(images.num_images, task.protocol, task.num_images) for task in tasks]
     parts: dict[tuple[Extractor, int], set[str]] = {}
@@ -96,13 +95,14 @@ def score(
         if "is" in protocol.metrics:
             parts.setdefault((protocol.logits_extractor, count), set()).add("logits")
     accumulators = {
-        key: Accumulator(
-            *key,
-            selected=np.ones(key[1], np.bool_) if "features" in needed else None,
+        (extractor, count): Accumulator(
+            extractor,
+            count,
+            selected=np.full(count, "features" in needed),
             logits="logits" in needed,
             spatial="spatial" in needed,
         )
-        for key, needed in parts.items()
+        for (extractor, count), needed in parts.items()
     }
     checksums = accumulate(
         images,
@@ -116,7 +116,8 @@ def score(
     results = []
     for task, count in zip(tasks, counts, strict=True):
         generated = accumulators[task.protocol.extractor, count]
-        logits = accumulators[task.protocol.logits_extractor, count].logits
+        classified = accumulators.get((task.protocol.logits_extractor, count))
+        logits = classified.logits if classified else None
         values, uncertainty = _scores(task, generated, logits, intervals, device)
         results.append(
             Scores(
@@ -179,12 +180,7 @@ def _scores(
 
 
 def num_scored(available: int, protocol: Protocol, requested: int | None = None) -> int:
-    """Number of images that are scored.
-
-    Args:
-        available: Images of the set.
-        protocol: Protocol, whose number is the default.
-        requested: The first N images instead.
+    """Number of images that are scored: the first N requested, or the protocol's number.
 
     Raises:
         ValueError: The set has fewer, or the metrics need more.

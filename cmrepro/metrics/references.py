@@ -24,11 +24,11 @@ class RegisteredReference(ReferenceMetadata, frozen=True, kw_only=True):
     Attributes:
         name: Its key there.
         format: "ttur" (.npz of mu and sigma), "adm" (with spatial statistics and images),
-            "pickle" (EDM2's), or "own" for those that have to be built.
+            "pickle" (EDM2's), or "own" for those that have to be built, which have no url.
         source: Publisher.
-        url: Address; None for those that have to be built.
+        url: Address.
         bytes_approx: Approximate size of the download.
-        licence: SPDX name of the publisher's licence.
+        licence: SPDX name.
     """
 
     name: str
@@ -158,7 +158,7 @@ def build_reference(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: Images are not uint8 (N, H, W, 3), or fewer than the protocol stores.
+        ValueError: Images of another type, or fewer than the protocol stores.
     """
     count, stored, extractor = images.num_images, protocol.stored_features, protocol.extractor
     selected = np.zeros(count, np.bool_)
