@@ -7,7 +7,6 @@ eigenvalues of other tools.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
 
 import numpy as np
 from scipy.linalg import eigvalsh
@@ -47,20 +46,12 @@ class StreamingMoments:
             block = features[start : start + MOMENTS_BLOCK].astype(np.float64)
             mean = block.mean(axis=0)
             block -= mean
-            self._add(len(block), mean, block.T @ block)
-
-    def merge(self, other: Self) -> None:
-        """Add the images of another accumulator, for instance of another process."""
-        if other.num_images:
-            self._add(other.num_images, other._mean, other._scatter)
-
-    def _add(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        total = self.num_images + count
-        shift = mean - self._mean
-        self._scatter += scatter
-        self._scatter += np.outer(shift, shift) * (self.num_images * count / total)
-        self._mean += shift * (count / total)
-        self.num_images = total
+            total = self.num_images + len(block)
+            shift = mean - self._mean
+            self._scatter += block.T @ block
+            self._scatter += np.outer(shift, shift) * (self.num_images * len(block) / total)
+            self._mean += shift * (len(block) / total)
+            self.num_images = total
 
     def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
         """Mu (D,) and sigma (D, D) with ddof = 1, float64.
