@@ -55,15 +55,9 @@ class PreconditionedModel(nn.Module):
         return boundary_scalings(t, self.sigma_data, self.sigma_min)
 
     def forward(self, x_t: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """Clean images for noisy images `x_t`.
+        """Clean images for noisy images `x_t`, (B, C, H, W) float32, in [-1, 1] but not clipped.
 
-        Args:
-            x_t: (B, C, H, W), noisy images.
-            t: Noise level, a number or (B,), in [sigma_min, sigma_max].
-            labels: (B,) int64 for a class-conditional network.
-
-        Returns:
-            (B, C, H, W), float32, nominally in [-1, 1] but not clipped.
+        t is a number or (B,), in [sigma_min, sigma_max].
         """
         x_t = x_t.float()
         t = torch.as_tensor(t, dtype=torch.float32, device=x_t.device).expand(len(x_t))

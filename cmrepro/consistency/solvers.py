@@ -44,14 +44,8 @@ SOLVERS: dict[str, OdeStep] = {"euler": euler_step, "heun": heun_step}
 def solve_ode(denoiser: Denoiser, x_t: Tensor, times: Tensor, step: OdeStep) -> Tensor:
     """Follow the ODE down `times` and from the last one to 0 by an Euler step (EDM, Algorithm 1).
 
-    Args:
-        denoiser: D.
-        x_t: (B, C, H, W), at time times[0].
-        times: (N,), decreasing, the last one > 0.
-        step: `euler_step` or `heun_step`.
-
-    Returns:
-        (B, C, H, W), at time 0. NFE: N with Euler, 2N - 1 with Heun.
+    x_t is at time times[0]; times (N,) decrease, the last one > 0. NFE: N with Euler, 2N - 1 with
+    Heun.
     """
     grid = torch.cat([times, times.new_zeros(1)]).to(x_t)
     for t, s in pairwise(grid):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cmrepro.networks.cpu import silu, upsample_conv
 from cmrepro.networks.layers import GroupNorm32, SelfAttention, timestep_embedding, zero_init
 
+Resample = Literal["up", "down"] | None
 C_NOISE_SCALE = 1000.0  # cm/karras_diffusion.py: rescaled_t = 1000 * ln(t) / 4
 
 
@@ -62,11 +63,7 @@ class ResBlock(nn.Module):
     """Residual block with the noise embedding; `resample` acts before its first convolution."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        config: ADMConfig,
-        resample: Literal["up", "down"] | None = None,
+        self, in_channels: int, out_channels: int, config: ADMConfig, resample: Resample = None
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = config.use_scale_shift_norm
