@@ -5,7 +5,6 @@ import re
 
 import pytest
 from artifacts import ARTIFACTS
-from cmrepro.training.schedules import two_step_time
 from official_files import release, use_small_networks
 
 from cmrepro.checkpoints.contents import checkpoint_rows, contents
