@@ -42,7 +42,7 @@ def evaluate(
     format_: str,
     out: Path,
     overwrite: bool,
-    **given: Any,
+    **arguments: Any,
 ) -> None:
     """Score SAMPLES (.npz, folder or zip of images) and write records to results/records.
 
@@ -52,9 +52,11 @@ def evaluate(
     attributes the difference between two protocols step by step, as a table and a figure.
     Under `torchrun … -m cmrepro evaluate …` each process takes its share of the images.
     """
-    explained, real = given.pop("explained"), given.pop("real")
-    stated = {key: given.pop(key) for key in ("model", "nfe", "seed")}
-    if explained and (given["references"] or given["num_images"] or given["intervals"]):
+    explained, real = arguments.pop("explained"), arguments.pop("real")
+    stated = {key: arguments.pop(key) for key in ("model", "nfe", "seed")}
+    if explained and (
+        arguments["references"] or arguments["num_images"] or arguments["intervals"]
+    ):
         raise click.UsageError(
             "--explain takes references and numbers of images from its two protocols; leave "
             "--reference, --num-images and --intervals out"
@@ -67,16 +69,17 @@ def evaluate(
     if explained:
         from cmrepro.report.figures import waterfall_figure  # takes a second
 
-        real_images = open_images(real) if real else None
-        rows = explanation_rows(explain(images, *loaded, real=real_images, device=given["device"]))
         path = out / f"results/figures/explain_{images.name}_{loaded[0].name}_{loaded[1].name}.svg"
+        options.require_new(path, overwrite)
+        real_images, device = open_images(real) if real else None, arguments["device"]
+        rows = explanation_rows(explain(images, *loaded, real=real_images, device=device))
         options.print_rows(rows, format_)
         waterfall_figure(rows, path)
         click.echo(f"wrote {path}", err=True)
         return
     provenance = _provenance(samples, images, stated)
     with process_group() as rank:
-        records = run(images, loaded, provenance, progress=True, **given)
+        records = run(images, loaded, provenance, progress=True, **arguments)
     rows = [{"record": r.id, "num_images": r.num_images} | r.scores for r in records]
     for record in records:
         click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}", err=True)

@@ -28,7 +28,7 @@ from cmrepro.settings import Rounding
 @options.OUT
 @options.OVERWRITE
 def reproduce(
-    dataset: str, profile: str, device: str, out: Path, overwrite: bool, **given: int | None
+    dataset: str, profile: str, device: str, out: Path, overwrite: bool, **arguments: int | None
 ) -> None:
     """Sample and score the models of DATASET, and write results/ and REPORT.md: the main job.
 
@@ -36,7 +36,7 @@ def reproduce(
     accelerator, also imagenet64. Numbers of images and seeds are the profile's by default.
     """
     require_own_report(out, overwrite)
-    changes = {key: value for key, value in given.items() if value is not None}
+    changes = {key: value for key, value in arguments.items() if value is not None}
     run_suite(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
     click.echo(f"wrote {write_report(out, overwrite)[0]}")
 
@@ -51,7 +51,7 @@ def reproduce(
 @click.option("--out", type=options.PATH, metavar="FILE.npz", required=True)
 @options.OVERWRITE
 def sample(
-    checkpoint: str, steps: str, to_uint8: Rounding, out: Path, overwrite: bool, **given: Any
+    checkpoint: str, steps: str, to_uint8: Rounding, out: Path, overwrite: bool, **arguments: Any
 ) -> None:
     """Sample images from CHECKPOINT into FILE.npz, with their provenance in a JSON beside it.
 
@@ -61,11 +61,11 @@ def sample(
     if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
     options.require_new(out, overwrite)
-    model = load_model(checkpoint, given["device"])
+    model = load_model(checkpoint, arguments["device"])
     settings = sampler_settings(model.info, options.parse_steps(steps), to_uint8)
     with process_group() as rank:
-        seed, size = given["seed"], model.image_size
-        samples = run(model, settings, given["num_images"], seed, size, model.path.stem)
+        seed, size = arguments["seed"], model.image_size
+        samples = run(model, settings, arguments["num_images"], seed, size, model.path.stem)
     if rank == 0:
         provenance = sample_provenance(model, settings, seed, samples)
         write_sample_set(out, samples.stages[-1], provenance, samples.labels, overwrite)
@@ -86,7 +86,12 @@ def sample(
 )
 @options.OVERWRITE
 def search_times(
-    checkpoint: str, protocol: str, format_: str, out: Path | None, overwrite: bool, **given: Any
+    checkpoint: str,
+    protocol: str,
+    format_: str,
+    out: Path | None,
+    overwrite: bool,
+    **arguments: Any,
 ) -> None:
     """Search the second time of 2-step sampling by the FID of its images, as the paper did.
 
@@ -94,8 +99,8 @@ def search_times(
     """
     if out:
         options.require_new(out, overwrite)
-    model = load_model(checkpoint, given["device"])
-    found = search_time(model, load_protocol(protocol), **given)
+    model = load_model(checkpoint, arguments["device"])
+    found = search_time(model, load_protocol(protocol), **arguments)
     options.print_rows(found.rows, format_)
     click.echo(f"t = {found.time:g}: {found.selection.rule}", err=True)
     if out:
