@@ -1,12 +1,14 @@
-"""Records: `compare`, `records validate|merge`."""
+"""Records: `compare`, `records validate|merge|schema`."""
 
+import json
 from pathlib import Path
 
 import click
 
 from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, PATH, print_rows
-from cmrepro.records import FOLDER, find_record, merge_records, read_record
+from cmrepro.records import FOLDER, RunRecord, find_record, merge_records, read_record
 from cmrepro.report.compare import compare as run
+from cmrepro.schema import json_schema
 
 FILES = click.argument("files", nargs=-1, required=True, type=PATH)
 
@@ -28,7 +30,13 @@ def compare(first: str, second: str, format_: str) -> None:
 
 @click.group()
 def records() -> None:
-    """Records: validate, merge."""
+    """Records: validate, merge, schema."""
+
+
+@records.command()
+def schema() -> None:
+    """Print the JSON Schema of a record."""
+    click.echo(json.dumps(json_schema(RunRecord), indent=1))
 
 
 @records.command()

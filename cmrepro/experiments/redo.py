@@ -65,9 +65,10 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
             "give its file with --checkpoint"
             + (f" (it was trained by: {training.command})" if training else "")
         )
-    heun = sampler.algorithm == "heun"
+    times = sampler.times
+    by_number = sampler.algorithm == "heun" or len(times) == 1
     options = {
-        "steps": len(sampler.times) if heun else ",".join(map(repr, sampler.times)),
+        "steps": len(times) if by_number else ",".join(map(repr, times)),
         "num-images": record.num_sampled,
         "seed": record.seed,
         "to-uint8": sampler.to_uint8,
