@@ -10,11 +10,9 @@ import torch
 from official_files import use_small_networks, weights_of, write_flax, write_torch
 from safetensors.torch import load_file
 
-from cmrepro.checkpoints.contents import contents
 from cmrepro.checkpoints.convert import CONVERSION_VERSION, convert
-from cmrepro.checkpoints.formats import file_format
 from cmrepro.checkpoints.io import read_info
-from cmrepro.checkpoints.load import load_model
+from cmrepro.checkpoints.load import contents, load_model
 from cmrepro.networks.presets import PRESETS, build_network
 from cmrepro.records import ConvertedFile
 from cmrepro.settings import Selection
@@ -117,7 +115,7 @@ def test_a_second_time_and_its_selection_are_put_into_the_header(tmp_path: pathl
     assert info.training == load_model(source).info.training
     info = read_info(convert(out, two_step_time=2.5, out=tmp_path / "y.safetensors"))
     assert (info.two_step_time, info.two_step_selection) == (2.5, None)  # given by hand
-    assert "allowed is between 0.002 and 80" in error_of(source, out, two_step_time=90)
+    assert "allowed is 0.002 to 80" in error_of(source, out, two_step_time=90)
 
 
 def test_each_parameter_that_does_not_fit_is_named(tmp_path: pathlib.Path) -> None:
@@ -159,8 +157,8 @@ def test_two_networks_of_the_same_shapes_are_not_guessed(
 def test_what_the_file_does_not_state_must_be_given(
     kind: str, files: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
-    assert "--parameterization boundary or edm" in error_of(files[kind], tmp_path / "x")
-    with pytest.raises(ValueError, match="--parameterization boundary or edm"):
+    assert "give --parameterization" in error_of(files[kind], tmp_path / "x")
+    with pytest.raises(ValueError, match="give --parameterization"):
         load_model(files[kind])
     with pytest.raises(ValueError, match="give one with --out"):
         convert(files[kind], parameterization="edm")
@@ -183,7 +181,6 @@ def test_unknown_formats_are_refused(content: bytes, tmp_path: pathlib.Path) -> 
     path = tmp_path / "file"
     path.write_bytes(content)
     assert f"{path} is of no known format" in error_of(path, tmp_path / "x.safetensors")
-    assert f"{tmp_path} is no diffusers folder" in error_of(tmp_path, tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("content", [{"state": {"a": torch.zeros(1)}}, [torch.zeros(1)], {"a": 1}])
@@ -191,18 +188,6 @@ def test_other_things_than_a_state_dict_are_refused(content: Any, tmp_path: path
     torch.save(content, tmp_path / "a.pt")
     message = error_of(tmp_path / "a.pt", tmp_path / "x.safetensors")
     assert "other things than named tensors" in message
-
-
-def test_formats_are_told_by_content(
-    files: dict[str, pathlib.Path], tmp_path: pathlib.Path
-) -> None:
-    ours = convert(files["torch"], tmp_path / "ours", parameterization="edm")
-    folder = convert(ours, tmp_path / "folder", to="diffusers")
-    # The second byte of this step is "{", as in a safetensors file.
-    paths = (files["torch"], write_flax(tmp_path / "b", step=0x017B), ours, folder / "unet")
-    assert [file_format(p) for p in paths] == ["torch", "flax", "safetensors", "diffusers"]
-    for path in (ours, folder):
-        assert load_model(path).parameterization == "edm"
 
 
 @KINDS

@@ -7,14 +7,10 @@ import pytest
 from artifacts import ARTIFACTS
 from official_files import release, use_small_networks
 
-from cmrepro.checkpoints.contents import checkpoint_rows, contents
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.io import bundled_checkpoints
-from cmrepro.checkpoints.load import load_model
-from cmrepro.checkpoints.registry import (
-    ReleasedCheckpoint,
-    released_checkpoints,
-)
+from cmrepro.checkpoints.load import checkpoint_rows, contents, load_model
+from cmrepro.checkpoints.registry import ReleasedCheckpoint, released_checkpoints
 from cmrepro.paper import deviations
 from cmrepro.training.methods import two_step_time
 from cmrepro.training.recipes import load_recipe, recipe_names
@@ -132,12 +128,3 @@ def test_tables_show_the_state(released: ReleasedCheckpoint) -> None:
     found = contents(released.name)
     assert found["training"]["stands_for"] == "imagenet64-cd"
     assert (found["format"], found["selection"]["rule"]) == ("safetensors", "as released")
-
-
-def test_the_card_of_a_folder_shows_source_and_use(
-    released: ReleasedCheckpoint, tmp_path: pathlib.Path
-) -> None:
-    folder = convert(released.name, tmp_path / "folder", to="diffusers")
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    for text in ("timesteps=[22, 0]", released.licence, released.url, released.model_card):
-        assert text in card

@@ -4,10 +4,9 @@ Ours (safetensors), state dicts of `torch.save`, flax files of the official CIFA
 diffusers folders. A tensor of a mapped file takes memory when it is used.
 """
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,24 +19,10 @@ from cmrepro.schema import to_builtins
 Format = Literal["safetensors", "torch", "flax", "diffusers"]
 
 
-class Contents(NamedTuple):
-    """Format, weights under our names, stated fields of `CheckpointInfo`, and a step counter.
-
-    The fields have the network always, and are all there if we wrote the file.
-    """
-
-    format: Format
-    weights: dict[str, Tensor]
-    fields: dict[str, Any]
-    step: int | None
-
-
 def file_format(path: Path) -> Format:
     """The format of a file or folder, by its first bytes; refuses pickles and unknown formats."""
     if path.is_dir():
-        if diffusers.is_diffusers_folder(path):
-            return "diffusers"
-        raise ValueError(f"{path} is no diffusers folder: it has no [unet/]config.json")
+        return "diffusers"
     with open(path, "rb") as file:
         start = file.read(10)
     if start.startswith(b"PK\x03\x04"):
@@ -57,21 +42,12 @@ def file_format(path: Path) -> Format:
     )
 
 
-def weights_file(path: Path) -> Path:
-    """The file itself, or the one with the weights in a diffusers folder."""
-    return diffusers.folder_weights_file(path) if path.is_dir() else path
+def read_contents(
+    path: Path, network: str | None = None
+) -> tuple[Format, dict[str, Tensor], dict[str, Any], int | None]:
+    """Format, weights under our names, stated fields of `CheckpointInfo`, step counter of a file.
 
-
-def read_contents(path: Path, network: str | None = None) -> Contents:
-    """Weights, stated settings and network of a checkpoint.
-
-    Args:
-        path: File or folder.
-        network: Name of the network preset, if the file does not state it; by default the one
-            with exactly these parameters.
-
-    Raises:
-        ValueError: A broken or foreign file, or parameters of another network (names one).
+    The network is always among the fields; `network` is for files that do not state it.
     """
     kind = file_format(path)
     fields: dict[str, Any] = {}
@@ -80,65 +56,54 @@ def read_contents(path: Path, network: str | None = None) -> Contents:
     elif kind == "diffusers":
         fields = diffusers.folder_fields(path)
     tensors, step = _read_tensors(path, kind)
-    network = fields.get("network") or network or _matching_network(path, kind, tensors)
-    io.check_parameters(_expected(kind, network), tensors, str(path), network)
+    network = _fitting_network(path, kind, tensors, fields.get("network") or network)
     config = PRESETS[network][1]
-    if isinstance(config, NCSNppConfig) and kind == "flax":
+    if kind == "flax" and isinstance(config, NCSNppConfig):
         tensors = flax.ncsnpp_state_dict(tensors, config)
     elif kind == "diffusers":
         tensors = diffusers.from_diffusers(tensors, network)
-    return Contents(kind, dict(tensors), fields | {"network": network}, step)
+    return kind, dict(tensors), fields | {"network": network}, step
 
 
 def _read_tensors(path: Path, kind: Format) -> tuple[Mapping[str, Any], int | None]:
     """Tensors under the names of the file's format, and its step counter."""
     if kind == "flax":
         return flax.read_flax_checkpoint(path)
-    file = weights_file(path)
-    if kind == "torch" or file.name == diffusers.OLD_WEIGHTS:
-        return read_torch_file(file), None
-    io.read_safetensors_metadata(file)  # refuses a broken file
-    return io.read_weights(file), None
+    file = diffusers.weights_file(path)
+    pickled = file_format(file) == "torch"
+    return read_torch_file(file) if pickled else io.read_weights(file), None
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict written by `torch.save` since version 1.6 (a zip), mapped.
-
-    Raises:
-        ValueError: Cut off, of another format, or more than names and tensors. Nothing is run.
-    """
+    """The tensors of a state dict written by `torch.save` since version 1.6 (a zip), mapped."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a crafted file can make the unpickler raise anything
-        whole = zipfile.is_zipfile(path)
-        reason = "damaged, or holds more than tensors" if whole else "cut off, or of torch < 1.6"
         raise ValueError(
-            f"{path} is {reason} ({type(error).__name__}); nothing in it was run: download it "
-            "again, or save its state dict alone if you trust it"
+            f"{path} is cut off, of torch < 1.6, or holds more than tensors "
+            f"({type(error).__name__}); download it again, or save its state dict alone"
         ) from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
-    ):
+    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
         raise ValueError(
-            f"{path} holds other things than named tensors; save the network's state dict alone"
+            f"{path} holds other things than named tensors; save the state dict alone"
         )
-    return dict(weights)
+    return weights
 
 
-def _matching_network(path: Path, kind: Format, tensors: Mapping[str, Any]) -> str:
-    """The one preset with exactly these parameters; without any, the error names the nearest."""
+def _fitting_network(
+    path: Path, kind: Format, tensors: Mapping[str, Any], network: str | None
+) -> str:
+    """The requested network, or the one with these parameters; refuses any other parameters."""
+    expected = {name: _expected(kind, name) for name in ([network] if network else PRESETS)}
     got = io.shapes(tensors)
-    expected = {name: io.shapes(_expected(kind, name)) for name in PRESETS}
-    matching = [name for name, wanted in expected.items() if wanted == got]
-    if len(matching) > 1:
-        raise ValueError(f"{path} fits {', '.join(matching)}; name one with --network")
-    if matching:
-        return matching[0]
-    nearest = min(expected, key=lambda name: len(expected[name].items() ^ got.items()))
-    raise ValueError(
-        f"{path} ({kind}) has the parameters of no network of ours; the nearest is '{nearest}', "
-        f"but it {io.parameter_differences(expected[nearest], got)}"
-    )
+    distances = {name: len(io.shapes(e).items() ^ got.items()) for name, e in expected.items()}
+    nearest = min(distances, key=lambda name: distances[name])
+    if list(distances.values()).count(0) > 1:
+        matching = ", ".join(name for name, distance in distances.items() if not distance)
+        raise ValueError(f"{path} fits {matching}; name one with --network")
+    source = str(path) if network else f"{path} (compared with the nearest network)"
+    io.check_parameters(expected[nearest], tensors, source, nearest)
+    return nearest
 
 
 def _expected(kind: Format, network_name: str) -> Mapping[str, Tensor]:
@@ -147,9 +112,7 @@ def _expected(kind: Format, network_name: str) -> Mapping[str, Tensor]:
         network = build_network(network_name)
     if kind == "flax":
         return flax.flax_layout(network) if isinstance(network, NCSNpp) else {}
-    weights = network.state_dict()
-    return (
-        diffusers.to_diffusers(weights, diffusers.adm_config(network_name))
-        if kind == "diffusers"
-        else weights
-    )
+    if kind == "diffusers":
+        config = diffusers.adm_networks()[network_name]
+        return diffusers.to_diffusers(network.state_dict(), config)
+    return network.state_dict()

@@ -1,7 +1,8 @@
-"""One way from a name to a model."""
+"""Checkpoints by name: the known ones, the contents of one, the model of one."""
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -9,7 +10,9 @@ from msgspec.structs import asdict
 from torch import nn
 
 from cmrepro.checkpoints.convert import convert, local_checkpoint, read_checkpoint
-from cmrepro.checkpoints.formats import weights_file
+from cmrepro.checkpoints.diffusers import weights_file
+from cmrepro.checkpoints.formats import read_contents
+from cmrepro.checkpoints.io import bundled_checkpoints, read_info
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.files import make_folder, sha256
@@ -37,11 +40,23 @@ class CheckpointModel(PreconditionedModel):
         return Checkpoint(**asdict(self.info), file=self.path.name, sha256=checksum)
 
 
-def find_checkpoint(name: str | Path) -> Path:
-    """The file of a bundled or released checkpoint's name, or the path itself.
+def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:
+    """The model of a checkpoint, in evaluation mode, float32, channels_last.
 
-    A released checkpoint is downloaded and converted into the cache on first use.
+    Args:
+        name: Name of a bundled or released checkpoint, or a path of any supported format.
+        device: Device of its parameters.
     """
+    path = find_checkpoint(name)
+    weights, info = read_checkpoint(path)
+    network = build_network(info.network)
+    network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
+    model = CheckpointModel(network, path, info)
+    return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """The file of a bundled or released name (converted on first use), or the path itself."""
     entry = released_checkpoints().get(str(name))
     if entry is None or Path(name).exists():
         return local_checkpoint(name)
@@ -51,20 +66,38 @@ def find_checkpoint(name: str | Path) -> Path:
         return entry.converted if entry.converted.is_file() else convert(entry.name)
 
 
-def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:
-    """The model of a checkpoint, in evaluation mode, float32, channels_last.
+def checkpoint_rows() -> list[dict[str, Any]]:
+    """One row a bundled or released checkpoint: state, training, network, second time, size."""
+    bundled = {
+        name: (read_info(path), "bundled", path.stat().st_size)
+        for name, path in bundled_checkpoints().items()
+    }
+    released = {n: (e, e.state, e.bytes_approx) for n, e in released_checkpoints().items()}
+    facts = ("method", "distance", "dataset", "images_seen")
+    return [
+        {"name": name, "state": state}
+        | {fact: getattr(entry.training, fact) for fact in facts}
+        | {"network": entry.network, "two_step_time": entry.two_step_time, "bytes": size}
+        for name, (entry, state, size) in (bundled | released).items()
+    ]
 
-    Args:
-        name: Name of a bundled or released checkpoint, or the path of a file or folder of any
-            supported format.
-        device: Device of its parameters.
 
-    Raises:
-        ValueError: Unknown name, broken file, or weights of another network (names one).
+def contents(name: str) -> dict[str, Any]:
+    """Format, size and number of parameters of a checkpoint (as for `load_model`), and its header.
+
+    Nothing is downloaded: the registry alone describes a released checkpoint that is not here.
     """
-    path = find_checkpoint(name)
-    weights, info = read_checkpoint(path)
-    network = build_network(info.network)
-    network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
-    model = CheckpointModel(network, path, info)
-    return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    entry = None if Path(name).exists() else released_checkpoints().get(name)
+    if entry and not entry.converted.is_file():
+        return {"state": entry.state, "bytes": entry.bytes_approx} | entry.info_fields
+    path = entry.converted if entry else local_checkpoint(name)
+    kind, weights, fields, step = read_contents(path)
+    types = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+    return {
+        "format": kind,
+        "bytes": weights_file(path).stat().st_size,
+        "num_parameters": sum(tensor.numel() for tensor in weights.values()),
+        "dtype": ", ".join(sorted(types)),
+        "step": step,
+        **fields,
+    }

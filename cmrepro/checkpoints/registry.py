@@ -6,39 +6,28 @@ from typing import Any, Literal
 
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.files import cache_folder, download
+from cmrepro.files import RECORDED, cache_folder, download
 from cmrepro.records import TrainingRun
-from cmrepro.schema import Struct, convert, read_toml, unknown
+from cmrepro.schema import Struct, convert, read_toml, to_builtins, unknown
 
 
 class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
-    """One released checkpoint.
-
-    Attributes:
-        checksum: As for `files.download`; none is published.
-        format: "torch" (a state dict) or "flax" (a msgpack file).
-        sigma_data: As in `CheckpointInfo`, like the next two and `network`.
-        licence: SPDX name of the licence of the repository that released it.
-        model_card: Address.
-        training: Published facts of its training.
-        two_step_index: Index of the second sampling time, where published.
-        num_scales: Points of the grid of that index.
-    """
+    """One released checkpoint."""
 
     name: str
     url: str
     bytes_approx: int
-    checksum: str
-    format: Literal["torch", "flax"]
-    network: str
+    format: Literal["torch", "flax"]  # a state dict, or a msgpack file
+    network: str  # like the next three, as in `CheckpointInfo`
     sigma_data: float
     sigma_min: float
     sigma_max: float
-    licence: str
-    model_card: str
-    training: TrainingRun
-    two_step_index: int | None = None
-    num_scales: int | None = None
+    licence: str  # SPDX name of the licence of the repository that released it
+    model_card: str  # address
+    training: TrainingRun  # published facts of its training
+    checksum: str = RECORDED  # as for `files.download`; none is published
+    two_step_index: int | None = None  # index of the second sampling time, where published
+    num_scales: int | None = None  # points of the grid of that index
 
     @property
     def parameterization(self) -> Parameterization:
@@ -52,6 +41,19 @@ class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
             return None
         times = karras_times(self.num_scales, self.sigma_min, self.sigma_max)
         return times[self.two_step_index].item()
+
+    @property
+    def state(self) -> str:
+        """Either "converted", "downloaded" or "not downloaded"."""
+        paths = {"converted": self.converted, "downloaded": self.downloaded}
+        return next((state for state, path in paths.items() if path.is_file()), "not downloaded")
+
+    @property
+    def info_fields(self) -> dict[str, Any]:
+        """The fields of `CheckpointInfo` that are published."""
+        sigmas = ("sigma_data", "sigma_min", "sigma_max")
+        keys = ("network", "parameterization", *sigmas, "two_step_time")
+        return {key: getattr(self, key) for key in keys} | {"training": to_builtins(self.training)}
 
     @property
     def downloaded(self) -> Path:
@@ -72,7 +74,7 @@ def _tables() -> dict[str, dict[str, Any]]:
 
 def default_sigmas() -> dict[str, float]:
     """sigma_data, sigma_min and sigma_max of all released models."""
-    return {key: value for key, value in _tables()["defaults"].items() if key.startswith("sigma")}
+    return _tables()["defaults"]
 
 
 @functools.cache
@@ -95,12 +97,7 @@ def released_checkpoints() -> dict[str, ReleasedCheckpoint]:
 
 
 def fetch_checkpoint(name: str) -> Path:
-    """The official file of a released checkpoint, downloaded if it is not in the cache yet.
-
-    Raises:
-        ValueError: Unknown name; address unreachable (says where to put the file), no space, or
-            a file whose checksum differs from the published or first recorded one.
-    """
+    """The official file of a released checkpoint, downloaded if it is not in the cache yet."""
     released = released_checkpoints()
     if name not in released:
         raise ValueError(unknown("released checkpoint", name, released))

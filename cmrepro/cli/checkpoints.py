@@ -7,8 +7,8 @@ from typing import Any
 import click
 import torch
 
-from cmrepro.checkpoints.contents import checkpoint_rows, contents
 from cmrepro.checkpoints.convert import convert as run
+from cmrepro.checkpoints.load import checkpoint_rows, contents
 from cmrepro.checkpoints.registry import fetch_checkpoint
 from cmrepro.cli.options import FORMAT, OVERWRITE, PATH, print_rows, require_new
 from cmrepro.schema import flat
@@ -47,7 +47,6 @@ def inspect(checkpoint: str, format_: str) -> None:
 
 @checkpoints.command()
 @click.argument("source")
-@click.option("--to", type=click.Choice(["safetensors", "diffusers"]), default="safetensors")
 @click.option("--network", help="Preset of the network.")
 @click.option("--parameterization", type=click.Choice(["boundary", "edm"]))
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32")
@@ -55,7 +54,7 @@ def inspect(checkpoint: str, format_: str) -> None:
 @click.option("--out", type=PATH, help="Default for a released name: the cache.")
 @OVERWRITE
 def convert(source: str, out: Path | None, overwrite: bool, dtype: str, **options: Any) -> None:
-    """Write SOURCE as a checkpoint of this suite (safetensors), or as a folder for diffusers.
+    """Write SOURCE as a checkpoint of this suite (safetensors).
 
     SOURCE is the name of a released checkpoint, a .pt or flax file of the official code, a
     diffusers folder, or a checkpoint of this suite. --network and --parameterization (consistency
