@@ -44,7 +44,7 @@ def test_frechet_distance(case: str) -> None:
     rounding = 1e-12 * np.trace(sigma2)  # of a difference of traces
     # Full rank: float64 rounding. Singular: that reference takes the root of eigenvalues which
     # are zero up to rounding, 1e-8 each; ours equals the exact nuclear norm
-    # (test_metrics_definitions.py).
+    # (test_metrics_frechet.py).
     rel = 1e-12 if case in ("main", "self") else 1e-6
     assert got == pytest.approx(values["fid_eigenvalue_reference_float64"], rel=rel, abs=rounding)
     # The official code takes the mean in float32, which moves "main" by 1.04e-6 relative.

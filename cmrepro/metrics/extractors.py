@@ -105,11 +105,7 @@ class FeatureExtractor(nn.Module):
 
 
 def check_images(images: np.ndarray) -> None:
-    """Refuse everything but RGB images, uint8 (N, H, W, 3) with N >= 1.
-
-    Raises:
-        ValueError: Another type or shape.
-    """
+    """Refuse everything but RGB images, uint8 (N, H, W, 3) with N >= 1, by a ValueError."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise ValueError(
             f"images are {getattr(images, 'dtype', type(images))}, must be a uint8 array; "
@@ -131,9 +127,6 @@ def extract(
     Every pass has the same number of images, the smaller of `batch_size` and `images_at_once`.
     The last one is filled up with black images, whose output is dropped, so that the features of
     an image depend neither on N nor on the other images.
-
-    Raises:
-        ValueError: The images are not uint8 (N, H, W, 3).
     """
     check_images(images)
     size = min(batch_size, extractor.images_at_once)
@@ -278,10 +271,7 @@ def _dinov2(settings: Extractor, path: Path) -> nn.Module:
 def resize(images: Tensor, method: str, size: int) -> Tensor:
     """Images uint8 (B, H, W, 3) as float32 (B, 3, size, size), 0-255, not rounded.
 
-    Args:
-        images: RGB.
-        method: Value of `Extractor.resize`.
-        size: Side length of the result in px.
+    `method` is that of `Extractor.resize`.
     """
     if method == "pil-bicubic":
         resizer = make_resizer("PIL", False, "bicubic", (size, size))

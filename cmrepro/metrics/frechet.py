@@ -36,11 +36,7 @@ class StreamingMoments:
         self._scatter = np.zeros((feature_dim, feature_dim))
 
     def update(self, features: np.ndarray) -> None:
-        """Add a batch (B, D) of features.
-
-        Raises:
-            ValueError: A value is not finite.
-        """
+        """Add a batch (B, D) of finite features."""
         check_features("features", features)
         for start in range(0, len(features), MOMENTS_BLOCK):
             block = features[start : start + MOMENTS_BLOCK].astype(np.float64)
@@ -54,11 +50,7 @@ class StreamingMoments:
             self.num_images = total
 
     def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mu (D,) and sigma (D, D) with ddof = 1, float64.
-
-        Raises:
-            ValueError: Fewer than 2 images.
-        """
+        """Mu (D,) and sigma (D, D) with ddof = 1, float64, of at least 2 images."""
         if self.num_images < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {self.num_images}")
         sigma = self._scatter / (self.num_images - 1)
@@ -141,9 +133,6 @@ def fid_of_parts(
 
     Returns:
         FID of every part by the number of images in a part, ascending.
-
-    Raises:
-        ValueError: Fewer than 2 `PARTS` images.
     """
     count, dim = features.shape
     if count < 2 * PARTS:
@@ -191,11 +180,7 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
 
 
 def check_features(name: str, features: np.ndarray) -> None:
-    """Refuse everything but a finite matrix (N, D) with N >= 1.
-
-    Raises:
-        ValueError: Names the array and its fault.
-    """
+    """Refuse everything but a finite matrix (N, D) with N >= 1 by a ValueError."""
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"{name} have shape {features.shape}, must have (N, D) with N >= 1")
     if not np.isfinite(features).all():
@@ -207,9 +192,6 @@ def check_gaussian(name: str, mu: np.ndarray, sigma: np.ndarray) -> None:
     """Refuse statistics other than a finite mean (D,) and a symmetric covariance (D, D).
 
     Positive semidefiniteness is not checked: it costs as much as the distance itself.
-
-    Raises:
-        ValueError: Names the statistics and their fault.
     """
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         fault = f": mu has shape {mu.shape} and sigma {sigma.shape}, must be (D,) and (D, D)"

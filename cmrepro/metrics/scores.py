@@ -44,13 +44,9 @@ def mean_estimate(values: np.ndarray) -> Estimate:
 def inception_score(logits: np.ndarray, settings: InceptionScoreSettings) -> Estimate:
     """Inception score: mean over parts of exp(mean over images of KL(p(y|x) | p(y))), 1 to K.
 
-    Parts are of `num_splits` equal sizes, up to one image, or of `split_size` consecutive images,
-    the last of which may be smaller. The standard error is that of the mean divergence of each
-    part, times the exponential: to first order, the share of an image in p(y) has no effect.
-
-    Args:
-        logits: (N, K), finite.
-        settings: Parts and shuffle.
+    Logits are (N, K); the last part of `split_size` images may be smaller. The standard error is
+    that of the mean divergence of each part, times the exponential: to first order, the share of
+    an image in p(y) has no effect.
 
     References:
         Salimans et al. (2016), https://arxiv.org/abs/1606.03498. Parts of equal size: Obukhov et
@@ -83,12 +79,7 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
     The standard error is that of a U-statistic to first order: an image adds twice the mean
     kernel with the other generated images of its subset less that with the real ones. Where the
     two distributions are the same, and KID nothing but noise, it is too large, by the root of 2
-    at most.
-
-    Args:
-        generated: (N, D).
-        real: (M, D), of the same type.
-        settings: Subsets and kernel.
+    at most. Features are generated (N, D) and real (M, D).
 
     Raises:
         ValueError: A set is smaller than a subset.
@@ -118,19 +109,12 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
 
 
 class ManifoldScores(NamedTuple):
-    """Images inside the balls of the other set.
-
-    Attributes:
-        neighborhood: k.
-        num_balls: (N,) int, number of real balls around each generated image.
-        recalled: (M,) bool, True for a real image inside the ball of a generated one.
-        covered: (M,) bool, True for a real image whose ball holds a generated one.
-    """
+    """Images inside the balls of the other set; k is `neighborhood`."""
 
     neighborhood: int
-    num_balls: np.ndarray
-    recalled: np.ndarray
-    covered: np.ndarray
+    num_balls: np.ndarray  # (N,) number of real balls around each generated image
+    recalled: np.ndarray  # (M,) True for a real image inside the ball of a generated one
+    covered: np.ndarray  # (M,) True for a real image whose ball holds a generated one
 
     @property
     def estimates(self) -> dict[Metric, Estimate]:
@@ -153,10 +137,10 @@ def manifold_scores(
     taken in float64, block by block: memory beyond the features does not grow with N and M.
 
     Args:
-        generated: (N, D), float32.
-        real: (M, D), float32.
+        generated: (N, D).
+        real: (M, D).
         neighborhood: k, below N and M.
-        device: Where distances are computed; on mps, which has no float64, the CPU.
+        device: Device of the distances; the CPU for mps, which has no float64.
 
     References:
         Precision and recall: Kynkäänniemi et al. (2019), https://arxiv.org/abs/1904.06991,
