@@ -66,8 +66,9 @@ def inception_score(logits: np.ndarray, settings: InceptionScoreSettings) -> Est
     for start, stop in pairwise(bounds):
         part = log_p[start:stop]
         p = part.exp()
-        q = p.mean(dim=0).expand_as(p)
-        divergence = mean_estimate((p * part - torch.xlogy(p, q)).sum(dim=1).numpy())
+        q = p.mean(dim=0)
+        log_q = q.where(q > 0, 1).log()  # a class without any probability adds 0 log 0 = 0
+        divergence = mean_estimate((torch.linalg.vecdot(p, part) - p @ log_q).numpy())
         scores.append(np.exp(divergence.value))
         errors.append(scores[-1] * divergence.standard_error)
     return Estimate(float(np.mean(scores)), float(np.linalg.norm(errors) / len(errors)))
