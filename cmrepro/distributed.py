@@ -11,10 +11,7 @@ from torch import Tensor, distributed
 
 @contextlib.contextmanager
 def process_group() -> Iterator[int]:
-    """Join the processes of `torchrun`; gives the rank, 0 without `torchrun`.
-
-    Each process uses the accelerator of its local rank as "cuda".
-    """
+    """Join the processes of `torchrun`, each with its own "cuda"; the rank, 0 without them."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield 0
         return
@@ -22,10 +19,8 @@ def process_group() -> Iterator[int]:
     if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # Restarted processes would find the addresses of the dead ones in the store that
         # torchrun shares with them: https://github.com/pytorch/pytorch/issues/135712
-        raise ValueError(
-            f"got --max-restarts={restarts}; restarted processes find one another only where "
-            "torchrun itself is started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
-        )
+        needed = "torchrun itself is started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        raise ValueError(f"got --max-restarts={restarts}, allowed only where {needed}")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
@@ -37,9 +32,8 @@ def process_group() -> Iterator[int]:
 
 def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) without a process group."""
-    if not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+    is_group = distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if is_group else (0, 1)
 
 
 def shard(count: int, rank: int, world_size: int) -> slice:

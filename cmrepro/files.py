@@ -23,7 +23,7 @@ class DownloadError(ValueError):
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where it is missing; a ValueError says that it cannot be made or written."""
+    """Make a folder where it is missing, or refuse one that cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,8 +51,7 @@ def _cannot_write(path: Path, error: OSError) -> ValueError:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Temporary file beside `path` that becomes `path` when the block ends without an error.
 
-    An interrupted or failing block leaves neither the temporary file nor a partial `path`; a
-    ValueError says that the folder cannot be written or its disk is full.
+    An interrupted or failing block leaves neither the temporary file nor a partial `path`.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -96,10 +95,7 @@ def require_checksum(path: Path, checksum: str, advice: str) -> None:
 
 
 def expected_checksum(path: Path, checksum: str) -> str | None:
-    """Checksum of a download; for `RECORDED` that of the first one, None where none is recorded.
-
-    PATH.sha256 holds it, as `sha256sum` writes it.
-    """
+    """Checksum of a download; for `RECORDED` that of the first one in PATH.sha256, else None."""
     if checksum != RECORDED:
         return checksum
     record = path.with_name(path.name + ".sha256")
@@ -116,88 +112,67 @@ def cache_folder() -> Path:
 
 
 def download(url: str, path: Path, checksum: str) -> Path:
-    """Fetch `url` to `path`, continuing an interrupted download.
+    """Fetch `url` to `path`, continuing an interrupted download in PATH.part; gives `path`.
 
     A file that is already there is used after its checksum. Processes that want the same file at
-    once fetch it once.
-
-    Args:
-        url: Address.
-        path: Final name, also returned; PATH.part holds an incomplete download.
-        checksum: As for `require_checksum`, or `RECORDED`: the first file's SHA-256 is recorded,
-            and later files must have it.
+    once fetch it once. For the checksum `RECORDED`, the first file's SHA-256 is recorded, and
+    later files must have it.
 
     Raises:
         DownloadError: The address is unreachable (names the place for the file), or no space.
         ValueError: Wrong checksum.
     """
-    if not path.exists():
-        with _lock(url, path):
-            if not path.exists():  # another process may have fetched it
-                part = _fetch(url, path)
-                _check(part, path, checksum)
-                os.replace(part, path)
-                return path
-    _check(path, path, checksum)
-    return path
-
-
-def _check(arrived: Path, path: Path, checksum: str) -> None:
-    """Compare a download for `path` with its checksum, or record that of the first one."""
-    record = path.with_name(path.name + ".sha256")
-    expected = expected_checksum(path, checksum)
-    if expected is None:
-        with atomic_path(record) as temporary:
-            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
-        return
-    where = f" as recorded in {record}" if checksum == RECORDED else ""
-    require_checksum(arrived, expected, f"{where}; delete it and download again")
-
-
-@contextlib.contextmanager
-def _lock(url: str, path: Path) -> Iterator[None]:
-    """Let one process at a time download; explain errors of network and disk."""
+    if path.exists():
+        _check(path, path, checksum)
+        return path
     from filelock import FileLock
 
     part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
-            yield
+            if not path.exists():  # another process may have fetched it
+                _fetch(url, part)
+                _check(part, path, checksum)
+                os.replace(part, path)
     except OSError as error:  # the network's errors are among them
+        advice = f"run it again to continue, or put the file at {path} by hand"
         if error.errno == errno.ENOSPC:
-            raise DownloadError(
-                f"no space left for {part}; free some, or set CMREPRO_CACHE to a folder on "
-                "another disk, and run it again to continue"
-            ) from error
-        raise DownloadError(
-            f"cannot download {url} to {part} ({type(error).__name__}); run it again to continue, "
-            f"or put the file at {path} by hand"
-        ) from error
+            advice = "no space left: free some, or set CMREPRO_CACHE to a folder on another disk"
+        reason = f"cannot download {url} to {part} ({type(error).__name__})"
+        raise DownloadError(f"{reason}; {advice}") from error
+    return path
 
 
-def _fetch(url: str, path: Path) -> Path:
+def _check(arrived: Path, path: Path, checksum: str) -> None:
+    """Compare a download for `path` with its checksum, or record that of the first one."""
+    record = path.with_name(path.name + ".sha256")
+    if expected := expected_checksum(path, checksum):
+        where = f" as recorded in {record}" if checksum == RECORDED else ""
+        require_checksum(arrived, expected, f"{where}; delete it and download again")
+    else:
+        with atomic_path(record) as temporary:  # as `sha256sum` writes it
+            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
+
+
+def _fetch(url: str, part: Path) -> None:
     import requests
     from tqdm import tqdm
 
-    part = path.with_name(path.name + ".part")
-    # The bytes of the file itself: its checksum and its ranges do not know of compression.
-    headers = {"Accept-Encoding": "identity"}
     have = part.stat().st_size if part.exists() else 0
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    # The bytes of the file itself: its checksum and its ranges do not know of compression.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
         if response.status_code == 416:  # the part is the whole file already
-            return part
+            return
         response.raise_for_status()
         resumed = response.status_code == 206
         initial = have * resumed
         total = initial + int(response.headers.get("Content-Length", 0))
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=path.name) as bar,
+            tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=part.stem) as bar,
         ):
             for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))
-    return part

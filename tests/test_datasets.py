@@ -119,7 +119,7 @@ def test_images_are_taken_by_number_also_after_a_fork(kind: str, tmp_path: pathl
 def test_only_requested_images_are_decoded(tmp_path: pathlib.Path) -> None:
     source = open_images(write(tmp_path / "set", contents() | {"c.png": b"no image"}))
     assert sum(len(batch) for batch in source.batches(2, 0, 6)) == 6
-    with pytest.raises(ValueError, match=r"cannot decode c\.png \(.*; replace or remove"):
+    with pytest.raises(ValueError, match=r"cannot decode c\.png \(.*; replace it"):
         list(source.batches(2, 6))
 
 
@@ -171,7 +171,7 @@ def test_without_classes_there_are_no_labels(tmp_path: pathlib.Path) -> None:
     [
         (b"{", "dataset.json cannot be read"),
         (b"{}", "dataset.json cannot be read .*labels"),
-        (b'{"labels": [["a/0.png", 0]]}', "differ by 5 names, the first is a/1.png"),
+        (b'{"labels": [["a/0.png", 0]]}', "differ by 5 names, e.g. a/1.png"),
         (b'{"labels": [["a/0.png", 0.5]]}', r"cannot be read .*int.*float.*\[0\]\[1\]"),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_missing_data_set_is_refused(source: str) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: pathlib.Path) -> None:
-    assert "allowed are files ending in .bmp" in error_of(write(tmp_path / "set", {"a.txt": b""}))
+    assert "allowed are .bmp" in error_of(write(tmp_path / "set", {"a.txt": b""}))
 
 
 def test_an_incomplete_lmdb_is_refused(tmp_path: pathlib.Path) -> None:

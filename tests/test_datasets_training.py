@@ -20,7 +20,7 @@ from cmrepro.data import (
     opening,
     training_images,
 )
-from cmrepro.data.decoding import centre_square
+from cmrepro.data.containers import centre_square
 from cmrepro.training.data import BatchSource
 from cmrepro.training.recipes import load_recipe
 
@@ -105,19 +105,9 @@ def test_images_are_taken_in_any_order_as_writable_copies(
     np.testing.assert_array_equal(images.take([7, 0, 7]), PIXELS[[7, 0, 7]])
 
 
-@pytest.mark.parametrize(
-    ("size", "limit", "message"),
-    [
-        (7, 0, r"a/0\.png has 6x6 pixels, the network takes 7x7; give"),
-        (6, -1, "got max_unreadable = -1 for 8 images; allowed is 0 to 7"),
-        (6, 8, "got max_unreadable = 8 for 8 images; allowed is 0 to 7"),
-    ],
-)
-def test_a_wrong_size_or_limit_is_refused(
-    tmp_path: pathlib.Path, size: int, limit: int, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        training_images(write(tmp_path), size, limit)
+def test_images_smaller_than_the_network_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"a/0\.png has 6x6 pixels, the network takes 7x7"):
+        training_images(write(tmp_path), 7)
 
 
 # Two in a row, over the end, and in both classes.
@@ -158,12 +148,9 @@ def test_replacements_do_not_depend_on_the_order_of_reading(tmp_path: pathlib.Pa
 def test_too_many_unreadable_images_stop_the_training(
     tmp_path: pathlib.Path, in_memory: bool, limit: int
 ) -> None:
-    with pytest.raises(ValueError) as caught:
+    message = rf"^cannot decode a/2.png \(.*; 3 such images, allowed are {limit} \(--max-unr"
+    with pytest.raises(ValueError, match=message):
         training_images(write(tmp_path, UNREADABLE), 6, limit).take(range(8))
-    message = str(caught.value)
-    assert message.startswith("cannot decode a/2.png (") and ", b/7.png (" in message
-    assert f"; at most {limit} may be replaced (--max-unreadable)" in message
-    assert "\n" not in message
 
 
 def test_a_batch_has_the_labels_of_its_images(tmp_path: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cmrepro import files
-from cmrepro.data import load_cifar10, named
+from cmrepro.data import load_cifar10, opening
 from cmrepro.files import RECORDED, DownloadError, download
 
 PAYLOAD = np.random.default_rng(0).bytes(500_000)
@@ -170,9 +170,9 @@ def test_cifar10_is_read_from_its_binary_archive(
             tar.addfile(member, io.BytesIO(batch.tobytes()))
     server.payload = archive.getvalue()
     monkeypatch.setenv("CMREPRO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(named, "CIFAR10_URL", server.url)
+    monkeypatch.setattr(opening, "CIFAR10_URL", server.url)
     checksum = f"md5:{hashlib.md5(server.payload).hexdigest()}"
-    monkeypatch.setattr(named, "CIFAR10_CHECKSUM", checksum)
+    monkeypatch.setattr(opening, "CIFAR10_CHECKSUM", checksum)
     for split, batches in (("train", records[:5]), ("test", records[5:])):
         dataset, rows = load_cifar10(split), batches.reshape(-1, 3073)
         assert dataset.name == f"cifar10-{split}"

@@ -16,24 +16,14 @@ Split = Literal["train", "test"]
 
 
 class Published(Struct, frozen=True, kw_only=True):
-    """A published score of calibration.toml.
-
-    Attributes:
-        metric: Metric.
-        images: Images that are scored.
-        reference: Images of the statistics; None for IS, which needs none.
-        published: Published value.
-        protocol: Protocol of ours with the same extractor and resize.
-        tolerance: Largest difference that counts as agreement.
-        source: Publisher.
-    """
+    """A published score of calibration.toml."""
 
     metric: Metric
-    images: Split
-    reference: Split | None = None
+    images: Split  # images that are scored
+    reference: Split | None = None  # images of the statistics; None for IS, which needs none
     published: float
-    protocol: str
-    tolerance: float
+    protocol: str  # ours with the same extractor and resize
+    tolerance: float  # largest difference that counts as agreement
     source: str
 
 
@@ -46,12 +36,8 @@ def published_scores() -> list[Published]:
 def calibration_rows(
     published: Sequence[Published], images: Mapping[Split, ImageSource], device: str = "cpu"
 ) -> list[dict[str, object]]:
-    """One row a published score: its value, ours from all images, and their agreement.
-
-    Raises:
-        ValueError: Weights of an extractor cannot be downloaded, or images cannot be scored.
-    """
-    rows: list[dict[str, object]] = []
+    """One row a published score: its value, ours from all images, and their agreement."""
+    rows = []
     for entry in published:
         scored, real = images[entry.images], images[entry.reference or entry.images]
         protocol = load_protocol(entry.protocol).replace(
@@ -64,6 +50,6 @@ def calibration_rows(
         ours = scores.values[entry.metric]
         difference = ours - entry.published
         verdict = "agrees" if abs(difference) <= entry.tolerance else "differs"
-        row = {**to_builtins(entry), "ours": ours, "difference": difference, "verdict": verdict}
-        rows.append(row)
+        row = {"ours": ours, "difference": difference, "verdict": verdict}
+        rows.append(to_builtins(entry) | row)
     return rows

@@ -1,7 +1,7 @@
 """Kinds of files, their findings, and the table of both."""
 
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from cmrepro.checks.records import examine_checkpoint, examine_record, examine_s
 from cmrepro.checks.statistics import examine_statistics
 from cmrepro.data import ImageSource, images_sha256, open_images
 from cmrepro.files import DownloadError
-from cmrepro.records import RunRecord, read_record
+from cmrepro.records import read_record
 from cmrepro.sampling import read_provenance
 
 Kind = Literal["sample set", "checkpoint", "statistics", "record"]
@@ -36,11 +36,8 @@ def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Finding
     """Findings by file, and an error for each file that cannot be examined.
 
     Sample sets serve records of their images too.
-
-    Raises:
-        DownloadError: A file for the comparison cannot be downloaded.
     """
-    sets: dict[str, ImageSource] = {}
+    sets: list[ImageSource] = []
     findings, errors = {}, []
     # Records last: by then their sample sets are open.
     for file in sorted(files, key=lambda file: kind_of(file) == "record"):
@@ -53,28 +50,22 @@ def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Finding
     return findings, errors
 
 
-def _examined(file: str, sets: dict[str, ImageSource], settings: Settings) -> Findings:
+def _examined(file: str, sets: list[ImageSource], settings: Settings) -> Findings:
     match kind_of(file):
         case "sample set":
-            images = sets[file] = open_images(file)
+            images = open_images(file)
+            sets.append(images)
             samples = read_provenance(Path(file), images)
             return examine_images(images, settings) | examine_samples(samples, settings.protocol)
         case "record":
             record = read_record(Path(file))
-            return examine_record(record, _images_of(record, sets.values()), settings)
+            count, checksum = record.num_images, record.hashes.images
+            scored = (x for x in sets if images_sha256(x, min(count, x.num_images)) == checksum)
+            return examine_record(record, next(scored, None), settings)
         case "statistics":
             return examine_statistics(file, settings)
         case "checkpoint":
             return examine_checkpoint(load_model(file).info)
-
-
-def _images_of(record: RunRecord, sets: Iterable[ImageSource]) -> ImageSource | None:
-    """Sample set whose first images a record scores."""
-    for images in sets:
-        count = min(record.num_images, images.num_images)
-        if images_sha256(images, count) == record.hashes.images:
-            return images
-    return None
 
 
 def finding_rows(findings: Mapping[str, Findings]) -> list[dict[str, object]]:
@@ -82,22 +73,19 @@ def finding_rows(findings: Mapping[str, Findings]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for file, checked in findings.items():
         found = [(causes()[key], finding) for key, finding in checked.items() if finding]
-        rows += [
-            {
-                "file": file,
-                "finding": cause.description,
-                "certainty": "certain" if finding.certain else "likely",
-                "measured": finding.measured,
-                "expected": finding.expected,
-                "effect": finding.effect,
-                "advice": cause.advice,
-            }
-            for cause, finding in sorted(found, key=lambda pair: not pair[1].certain)
-        ] or [
-            {
-                "file": file,
-                "finding": "none",
-                "measured": f"checked: {'; '.join(causes()[key].description for key in checked)}",
-            }
-        ]
+        for cause, finding in sorted(found, key=lambda pair: not pair[1].certain):
+            rows.append(
+                {
+                    "file": file,
+                    "finding": cause.description,
+                    "certainty": "certain" if finding.certain else "likely",
+                    "measured": finding.measured,
+                    "expected": finding.expected,
+                    "effect": finding.effect,
+                    "advice": cause.advice,
+                }
+            )
+        if not found:
+            names = "; ".join(causes()[key].description for key in checked)
+            rows.append({"file": file, "finding": "none", "measured": f"checked: {names}"})
     return rows

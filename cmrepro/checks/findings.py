@@ -10,33 +10,24 @@ from numpy.typing import NDArray
 
 from cmrepro.data import ImageSource
 from cmrepro.metrics.extractors import extract, load_extractor
-from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
-from cmrepro.metrics.reference_files import ReferenceStatistics
 from cmrepro.schema import Struct, read_toml
 from cmrepro.settings import Protocol
 
 
 class Cause(Struct, frozen=True):
-    """A cause of causes.toml: its description and what to do."""
+    """A cause of causes.toml."""
 
     description: str
     advice: str
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """Evidence for a cause.
+    """Evidence for a cause."""
 
-    Attributes:
-        measured: Measurement or statement.
-        expected: Its value for clean inputs.
-        certain: False where clean inputs may, rarely, give the same.
-        effect: Effect on the score, where it is measured.
-    """
-
-    measured: str
-    expected: str
-    certain: bool = True
-    effect: str = "not measured"
+    measured: str  # measurement or statement
+    expected: str  # its value for clean inputs
+    certain: bool = True  # False where clean inputs may, rarely, give the same
+    effect: str = "not measured"  # on the score
 
 
 Findings = dict[str, Finding | None]  # for each cause that was checked
@@ -44,18 +35,11 @@ Findings = dict[str, Finding | None]  # for each cause that was checked
 
 @dataclass(frozen=True)
 class Settings:
-    """Standards of comparison.
-
-    Attributes:
-        protocol: Protocol of the scores.
-        reference: Name or file of reference statistics; None: the protocol's.
-        real: Real images that may have been copied; None: those of the reference.
-        device: Device of the extractor.
-    """
+    """Standards of comparison."""
 
     protocol: Protocol
-    reference: str | None = None
-    real: ImageSource | None = None
+    reference: str | None = None  # name or file of reference statistics; None: the protocol's
+    real: ImageSource | None = None  # images that may have been copied; None: the reference's
     device: str = "cpu"
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -69,8 +53,11 @@ def causes() -> dict[str, Cause]:
     return read_toml(dict[str, Cause], Path(str(resources.files(__package__) / "causes.toml")))
 
 
-def fid(features: NDArray[np.float32], reference: ReferenceStatistics) -> float:
-    """Fréchet distance of features (N, D) from reference statistics."""
-    moments = StreamingMoments(len(reference.mu))
-    moments.update(features)
-    return frechet_distance(reference.mu, reference.sigma, *moments.mean_and_covariance())
+def finding_if(fault: bool, measured: str, expected: str, certain: bool = True) -> Finding | None:
+    """A finding where there is a fault."""
+    return Finding(measured=measured, expected=expected, certain=certain) if fault else None
+
+
+def too_few_images(num_images: int, required: int) -> Finding | None:
+    """Fewer images than a protocol requires."""
+    return finding_if(num_images < required, f"{num_images:,} images", f"{required:,} or more")

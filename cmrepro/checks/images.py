@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmrepro.checks.findings import Finding, Findings, Settings, fid
+from cmrepro.checks.findings import Finding, Findings, Settings, finding_if, too_few_images
 from cmrepro.data import ImageSource
+from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
 from cmrepro.metrics.references import load_reference
 
 NUM_FEATURES = 500  # images whose features are extracted: a fault moves FID whatever their number
@@ -24,48 +25,51 @@ Features = NDArray[np.float32]
 
 
 def examine_images(source: ImageSource, settings: Settings) -> Findings:
-    """Check a sample set, without its provenance.
-
-    Raises:
-        ValueError: The images or the reference cannot be used.
-    """
+    """Check a sample set, without its provenance."""
     reference = load_reference(settings.protocol, settings.reference)
-    images, is_repeated = _read(source, NUM_FEATURES)
+    images, num_repeated = _read(source, NUM_FEATURES)
     features = settings.features(images)
-    swapped = settings.features(images[..., ::-1].copy())
+
+    def fid(features: Features) -> float:
+        moments = StreamingMoments(len(reference.mu))
+        moments.update(features)
+        return frechet_distance(reference.mu, reference.sigma, *moments.mean_and_covariance())
+
     findings: Findings = {
         "too-few-images": too_few_images(source.num_images, settings.protocol.num_images),
         "value-range": value_range(images),
-        "channel-order": channel_order(fid(features, reference), fid(swapped, reference)),
-        "duplicates": duplicates(is_repeated),
+        "channel-order": channel_order(
+            fid(features), fid(settings.features(images[..., ::-1].copy()))
+        ),
+        "duplicates": finding_if(
+            num_repeated >= DUPLICATES_LIMIT * source.num_images,
+            f"{num_repeated:,} of {source.num_images:,} images equal an earlier one",
+            f"below {DUPLICATES_LIMIT:.1%}",
+        ),
     }
     real = reference.features
     if settings.real is not None:
         real = settings.features(_read(settings.real, NUM_REAL)[0])
     if real is not None:
-        findings["copies"] = copies(is_copy(features, real), len(real))
+        share = is_copy(features, real).mean()
+        findings["copies"] = finding_if(
+            share >= COPIES_LIMIT,
+            f"{share:.1%} of {len(features):,} images are copies of {len(real):,} real images",
+            f"below {COPIES_LIMIT:.0%}",
+            certain=False,
+        )
     return findings
 
 
-def _read(source: ImageSource, count: int) -> tuple[Images, NDArray[np.bool_]]:
-    """At most `count` random images, and a mask (N,) of all repeated images."""
+def _read(source: ImageSource, count: int) -> tuple[Images, int]:
+    """At most `count` random images, and the number of all images that repeat an earlier one."""
     numbers = np.sort(np.random.default_rng(SEED).permutation(source.num_images)[:count])
-    chosen, is_repeated, seen, start = [], [], set[bytes](), 0
+    subset, digests, start = [], set[bytes](), 0
     for batch in source.batches(1000):
-        for image in batch:
-            digest = hashlib.sha256(image.tobytes()).digest()
-            is_repeated.append(digest in seen)
-            seen.add(digest)
-        chosen.append(batch[numbers[(numbers >= start) & (numbers < start + len(batch))] - start])
+        digests.update(hashlib.sha256(image.tobytes()).digest() for image in batch)
+        subset.append(batch[numbers[(numbers >= start) & (numbers < start + len(batch))] - start])
         start += len(batch)
-    return np.concatenate(chosen), np.array(is_repeated)
-
-
-def too_few_images(num_images: int, required: int) -> Finding | None:
-    """Fewer images than a protocol requires."""
-    if num_images >= required:
-        return None
-    return Finding(measured=f"{num_images:,} images", expected=f"{required:,} or more")
+    return np.concatenate(subset), source.num_images - len(digests)
 
 
 def value_range(images: Images) -> Finding | None:
@@ -78,35 +82,22 @@ def value_range(images: Images) -> Finding | None:
     """
     shares = np.bincount(images.ravel(), minlength=256) / images.size
     ends, dark, zero = shares[[0, 1, 255]].sum(), shares[:127].sum(), shares[0]
-    if ends > 0.9:
-        return Finding(measured=f"{ends:.1%} of the values are 0, 1 or 255", expected="below 90 %")
-    if dark < 0.001:
-        return Finding(measured=f"{dark:.2%} of the values are below 127", expected="above 0.1 %")
-    if zero > 0.25:
-        measured = f"{zero:.1%} of the values are 0"
-        return Finding(measured=measured, expected="below 25 %", certain=False)
-    return None
-
-
-def channel_order(distance: float, swapped: float) -> Finding | None:
-    """Red and blue swapped: FID falls when they are swapped back."""
-    if distance / swapped - 1 < FID_LIMIT:
-        return None
-    return Finding(
-        measured=f"fid falls by {1 - swapped / distance:.1%} with red and blue swapped",
-        expected=f"below {FID_LIMIT:.0%}",
-        certain=False,
-        effect=f"fid {distance:.1f}, {swapped:.1f} with red and blue swapped",
+    return (
+        finding_if(ends > 0.9, f"{ends:.1%} of the values are 0, 1 or 255", "below 90 %")
+        or finding_if(dark < 0.001, f"{dark:.2%} of the values are below 127", "above 0.1 %")
+        or finding_if(zero > 0.25, f"{zero:.1%} of the values are 0", "below 25 %", certain=False)
     )
 
 
-def duplicates(is_repeated: NDArray[np.bool_]) -> Finding | None:
-    """More images equal to an earlier one than natural data sets have."""
-    if is_repeated.mean() < DUPLICATES_LIMIT:
+def channel_order(fid: float, swapped: float) -> Finding | None:
+    """Red and blue swapped: FID falls when they are swapped back."""
+    if fid / swapped - 1 < FID_LIMIT:
         return None
     return Finding(
-        measured=f"{is_repeated.sum():,} of {len(is_repeated):,} images equal an earlier one",
-        expected=f"below {DUPLICATES_LIMIT:.1%}",
+        measured=f"fid falls by {1 - swapped / fid:.1%} with red and blue swapped",
+        expected=f"below {FID_LIMIT:.0%}",
+        certain=False,
+        effect=f"fid {fid:.1f}, {swapped:.1f} with red and blue swapped",
     )
 
 
@@ -122,14 +113,3 @@ def is_copy(features: Features, real: Features) -> NDArray[np.bool_]:
     to_others = torch.cdist(real_tensor[nearest.indices], real_tensor, compute_mode=mode)
     spacing = to_others.topk(2, largest=False).values[:, 1]  # the first is the image itself
     return (nearest.values < COPY_DISTANCE * spacing).numpy()
-
-
-def copies(is_bad: NDArray[np.bool_], num_real: int) -> Finding | None:
-    """More copies of `num_real` real images than real images of another split have."""
-    if is_bad.mean() < COPIES_LIMIT:
-        return None
-    return Finding(
-        measured=f"{is_bad.mean():.1%} of {len(is_bad):,} images are copies of {num_real:,} real",
-        expected=f"below {COPIES_LIMIT:.0%}",
-        certain=False,
-    )

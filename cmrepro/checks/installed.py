@@ -8,12 +8,7 @@ import torch
 
 from cmrepro import __version__
 from cmrepro.checkpoints.registry import released_checkpoints
-from cmrepro.files import (
-    RECORDED,
-    cache_folder,
-    expected_checksum,
-    require_checksum,
-)
+from cmrepro.files import RECORDED, cache_folder, expected_checksum, require_checksum
 from cmrepro.metrics.extractors import weights_file
 from cmrepro.metrics.protocols import load_protocol, protocol_names
 from cmrepro.metrics.references import registered_references

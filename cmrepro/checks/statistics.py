@@ -25,26 +25,18 @@ def examine_statistics(path: str, settings: Settings) -> Findings:
 def compare(
     statistics: ReferenceStatistics, reference: ReferenceStatistics, num_images: int
 ) -> Findings:
-    """The first that holds: another extractor, too few images, other images.
-
-    Args:
-        statistics: Statistics to check.
-        reference: The protocol's own, D features.
-        num_images: Number of images that the protocol requires.
-    """
+    """Another extractor, too few images, or other images, whichever is first."""
+    findings: Findings = dict.fromkeys(("extractor", "too-few-images", "split"))
     if (dims := len(statistics.mu)) != (feature_dim := len(reference.mu)):
         finding = Finding(measured=f"{dims} features", expected=f"{feature_dim}")
         return {"extractor": finding}
     variance = np.diag(reference.sigma).clip(RANK_TOLERANCE * reference.sigma.max())
-    shift = np.abs(statistics.mu - reference.mu) / np.sqrt(variance)
-    findings: Findings = dict.fromkeys(("extractor", "too-few-images", "split"))
-    if shift.max() < SAME_MEAN:
+    shift = (np.abs(statistics.mu - reference.mu) / np.sqrt(variance)).max()
+    if shift < SAME_MEAN:
         return findings
     distance = frechet_distance(reference.mu, reference.sigma, statistics.mu, statistics.sigma)
-    effect = f"fid {distance:.1f} from the protocol's own statistics"
     correlation = float(np.corrcoef(statistics.mu, reference.mu)[0, 1])
-    rank = matrix_rank(statistics.sigma)
-    count = statistics.metadata.num_images or num_images
+    count, rank = statistics.metadata.num_images or num_images, matrix_rank(statistics.sigma)
     if rank < matrix_rank(reference.sigma):
         count = min(count, rank + 1)
     if correlation < CORRELATION_LIMIT:
@@ -55,7 +47,8 @@ def compare(
         measured = f"{count:,} images"
     else:
         cause, expected = "split", f"below {SAME_MEAN:g}"
-        measured = f"a mean feature is off by {shift.max():.2g} standard deviations"
+        measured = f"a mean feature is off by {shift:.2g} standard deviations"
+    effect = f"fid {distance:.1f} from the protocol's own statistics"
     return findings | {cause: Finding(measured=measured, expected=expected, effect=effect)}
 
 

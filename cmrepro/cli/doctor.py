@@ -2,19 +2,21 @@
 
 import click
 
-from cmrepro.cli.options import DEVICE, FORMAT, print_rows
+from cmrepro.checks.calibrate import calibration_rows, published_scores
+from cmrepro.checks.examine import examine, finding_rows
+from cmrepro.checks.findings import Settings
+from cmrepro.checks.installed import installed_rows
+from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, print_rows
+from cmrepro.data import open_images
+from cmrepro.metrics.protocols import load_protocol
 
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option("--protocol", default="embedded", show_default=True, help="Name, or .toml file.")
+@PROTOCOL
 @click.option("--reference", help="Name or file of reference statistics; default: the protocol's.")
 @click.option("--real", help="Real images that may have been copied; default: the reference's.")
-@click.option(
-    "--calibrate",
-    is_flag=True,
-    help="Score your own CIFAR-10 files TRAIN TEST beside published scores of them.",
-)
+@click.option("--calibrate", is_flag=True, help="Score CIFAR-10 files TRAIN TEST as published.")
 @DEVICE
 @FORMAT
 def doctor(
@@ -31,39 +33,23 @@ def doctor(
     FILE is a sample set (.npz, folder or .zip of images), a checkpoint, reference statistics or a
     record. Nothing is downloaded but the reference and extractor of --protocol.
     """
+    errors: list[str] = []
     if calibrate:
-        _calibrate(files, device, format_)
-        return
-    if not files:
-        from cmrepro.checks.installed import installed_rows
-
-        print_rows(installed_rows(), format_)
-        return
-    from cmrepro.checks.examine import examine, finding_rows
-    from cmrepro.checks.findings import Settings
-    from cmrepro.data import open_images
-    from cmrepro.metrics.protocols import load_protocol
-
-    images = open_images(real) if real else None
-    settings = Settings(load_protocol(protocol), reference, images, device)
-    findings, errors = examine(files, settings)
-    if findings:
-        print_rows(finding_rows(findings), format_)
+        if len(files) != 2:
+            found = f"got {len(files)} data sets to calibrate with"
+            raise ValueError(f"{found}; give two, TRAIN TEST, e.g. cifar10-train cifar10-test")
+        train, test = (open_images(file) for file in files)
+        rows = calibration_rows(published_scores(), {"train": train, "test": test}, device)
+    elif files:
+        images = open_images(real) if real else None
+        settings = Settings(load_protocol(protocol), reference, images, device)
+        findings, errors = examine(files, settings)
+        rows = finding_rows(findings)
+    else:
+        rows = installed_rows()
+    if rows:
+        print_rows(rows, format_)
     for error in errors:
         click.echo(f"cmrepro: {error}", err=True)
     if errors:
         raise SystemExit(2)
-
-
-def _calibrate(files: tuple[str, ...], device: str, format_: str) -> None:
-    from cmrepro.checks.calibrate import calibration_rows, published_scores
-    from cmrepro.data import open_images
-
-    if len(files) != 2:
-        raise ValueError(
-            f"got {len(files)} data sets to calibrate with; give two, TRAIN TEST, e.g. "
-            "cifar10-train cifar10-test, or your own folders or zips of them"
-        )
-    train, test = (open_images(file) for file in files)
-    rows = calibration_rows(published_scores(), {"train": train, "test": test}, device)
-    print_rows(rows, format_)

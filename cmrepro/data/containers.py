@@ -1,164 +1,158 @@
-"""Containers of image files: folders, zips, LMDB.
-
-Each has the sorted `names` of its files, reads one from any thread and after a fork, and knows its
-length in bytes without reading it.
-"""
+"""Image files: their containers (folders, zips, LMDB), labels and decoding."""
 
 import functools
+import io
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-if TYPE_CHECKING:
-    import lmdb
-
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 WNID = re.compile(r"n\d{8}(?=_)")  # ImageNet's class names, e.g. n01440764_10026.JPEG
 
-
-class FolderFiles:
-    """Files below a folder, named by their relative paths."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.names = sorted(
-            Path(folder, name).relative_to(path).as_posix()
-            for folder, _, names in os.walk(path)
-            for name in names
-        )
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-    def length(self, name: str) -> int:
-        return os.stat(self.path / name).st_size
+Labels = NDArray[np.int64] | None
 
 
-class ZipFiles:
-    """Files in a zip.
+class Container(NamedTuple):
+    """Image files, read from any thread and after a fork."""
 
-    Raises:
-        ValueError: Not a complete zip file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._archives: dict[int, zipfile.ZipFile] = {}
-        try:
-            self.names = sorted(n for n in self._archive().namelist() if not n.endswith("/"))
-        except zipfile.BadZipFile as error:
-            raise ValueError(
-                f"{path} is not a complete zip file ({error}); fetch or write it again"
-            ) from error
-
-    def _archive(self) -> zipfile.ZipFile:
-        """Archive opened by this process: forked processes share the position in an open file."""
-        process = os.getpid()
-        if process not in self._archives:
-            self._archives[process] = zipfile.ZipFile(self.path)
-        return self._archives[process]
-
-    def read(self, name: str) -> bytes:
-        return self._archive().read(name)
-
-    def length(self, name: str) -> int:
-        return self._archive().getinfo(name).file_size
+    image_names: list[str]  # sorted
+    labels: Labels  # classes (N,)
+    read: Callable[[str], bytes]
+    length: Callable[[str], int]  # bytes, without reading the file
 
 
-class LmdbFiles:
-    """Values of an LMDB folder by their keys, as LSUN is published: each an encoded image.
+def folder_files(path: Path) -> Container:
+    """Images below a folder, named by their relative paths."""
+    names = [
+        Path(folder, name).relative_to(path).as_posix()
+        for folder, _, names in os.walk(path)
+        for name in names
+    ]
 
-    Raises:
-        ValueError: The package is missing, or the folder holds no complete database.
-    """
+    def read(name: str) -> bytes:
+        return (path / name).read_bytes()
 
-    def __init__(self, path: Path) -> None:
-        self._environment = _lmdb_environment(path.resolve())
-        with self._environment.begin() as transaction:
-            keys = transaction.cursor().iternext(keys=True, values=False)
-            self.names = [os.fsdecode(key) for key in keys]  # sorted by LMDB
-
-    def read(self, name: str) -> bytes:
-        with self._environment.begin() as transaction:
-            return transaction.get(os.fsencode(name), b"")
-
-    def length(self, name: str) -> int:
-        with self._environment.begin(buffers=True) as transaction:
-            return len(transaction.get(os.fsencode(name), b""))
+    return Container(*_images(names, read), read, lambda name: os.stat(path / name).st_size)
 
 
-Container = FolderFiles | ZipFiles | LmdbFiles
+def zip_files(path: Path) -> Container:
+    """Images in a zip, which each process opens: forked ones share an open file's position."""
+
+    @functools.cache
+    def archive(process: int) -> zipfile.ZipFile:
+        return zipfile.ZipFile(path)
+
+    def read(name: str) -> bytes:
+        return archive(os.getpid()).read(name)
+
+    try:
+        names = archive(os.getpid()).namelist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a complete zip file ({error}); write it again") from error
+    lengths = {info.filename: info.file_size for info in archive(os.getpid()).infolist()}
+    return Container(*_images(names, read), read, lengths.__getitem__)
 
 
 @functools.cache  # a process may open a database only once
-def _lmdb_environment(path: Path) -> "lmdb.Environment":
-    """Database without lock table, which reading does not need; usable after a fork."""
+def lmdb_files(path: Path) -> Container:
+    """Values of an LMDB folder by their keys, as LSUN is published: each an encoded image."""
     try:
         import lmdb
     except ImportError as error:
-        raise ValueError(
-            f"{path} is an LMDB, which needs the package lmdb: pip install 'cmrepro[lmdb]'"
-        ) from error
-    try:
-        environment = lmdb.open(
-            str(path), readonly=True, create=False, lock=False, readahead=False
-        )
+        raise ValueError(f"{path} is an LMDB; pip install 'cmrepro[lmdb]' to read it") from error
+    try:  # without lock table, which reading does not need
+        database = lmdb.open(str(path), readonly=True, create=False, lock=False, readahead=False)
     except lmdb.Error as error:
         raise ValueError(f"{path} is not an LMDB ({error}); fetch it again") from error
     # A page beyond the end of the file would end the process with a bus error.
-    pages = environment.info()["last_pgno"] + 1
-    if (needed := pages * environment.stat()["psize"]) > os.path.getsize(path / "data.mdb"):
+    needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
+    if needed > os.path.getsize(path / "data.mdb"):
         raise ValueError(f"{path / 'data.mdb'} is shorter than its {needed} bytes; fetch it again")
-    return environment
+
+    def read(name: str) -> bytes:
+        with database.begin() as transaction:
+            return transaction.get(os.fsencode(name), b"")
+
+    def length(name: str) -> int:
+        with database.begin(buffers=True) as transaction:
+            return len(transaction.get(os.fsencode(name), b""))
+
+    with database.begin() as transaction:
+        keys = transaction.cursor().iternext(keys=True, values=False)  # sorted
+        return Container([os.fsdecode(key) for key in keys], None, read, length)
 
 
-class EdmLabels(msgspec.Struct):
-    """EDM's dataset.json."""
+def _images(names: Sequence[str], read: Callable[[str], bytes]) -> tuple[list[str], Labels]:
+    """Image files among all, sorted, and their labels; None without any sign of classes.
 
-    labels: list[tuple[str, int]] | None
-
-
-def labels_of(image_names: Sequence[str], files: Container) -> NDArray[np.int64] | None:
-    """Labels (N,) of EDM's dataset.json, else of class folders, else of ImageNet's file names.
-
-    Returns:
-        Classes numbered in the order of their sorted names; None without any sign of classes.
-
-    Raises:
-        ValueError: dataset.json cannot be read or does not fit the images.
+    EDM's dataset.json gives labels, or class folders, or else ImageNet's file names, numbered in
+    the order of the sorted names of classes.
     """
-    if "dataset.json" in files.names:
-        return _edm_labels(image_names, files.read("dataset.json"))
+    image_names = sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES)
+    if "dataset.json" in names:
+        return image_names, _edm_labels(image_names, read("dataset.json"))
     classes = [str(PurePosixPath(name).parent) for name in image_names]
     if len(set(classes)) < 2:
         matches = [WNID.match(PurePosixPath(name).name) for name in image_names]
         classes = [match.group() for match in matches if match]
-    numbers = {name: i for i, name in enumerate(sorted(set(classes)))}
-    if len(classes) < len(image_names) or len(numbers) < 2:
-        return None
-    return np.array([numbers[name] for name in classes], np.int64)
+    wnids, labels = np.unique(classes, return_inverse=True)
+    has_classes = len(labels) == len(image_names) and len(wnids) > 1
+    return image_names, labels if has_classes else None
 
 
-def _edm_labels(image_names: Sequence[str], text: bytes) -> NDArray[np.int64] | None:
+def _edm_labels(image_names: Sequence[str], text: bytes) -> Labels:
     try:
-        labels = msgspec.json.decode(text, type=EdmLabels).labels
-    except msgspec.DecodeError as error:
-        raise ValueError(
-            f"dataset.json cannot be read ({error}); allowed is "
-            '{"labels": [[FILE, CLASS], …]} with integer classes, or {"labels": null}'
-        ) from error
+        labels = msgspec.json.decode(text, type=dict[str, list[tuple[str, int]] | None])["labels"]
+    except (KeyError, msgspec.DecodeError) as error:
+        allowed = '{"labels": [[FILE, CLASS], …]} with integer classes, or {"labels": null}'
+        raise ValueError(f"dataset.json cannot be read ({error}); allowed is {allowed}") from error
     if labels is None:
         return None
     by_name = dict(labels)
     if unmatched := sorted(by_name.keys() ^ set(image_names)):
         raise ValueError(
-            f"dataset.json and the images differ by {len(unmatched)} names, the first is "
-            f"{unmatched[0]}; every image needs a label and every label an image"
+            f"dataset.json and the images differ by {len(unmatched)} names, e.g. {unmatched[0]}"
         )
     return np.array([by_name[name] for name in image_names], np.int64)
+
+
+class UnreadableImageError(ValueError):
+    """An image file that cannot be read or decoded."""
+
+
+def read_image(name: str, files: Container, convert: bool) -> Image.Image:
+    """RGB image of a file; one of another mode is converted or refused."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(files.read(name)))
+        image.load()
+        image = image.convert("RGB") if convert else image
+    except Exception as error:  # Pillow, zipfile and zlib each raise their own kinds
+        raise UnreadableImageError(f"cannot decode {name} ({error}); replace it") from error
+    if image.mode != "RGB":
+        raise ValueError(f"{name} is {image.mode}, allowed is RGB; convert the images beforehand")
+    return image
+
+
+def centre_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Central square (size, size, 3) of an RGB image, resized as for ADM and the official code.
+
+    The image is halved with the box filter while its shorter side is at least 2 * size, resized to
+    it with the bicubic filter, and cropped (Dhariwal and Nichol 2021; `center_crop_arr` in
+    openai/guided-diffusion at 81916c0, MIT licence, which openai/consistency_models uses). LSUN's
+    images, whose shorter side is 256, are only cropped.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -1,16 +1,19 @@
 """Images behind a name or a path: read on demand, in memory, for training."""
 
 import math
+import tarfile
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from cmrepro.data.containers import Container, FolderFiles, LmdbFiles, ZipFiles, labels_of
-from cmrepro.data.decoding import SUFFIXES
-from cmrepro.data.named import load_cifar10, synthetic
+from cmrepro.data.containers import SUFFIXES, folder_files, lmdb_files, zip_files
 from cmrepro.data.sources import CHUNK_IMAGES, ImageDataset, ImageFiles, ImageSource, SampleSet
+from cmrepro.files import cache_folder, download
 
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 MAX_BYTES_IN_MEMORY = 1 << 30  # more images in files are decoded when a step needs them
 
 
@@ -22,46 +25,35 @@ def open_images(
 ) -> ImageSource:
     """Images behind a name or a path; those in files are read when they are needed.
 
-    Args:
-        source: "cifar10-train" or "cifar10-test" (downloaded once), "synthetic", or the path of a
-            folder or zip of images (EDM's dataset.json, class folders or ImageNet's file names
-            give labels), of an LMDB (LSUN's format) or of a sample set (.npz with `arr_0`).
-        name: Name in records; default: the file's name.
-        image_size: Side in px to which images in files are brought; None: as they are.
-        max_unreadable: Number of images in files that may be replaced because they cannot be
-            decoded; their names are logged.
-
-    Raises:
-        ValueError: Nothing is there, or it is none of these.
+    `source` is "cifar10-train" or "cifar10-test" (downloaded once), "synthetic", or the path of a
+    folder or zip of images (EDM's dataset.json, class folders or ImageNet's file names give
+    labels), of an LMDB (LSUN's format) or of a sample set (.npz with `arr_0`); `name` stands in
+    records. Images in files become squares of `image_size` px if it is not None, and at most
+    `max_unreadable` that cannot be decoded are replaced, which is logged.
     """
-    path = Path(source)
-    if (text := str(source)) in ("cifar10-train", "cifar10-test"):
+    path, text = Path(source), str(source)
+    if text in ("cifar10-train", "cifar10-test"):
         return load_cifar10(text.removeprefix("cifar10-"))
     if text == "synthetic":
         return synthetic()
     if path.suffix == ".npz" and path.is_file():
         return SampleSet(path, name or path.stem)
-    files: Container
     if (path / "data.mdb").is_file():
-        files = LmdbFiles(path)
-        image_names, labels = files.names, None
-    elif path.is_dir() or (path.suffix == ".zip" and path.is_file()):
-        files = FolderFiles(path) if path.is_dir() else ZipFiles(path)
-        image_names = [n for n in files.names if Path(n).suffix.lower() in SUFFIXES]
-        labels = labels_of(image_names, files)
+        files = lmdb_files(path.resolve())
+    elif path.is_dir():
+        files = folder_files(path)
+    elif path.suffix == ".zip" and path.is_file():
+        files = zip_files(path)
     else:
         found = f"'{source}' is not a data set" if path.exists() else f"no data set at '{source}'"
         raise ValueError(
             f"{found}; allowed are cifar10-train, cifar10-test, synthetic, a folder or .zip of "
             "images, an LMDB folder, or an .npz sample set"
         )
-    if not image_names:
-        raise ValueError(
-            f"no images in {path}; allowed are files ending in {', '.join(sorted(SUFFIXES))}, or "
-            "one LMDB folder"
-        )
+    if not files.image_names:
+        raise ValueError(f"no images in {path}; allowed are {', '.join(sorted(SUFFIXES))}")
     name = name or (path.name if path.is_dir() else path.stem)
-    return ImageFiles(name, image_names, files, labels, image_size, max_unreadable)
+    return ImageFiles(name, files, image_size, max_unreadable)
 
 
 def load_dataset(source: str | Path, name: str | None = None) -> ImageDataset:
@@ -79,11 +71,36 @@ def training_images(source: str | Path, image_size: int, max_unreadable: int = 0
 def _in_memory(source: ImageSource) -> ImageDataset:
     if isinstance(source, ImageDataset):
         return source
-    images = np.empty(source.shape, np.uint8)
-    filled = 0
-    with tqdm(total=len(images), desc=source.name, unit="image", delay=2, leave=False) as bar:
-        for batch in source.batches(CHUNK_IMAGES):
-            images[filled : filled + len(batch)] = batch
-            filled += len(batch)
-            bar.update(len(batch))
+    images, firsts = np.empty(source.shape, np.uint8), range(0, source.num_images, CHUNK_IMAGES)
+    progress = tqdm(firsts, source.name, unit="k images", delay=2, leave=False)
+    for first, batch in zip(progress, source.batches(CHUNK_IMAGES), strict=True):
+        images[first : first + len(batch)] = batch
     return ImageDataset(source.name, images, source.labels)
+
+
+def load_cifar10(split: str) -> ImageDataset:
+    """CIFAR-10, "train" (50,000 images) or "test" (10,000), from its binary archive in the cache.
+
+    torchvision reads the same images from pickled files by plain `pickle.load`, which could
+    execute what they hold; this archive holds only bytes.
+    """
+    path = download(CIFAR10_URL, cache_folder() / "cifar-10-binary.tar.gz", CIFAR10_CHECKSUM)
+    with tarfile.open(path) as archive:
+        paths = [f"cifar-10-batches-bin/{name}.bin" for name in CIFAR10_FILES[split]]
+        members = [member.read() for member in map(archive.extractfile, paths) if member]
+    # A row is a label, then planes of red, green and blue.
+    rows = np.frombuffer(b"".join(members), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels = rows[:, 0].astype(np.int64)
+    return ImageDataset(f"cifar10-{split}", np.ascontiguousarray(images), labels)
+
+
+def synthetic(num_images: int = 512, size: int = 32, seed: int = 0) -> ImageDataset:
+    """Smooth random colour gradients in two classes, for tests and trials without data."""
+    generator = np.random.default_rng(seed)
+    grid = np.linspace(-1, 1, size)
+    waves = np.stack([np.ones((size, size)), *np.meshgrid(grid, grid)])  # (3, H, W)
+    weights = generator.normal(0, 60, (num_images, 3, 3))
+    images = 127.5 + np.einsum("nck,khw->nhwc", weights, waves)
+    labels = (weights[:, 0, 0] > 0).astype(np.int64)
+    return ImageDataset("synthetic", images.clip(0, 255).astype(np.uint8), labels)

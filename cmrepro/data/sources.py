@@ -13,34 +13,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro import npz
-from cmrepro.data.containers import Container
-from cmrepro.data.decoding import UnreadableImageError, decode, encoded_size
+from cmrepro.data.containers import (
+    Container,
+    Labels,
+    UnreadableImageError,
+    centre_square,
+    read_image,
+)
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
-MAX_LISTED = 10  # unreadable images in the text of an error
 
 Indices = Sequence[int] | NDArray[np.int64]
 Images = NDArray[np.uint8]
 Batches = Iterator[Images]
-Labels = NDArray[np.int64] | None
 
 log = logging.getLogger(__name__)
 
 
 class ImageSource:
-    """Images, in order (`batches`) and by number (`take`).
-
-    Attributes:
-        name: Name in records, e.g. "cifar10-train".
-        shape: (N, H, W, 3).
-        labels: Classes (N,) int64, or None.
-        num_images: N.
-        image_shape: (H, W, 3).
-    """
+    """Images, in order (`batches`) and by number (`take`)."""
 
     def __init__(self, name: str, shape: tuple[int, ...], labels: Labels = None) -> None:
-        self.name, self.shape, self.labels = name, shape, labels
+        self.name = name  # in records, e.g. "cifar10-train"
+        self.shape = shape  # (N, H, W, 3)
         self.num_images, self.image_shape = shape[0], shape[1:]
+        self.labels = labels  # classes (N,) int64
 
     def take(self, indices: Indices) -> Images:
         """Images of these numbers, uint8 (B, H, W, 3), a copy."""
@@ -75,148 +72,102 @@ class ImageDataset(ImageSource):
     def take(self, indices: Indices) -> Images:
         return self.images[np.asarray(indices)]
 
-    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
-        """Views of the images; see `ImageSource`."""
-        end = self.num_images if stop is None else stop
-        for first in range(start, end, batch_size):
-            yield self.images[first : min(first + batch_size, end)]
-
 
 class ImageFiles(ImageSource):
-    """Image files, decoded when they are needed, on all cores.
+    """Image files, decoded when they are needed, on all cores; see `open_images`.
 
     The next readable image takes the place of one that cannot be decoded, and so does its label.
     The choice depends on the files alone and not on the order of reading: all processes agree.
-
-    Args:
-        name: Name in records.
-        image_names: Names of the files, in order.
-        files: Their container.
-        labels: Classes (N,), or None.
-        image_size: Side in px to which images are brought, see `decode`; None: as they are.
-        max_unreadable: Number of images that may be replaced.
     """
 
     def __init__(
-        self,
-        name: str,
-        image_names: Sequence[str],
-        files: Container,
-        labels: Labels = None,
-        image_size: int | None = None,
-        max_unreadable: int = 0,
+        self, name: str, files: Container, image_size: int | None, max_unreadable: int
     ) -> None:
-        if not 0 <= max_unreadable < len(image_names):
-            raise ValueError(
-                f"got max_unreadable = {max_unreadable} for {len(image_names)} images; allowed "
-                f"is 0 to {len(image_names) - 1}"
-            )
         try:
-            height, width = encoded_size(image_names[0], files.read)
-        except UnreadableImageError as error:
+            first = read_image(files.image_names[0], files, convert=image_size is not None)
+            width, height = first.size
+        except UnreadableImageError:
             if image_size is None:
-                raise ValueError(f"cannot decode {error}; replace or remove it") from error
-            height = width = image_size
-        if image_size is not None:
-            if min(height, width) < image_size:
-                raise ValueError(
-                    f"{image_names[0]} has {height}x{width} pixels, the network takes "
-                    f"{image_size}x{image_size}; give larger images, or enlarge them beforehand"
-                )
-            height = width = image_size
+                raise
+            width = height = image_size
+        if image_size and min(width, height) < image_size:
+            raise ValueError(
+                f"{files.image_names[0]} has {height}x{width} pixels, the network takes "
+                f"{image_size}x{image_size}; enlarge the images beforehand"
+            )
+        shape = (len(files.image_names), image_size or height, image_size or width, 3)
         # A copy: a replaced image takes its label along.
-        labels = None if labels is None else labels.copy()
-        super().__init__(name, (len(image_names), height, width, 3), labels)
-        self.image_names, self.files, self.image_size = image_names, files, image_size
-        self.max_unreadable = max_unreadable
-        self._unreadable: dict[int, str] = {}
+        super().__init__(name, shape, None if files.labels is None else files.labels.copy())
+        self.files, self.image_size, self.max_unreadable = files, image_size, max_unreadable
+        self._unreadable: dict[int, str] = {}  # number -> name and problem
 
     def take(self, indices: Indices) -> Images:
-        """Images of these numbers, or their replacements, uint8 (B, H, W, 3).
+        numbers = [self._readable(int(index)) for index in indices]
+        batch = np.empty((len(numbers), *self.image_shape), np.uint8)
+        problems: dict[int, str] = {}
+        pool, num_threads = _pool(os.getpid())
 
-        Raises:
-            ValueError: More images than `max_unreadable` cannot be decoded; or, where images are
-                taken as they are, one is not RGB or differs in size from the first.
-        """
-        batch = np.empty((len(indices), *self.image_shape), np.uint8)
-        known = set(self._unreadable)
+        def fill(first: int) -> None:
+            for i in range(first, len(numbers), num_threads):
+                try:
+                    batch[i] = self._pixels(self.files.image_names[numbers[i]])
+                except UnreadableImageError as error:
+                    problems[numbers[i]] = str(error)
 
-        def fill(positions: range) -> None:
-            for i in positions:
-                batch[i] = self._pixels(int(indices[i]))
+        list(pool.map(fill, range(num_threads)))
+        if not problems:
+            return batch
+        self._leave_out(problems)
+        return self.take(indices)
 
-        threads = _threads()
-        list(_pool(os.getpid()).map(fill, [range(i, len(batch), threads) for i in range(threads)]))
-        if found := self._unreadable.keys() - known:
-            self._replace(sorted(found))
-        return batch
-
-    def _pixels(self, index: int) -> Images:
-        while True:
-            if index in self._unreadable:
-                index = self._readable(index)
-            name = self.image_names[index]
-            try:
-                pixels = decode(name, self.files.read, self.image_size)
-            except UnreadableImageError as error:
-                self._unreadable[index] = str(error)
-                if len(self._unreadable) > self.max_unreadable:
-                    return np.zeros(self.image_shape, np.uint8)  # `_replace` refuses the batch
-                continue
-            if pixels.shape != self.image_shape:
-                raise ValueError(
-                    f"'{self.name}' mixes sizes: {self.image_names[0]} is {self.image_shape[:2]}, "
-                    f"{name} is {pixels.shape[:2]}; resize the images beforehand"
-                )
-            return pixels
+    def _pixels(self, name: str) -> Images:
+        if self.image_size is not None:
+            return centre_square(read_image(name, self.files, convert=True), self.image_size)
+        pixels = np.asarray(read_image(name, self.files, convert=False))
+        if pixels.shape != self.image_shape:
+            raise ValueError(
+                f"'{self.name}' mixes sizes: {self.files.image_names[0]} is "
+                f"{self.image_shape[:2]}, {name} is {pixels.shape[:2]}; resize them beforehand"
+            )
+        return pixels
 
     def _readable(self, index: int) -> int:
         """Number of the image that is shown as image `index`."""
         following = itertools.chain(range(index, self.num_images), range(index))
-        return next((i for i in following if i not in self._unreadable), index)
+        return next(i for i in following if i not in self._unreadable)
 
-    def _replace(self, found: list[int]) -> None:
-        """Log what cannot be decoded and change its labels, or refuse too many."""
-        if len(self._unreadable) > self.max_unreadable:
-            problems = [self._unreadable[index] for index in sorted(self._unreadable)]
-            more = ", …" if len(problems) > MAX_LISTED else ""
-            allowed = f"at most {self.max_unreadable} may be replaced (--max-unreadable); "
-            raise ValueError(
-                f"cannot decode {', '.join(problems[:MAX_LISTED])}{more}; "
-                f"{'' if self.image_size is None else allowed}replace or remove them"
-            )
-        for index in found:
-            log.warning("left out an image that cannot be decoded: %s", self._unreadable[index])
+    def _leave_out(self, problems: dict[int, str]) -> None:
+        """Log images that cannot be decoded and replace their labels, or refuse too many."""
+        unreadable = self._unreadable | problems
+        if len(unreadable) > min(self.max_unreadable, self.num_images - 1):
+            found = f"{unreadable[min(unreadable)]}; {len(unreadable)} such images"
+            raise ValueError(f"{found}, allowed are {self.max_unreadable} (--max-unreadable)")
+        self._unreadable = unreadable
+        for index in sorted(problems):
+            log.warning("left out an image: %s", problems[index])
         if self.labels is not None:
-            for index in self._unreadable:
+            for index in unreadable:
                 self.labels[index] = self.labels[self._readable(index)]
 
     def sha256(self) -> str:
         """Checksum of the names and lengths of the files and of the size; no image is decoded."""
         digest = hashlib.sha256(f"{self.image_size}\n".encode())
-        for name in self.image_names:
+        for name in self.files.image_names:
             line = f"{name}\0{self.files.length(name)}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
-def _threads() -> int:
-    """Cores of this process, its share of them under `torchrun`."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 @functools.cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads that decode, of one process: they do not survive a fork."""
-    return ThreadPoolExecutor(_threads(), f"decode-{process}")
+def _pool(process: int) -> tuple[ThreadPoolExecutor, int]:
+    """Threads of a process, which do not survive a fork: its share of the cores; their number."""
+    cores = len(os.sched_getaffinity(0))
+    num_threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return ThreadPoolExecutor(num_threads, f"decode-{process}"), num_threads
 
 
 class SampleSet(ImageSource):
-    """An ADM-style .npz: `arr_0` uint8 (N, H, W, 3), optional `arr_1` integer labels (N,).
-
-    Raises:
-        ValueError: It is damaged, or holds something else.
-    """
+    """An ADM-style .npz: `arr_0` uint8 (N, H, W, 3), optional `arr_1` integer labels (N,)."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
@@ -226,10 +177,7 @@ class SampleSet(ImageSource):
             with np.load(path, allow_pickle=False) as arrays:
                 labels = arrays.get("arr_1")
         except npz.DAMAGED as error:
-            raise ValueError(
-                f"{path} is not a sample set ({error}); allowed is .npz with arr_0 uint8 "
-                "(N, H, W, 3)"
-            ) from error
+            raise ValueError(f"{path} is not a sample set ({error}); write it again") from error
         fits = dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and not column_major
         if not fits or 0 in shape:
             raise ValueError(
@@ -238,21 +186,15 @@ class SampleSet(ImageSource):
                 ".astype('uint8').transpose(0, 2, 3, 1)) of x in [-1, 1] and (N, 3, H, W)"
             )
         if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != shape[:1]):
-            raise ValueError(
-                f"{path} holds arr_1 {labels.dtype} {labels.shape}; allowed are integer class "
-                f"numbers {shape[:1]}"
-            )
+            found = f"{path} holds arr_1 {labels.dtype} {labels.shape}"
+            raise ValueError(f"{found}; allowed are integer class numbers {shape[:1]}")
         super().__init__(name, shape, None if labels is None else labels.astype(np.int64))
 
     def take(self, indices: Indices) -> Images:
-        raise ValueError(f"{self.path} is only read from its beginning; hold its images in memory")
+        return np.concatenate(list(self.batches(CHUNK_IMAGES)))[np.asarray(indices)]
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
-        """Images read one after the other; see `ImageSource`.
-
-        Raises:
-            ValueError: The file is cut off or damaged.
-        """
+        """Images read one after the other, none of them twice."""
         try:
             yield from npz.image_batches(self.path, batch_size, start, stop)
         except npz.DAMAGED as error:
