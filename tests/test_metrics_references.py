@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import ARTIFACTS
 
 from cmrepro.data import ImageDataset, open_images
 from cmrepro.files import array_sha256, sha256
 from cmrepro.metrics import accumulate, reference_files, references
 from cmrepro.metrics.extractors import Features, extract, load_extractor
-from cmrepro.metrics.protocols import load_protocol, protocol_names
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceStatistics, write_statistics
 from cmrepro.metrics.references import (
     build_reference,
@@ -203,11 +202,6 @@ def test_a_file_without_metadata_is_taken_on_trust_with_a_warning(tmp_path: path
             reference.require_protocol(load_protocol(name))
 
 
-def test_a_file_with_fewer_features_has_a_warning(built: ReferenceStatistics) -> None:
-    (warning,) = built.warnings(EMBEDDED)
-    assert "features of 5 real images where protocol embedded has 5,000" in warning
-
-
 def test_features_of_stored_images_are_extracted_once(
     small: Protocol, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,31 +267,6 @@ def test_what_nobody_publishes_says_how_to_build_it(small: Protocol, cache: path
     write_statistics(path, build_reference(NOISE, few, dataset="cifar10", split="train"))
     with pytest.raises(ValueError, match=r"has num_images 12, .*torch-fidelity has 50000; delete"):
         load_reference(few)
-
-
-def test_unknown_names_give_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"unknown reference 'cifar10-jpeg-test': did you mean"):
-        load_reference(PROTOCOL, "cifar10-jpeg-test")
-
-
-@pytest.mark.parametrize("name", protocol_names())
-def test_every_protocol_names_a_reference_of_its_own_kind(name: str) -> None:
-    protocol = load_protocol(name)
-    if protocol.reference in bundled_references():
-        return
-    entry = registered_references()[protocol.reference]
-    assert entry.extractor == protocol.extractor.name
-    assert protocol.dataset in (None, entry.dataset_split)
-    assert ("sfid" in protocol.metrics) <= (entry.format == "adm")
-    if protocol.stored_features:
-        assert entry.format in ("adm", "own")
-
-
-def test_addresses_are_those_of_the_list_of_artifacts() -> None:
-    for name, entry in registered_references().items():
-        assert (entry.protocol is None) == (entry.url is not None) == (entry.format != "own")
-        if entry.url in ARTIFACTS:
-            assert str(entry.bytes_approx) == ARTIFACTS[entry.url]["bytes_approx"], name
 
 
 def test_the_bundled_reference_serves_its_protocol() -> None:
