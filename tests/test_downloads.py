@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import io
 import pathlib
-import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from cmrepro import files
-from cmrepro.data import load_cifar10, opening
+from cmrepro.data import opening
 from cmrepro.files import RECORDED, DownloadError, download
 
 PAYLOAD = np.random.default_rng(0).bytes(500_000)
@@ -146,11 +145,6 @@ def test_an_unreachable_address_says_where_to_put_the_file(
     server.status = 404
     with pytest.raises(DownloadError, match=f"HTTPError.*put the file at {path} by hand"):
         download(server.url, path, MD5)
-    with socket.create_server(("127.0.0.1", 0)) as unused:  # a port on which nobody answers
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/a"
-    with pytest.raises(DownloadError, match=f"ConnectionError.*put the file at {path}") as caught:
-        download(url, path, MD5)
-    assert "\n" not in str(caught.value)
     path.with_name("blocked").write_text("a file")
     with pytest.raises(DownloadError, match="cannot download"):
         download(server.url, path.with_name("blocked") / "a", MD5)
@@ -174,7 +168,7 @@ def test_cifar10_is_read_from_its_binary_archive(
     checksum = f"md5:{hashlib.md5(server.payload).hexdigest()}"
     monkeypatch.setattr(opening, "CIFAR10_CHECKSUM", checksum)
     for split, batches in (("train", records[:5]), ("test", records[5:])):
-        dataset, rows = load_cifar10(split), batches.reshape(-1, 3073)
+        dataset, rows = opening.load_cifar10(split), batches.reshape(-1, 3073)
         assert dataset.name == f"cifar10-{split}"
         np.testing.assert_array_equal(dataset.labels, rows[:, 0])
         for channel in range(3):

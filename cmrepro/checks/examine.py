@@ -14,6 +14,7 @@ from cmrepro.data import ImageSource, images_sha256, open_images
 from cmrepro.files import DownloadError
 from cmrepro.records import read_record
 from cmrepro.sampling import read_provenance
+from cmrepro.schema import to_builtins
 
 Kind = Literal["sample set", "checkpoint", "statistics", "record"]
 
@@ -72,19 +73,11 @@ def finding_rows(findings: Mapping[str, Findings]) -> list[dict[str, object]]:
     """One row a finding, the certain ones first, or one row for a file without any."""
     rows: list[dict[str, object]] = []
     for file, checked in findings.items():
-        found = [(causes()[key], finding) for key, finding in checked.items() if finding]
-        for cause, finding in sorted(found, key=lambda pair: not pair[1].certain):
-            rows.append(
-                {
-                    "file": file,
-                    "finding": cause.description,
-                    "certainty": "certain" if finding.certain else "likely",
-                    "measured": finding.measured,
-                    "expected": finding.expected,
-                    "effect": finding.effect,
-                    "advice": cause.advice,
-                }
-            )
+        found = [(key, finding) for key, finding in checked.items() if finding]
+        for key, finding in sorted(found, key=lambda pair: pair[1].certainty):
+            cause = causes()[key]
+            row = {"file": file, "finding": cause.description, **to_builtins(finding)}
+            rows.append(row | {"advice": cause.advice})
         if not found:
             names = "; ".join(causes()[key].description for key in checked)
             rows.append({"file": file, "finding": "none", "measured": f"checked: {names}"})

@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from cmrepro.data import ImageSource
 from cmrepro.metrics.extractors import extract, load_extractor
 from cmrepro.schema import Struct, read_toml
 from cmrepro.settings import Protocol
+
+Certainty = Literal["certain", "likely"]
 
 
 class Cause(Struct, frozen=True):
@@ -24,9 +27,9 @@ class Cause(Struct, frozen=True):
 class Finding(Struct, frozen=True, kw_only=True):
     """Evidence for a cause."""
 
+    certainty: Certainty = "certain"  # "likely" where clean inputs may, rarely, give the same
     measured: str  # measurement or statement
     expected: str  # its value for clean inputs
-    certain: bool = True  # False where clean inputs may, rarely, give the same
     effect: str = "not measured"  # on the score
 
 
@@ -53,9 +56,11 @@ def causes() -> dict[str, Cause]:
     return read_toml(dict[str, Cause], Path(str(resources.files(__package__) / "causes.toml")))
 
 
-def finding_if(fault: bool, measured: str, expected: str, certain: bool = True) -> Finding | None:
+def finding_if(
+    fault: bool, measured: str, expected: str, certainty: Certainty = "certain"
+) -> Finding | None:
     """A finding where there is a fault."""
-    return Finding(measured=measured, expected=expected, certain=certain) if fault else None
+    return Finding(measured=measured, expected=expected, certainty=certainty) if fault else None
 
 
 def too_few_images(num_images: int, required: int) -> Finding | None:

@@ -29,6 +29,7 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
     reference = load_reference(settings.protocol, settings.reference)
     images, num_repeated = _read(source, NUM_FEATURES)
     features = settings.features(images)
+    swapped = settings.features(images[..., ::-1].copy())
 
     def fid(features: Features) -> float:
         moments = StreamingMoments(len(reference.mu))
@@ -38,9 +39,7 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
     findings: Findings = {
         "too-few-images": too_few_images(source.num_images, settings.protocol.num_images),
         "value-range": value_range(images),
-        "channel-order": channel_order(
-            fid(features), fid(settings.features(images[..., ::-1].copy()))
-        ),
+        "channel-order": channel_order(fid(features), fid(swapped)),
         "duplicates": finding_if(
             num_repeated >= DUPLICATES_LIMIT * source.num_images,
             f"{num_repeated:,} of {source.num_images:,} images equal an earlier one",
@@ -56,7 +55,7 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
             share >= COPIES_LIMIT,
             f"{share:.1%} of {len(features):,} images are copies of {len(real):,} real images",
             f"below {COPIES_LIMIT:.0%}",
-            certain=False,
+            certainty="likely",
         )
     return findings
 
@@ -85,7 +84,9 @@ def value_range(images: Images) -> Finding | None:
     return (
         finding_if(ends > 0.9, f"{ends:.1%} of the values are 0, 1 or 255", "below 90 %")
         or finding_if(dark < 0.001, f"{dark:.2%} of the values are below 127", "above 0.1 %")
-        or finding_if(zero > 0.25, f"{zero:.1%} of the values are 0", "below 25 %", certain=False)
+        or finding_if(
+            zero > 0.25, f"{zero:.1%} of the values are 0", "below 25 %", certainty="likely"
+        )
     )
 
 
@@ -96,7 +97,7 @@ def channel_order(fid: float, swapped: float) -> Finding | None:
     return Finding(
         measured=f"fid falls by {1 - swapped / fid:.1%} with red and blue swapped",
         expected=f"below {FID_LIMIT:.0%}",
-        certain=False,
+        certainty="likely",
         effect=f"fid {fid:.1f}, {swapped:.1f} with red and blue swapped",
     )
 

@@ -4,21 +4,13 @@ Images are uint8 (N, H, W, 3). Files are in the order of their sorted names, so 
 same everywhere; they are decoded when they are needed, so that memory does not grow with N.
 """
 
-from cmrepro.data.opening import (
-    load_cifar10,
-    load_dataset,
-    open_images,
-    synthetic,
-    training_images,
-)
-from cmrepro.data.sources import ImageDataset, ImageFiles, ImageSource, images_sha256
+from cmrepro.data.opening import load_dataset, open_images, synthetic, training_images
+from cmrepro.data.sources import ImageDataset, ImageSource, images_sha256
 
 __all__ = [
     "ImageDataset",
-    "ImageFiles",
     "ImageSource",
     "images_sha256",
-    "load_cifar10",
     "load_dataset",
     "open_images",
     "synthetic",

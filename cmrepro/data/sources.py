@@ -172,22 +172,19 @@ class SampleSet(ImageSource):
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         try:
-            with npz.open_array(path) as (_, shape, column_major, dtype):
+            with npz.open_images(path) as (_, shape):
                 pass
             with np.load(path, allow_pickle=False) as arrays:
                 labels = arrays.get("arr_1")
+            if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != shape[:1]):
+                found = f"arr_1 is {labels.dtype} {labels.shape}"
+                raise ValueError(f"{found}, must be integer class numbers {shape[:1]}")
         except npz.DAMAGED as error:
-            raise ValueError(f"{path} is not a sample set ({error}); write it again") from error
-        fits = dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and not column_major
-        if not fits or 0 in shape:
             raise ValueError(
-                f"{path} holds arr_0 {dtype} {shape}; allowed is uint8 (N, H, W, 3) in row-major "
-                "order: numpy.ascontiguousarray((127.5 * x + 127.5).round().clip(0, 255)"
-                ".astype('uint8').transpose(0, 2, 3, 1)) of x in [-1, 1] and (N, 3, H, W)"
-            )
-        if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != shape[:1]):
-            found = f"{path} holds arr_1 {labels.dtype} {labels.shape}"
-            raise ValueError(f"{found}; allowed are integer class numbers {shape[:1]}")
+                f"{path} is not a sample set ({error}); write numpy.ascontiguousarray((127.5 * x "
+                "+ 127.5).round().clip(0, 255).astype('uint8').transpose(0, 2, 3, 1)) of x in "
+                "[-1, 1] and (N, 3, H, W)"
+            ) from error
         super().__init__(name, shape, None if labels is None else labels.astype(np.int64))
 
     def take(self, indices: Indices) -> Images:
