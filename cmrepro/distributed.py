@@ -71,11 +71,10 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 
 def all_reduce_max(value: int) -> int:
     """Maximum of a number over all processes."""
+    tensor = torch.tensor(value)
     if distributed.is_initialized():
-        tensor = torch.tensor(value)
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
-        value = int(tensor)
-    return value
+    return int(tensor)
 
 
 def broadcast(value: Any) -> Any:

@@ -6,11 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cmrepro.data import ImageSource
-from cmrepro.metrics.extractors import extract, load_extractor
 from cmrepro.schema import Struct, read_toml
 from cmrepro.settings import Protocol
 
@@ -44,10 +40,6 @@ class Settings:
     reference: str | None = None  # name or file of reference statistics; None: the protocol's
     real: ImageSource | None = None  # images that may have been copied; None: the reference's
     device: str = "cpu"
-
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (N, D) of images (N, H, W, 3) by the protocol's extractor."""
-        return extract(images, load_extractor(self.protocol.extractor, self.device)).features
 
 
 @functools.cache

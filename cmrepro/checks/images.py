@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from cmrepro.checks.findings import Finding, Findings, Settings, finding_if, too_few_images
 from cmrepro.data import ImageSource
+from cmrepro.metrics.extractors import extract, load_extractor
 from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
 from cmrepro.metrics.references import load_reference
 
@@ -28,8 +29,9 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
     """Check a sample set, without its provenance."""
     reference = load_reference(settings.protocol, settings.reference)
     images, num_repeated = _read(source, NUM_FEATURES)
-    features = settings.features(images)
-    swapped = settings.features(images[..., ::-1].copy())
+    network = load_extractor(settings.protocol.extractor, settings.device)
+    features = extract(images, network).features
+    swapped = extract(images[..., ::-1].copy(), network).features
 
     def fid(features: Features) -> float:
         moments = StreamingMoments(len(reference.mu))
@@ -48,7 +50,7 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
     }
     real = reference.features
     if settings.real is not None:
-        real = settings.features(_read(settings.real, NUM_REAL)[0])
+        real = extract(_read(settings.real, NUM_REAL)[0], network).features
     if real is not None:
         share = is_copy(features, real).mean()
         findings["copies"] = finding_if(

@@ -17,9 +17,8 @@ from cmrepro.provenance import PACKAGES, cpu_name
 
 def installed_rows() -> list[dict[str, object]]:
     """One row a package, device and registered file; nothing is downloaded."""
-    packages = {"cmrepro": __version__, "Python": platform.python_version()}
-    packages |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    rows = [("package", name, version) for name, version in packages.items()]
+    rows = [("package", "cmrepro", __version__), ("package", "Python", platform.python_version())]
+    rows += [("package", name, importlib.metadata.version(name)) for name in PACKAGES]
     rows.append(("device", "cpu", cpu_name()))
     for i in range(torch.cuda.device_count()):
         rows.append(("device", f"cuda:{i}", torch.cuda.get_device_name(i)))

@@ -36,11 +36,9 @@ def folder_files(path: Path) -> Container:
         for folder, _, names in os.walk(path)
         for name in names
     ]
-
-    def read(name: str) -> bytes:
-        return (path / name).read_bytes()
-
-    return Container(*_images(names, read), read, lambda name: os.stat(path / name).st_size)
+    return _container(
+        names, lambda name: (path / name).read_bytes(), lambda name: (path / name).stat().st_size
+    )
 
 
 def zip_files(path: Path) -> Container:
@@ -50,15 +48,15 @@ def zip_files(path: Path) -> Container:
     def archive(process: int) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
-    def read(name: str) -> bytes:
-        return archive(os.getpid()).read(name)
-
     try:
         names = archive(os.getpid()).namelist()
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is not a complete zip file ({error}); write it again") from error
-    lengths = {info.filename: info.file_size for info in archive(os.getpid()).infolist()}
-    return Container(*_images(names, read), read, lengths.__getitem__)
+    return _container(
+        names,
+        lambda name: archive(os.getpid()).read(name),
+        lambda name: archive(os.getpid()).getinfo(name).file_size,
+    )
 
 
 @functools.cache  # a process may open a database only once
@@ -90,22 +88,24 @@ def lmdb_files(path: Path) -> Container:
         return Container([os.fsdecode(key) for key in keys], None, read, length)
 
 
-def _images(names: Sequence[str], read: Callable[[str], bytes]) -> tuple[list[str], Labels]:
-    """Image files among all, sorted, and their labels; None without any sign of classes.
-
-    EDM's dataset.json gives labels, or class folders, or else ImageNet's file names, numbered in
-    the order of the sorted names of classes.
-    """
+def _container(
+    names: Sequence[str], read: Callable[[str], bytes], length: Callable[[str], int]
+) -> Container:
+    """Images among files, and their labels by EDM's dataset.json, class folders or file names."""
     image_names = sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES)
-    if "dataset.json" in names:
-        return image_names, _edm_labels(image_names, read("dataset.json"))
+    edm = "dataset.json" in names
+    labels = _edm_labels(image_names, read("dataset.json")) if edm else _class_labels(image_names)
+    return Container(image_names, labels, read, length)
+
+
+def _class_labels(image_names: Sequence[str]) -> Labels:
+    """Labels in the order of the sorted names of class folders, or else of ImageNet's classes."""
     classes = [str(PurePosixPath(name).parent) for name in image_names]
     if len(set(classes)) < 2:
         matches = [WNID.match(PurePosixPath(name).name) for name in image_names]
         classes = [match.group() for match in matches if match]
-    wnids, labels = np.unique(classes, return_inverse=True)
-    has_classes = len(labels) == len(image_names) and len(wnids) > 1
-    return image_names, labels if has_classes else None
+    unique, labels = np.unique(classes, return_inverse=True)
+    return labels if len(labels) == len(image_names) and len(unique) > 1 else None
 
 
 def _edm_labels(image_names: Sequence[str], text: bytes) -> Labels:
@@ -124,7 +124,7 @@ def _edm_labels(image_names: Sequence[str], text: bytes) -> Labels:
     return np.array([by_name[name] for name in image_names], np.int64)
 
 
-class UnreadableImageError(ValueError):
+class UnreadableError(ValueError):
     """An image file that cannot be read or decoded."""
 
 
@@ -135,7 +135,7 @@ def read_image(name: str, files: Container, convert: bool) -> Image.Image:
         image.load()
         image = image.convert("RGB") if convert else image
     except Exception as error:  # Pillow, zipfile and zlib each raise their own kinds
-        raise UnreadableImageError(f"cannot decode {name} ({error}); replace it") from error
+        raise UnreadableError(f"cannot decode {name} ({error}); replace it") from error
     if image.mode != "RGB":
         raise ValueError(f"{name} is {image.mode}, allowed is RGB; convert the images beforehand")
     return image

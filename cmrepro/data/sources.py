@@ -13,13 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro import npz
-from cmrepro.data.containers import (
-    Container,
-    Labels,
-    UnreadableImageError,
-    centre_square,
-    read_image,
-)
+from cmrepro.data.containers import Container, Labels, UnreadableError, centre_square, read_image
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
 
@@ -83,17 +77,17 @@ class ImageFiles(ImageSource):
     def __init__(
         self, name: str, files: Container, image_size: int | None, max_unreadable: int
     ) -> None:
+        first = files.image_names[0]
         try:
-            first = read_image(files.image_names[0], files, convert=image_size is not None)
-            width, height = first.size
-        except UnreadableImageError:
+            width, height = read_image(first, files, convert=image_size is not None).size
+        except UnreadableError:
             if image_size is None:
                 raise
             width = height = image_size
         if image_size and min(width, height) < image_size:
+            network = f"the network takes {image_size}x{image_size}"
             raise ValueError(
-                f"{files.image_names[0]} has {height}x{width} pixels, the network takes "
-                f"{image_size}x{image_size}; enlarge the images beforehand"
+                f"{first} has {height}x{width} pixels, {network}; enlarge it beforehand"
             )
         shape = (len(files.image_names), image_size or height, image_size or width, 3)
         # A copy: a replaced image takes its label along.
@@ -111,7 +105,7 @@ class ImageFiles(ImageSource):
             for i in range(first, len(numbers), num_threads):
                 try:
                     batch[i] = self._pixels(self.files.image_names[numbers[i]])
-                except UnreadableImageError as error:
+                except UnreadableError as error:
                     problems[numbers[i]] = str(error)
 
         list(pool.map(fill, range(num_threads)))
