@@ -68,11 +68,6 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "file.bin"
 
 
-@pytest.fixture
-def part(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name("file.bin.part")
-
-
 def test_processes_that_need_a_file_at_once_download_it_once(
     server: Server, path: pathlib.Path
 ) -> None:
@@ -94,14 +89,12 @@ def test_a_file_put_there_by_hand_is_used_after_its_checksum(
     assert server.sent == []
 
 
-def test_an_interrupted_download_continues(
-    server: Server, path: pathlib.Path, part: pathlib.Path
-) -> None:
+def test_an_interrupted_download_continues(server: Server, path: pathlib.Path) -> None:
     server.cut = 300_000
     message = f"cannot download .*run it again.*put the file at {path} by hand"
     with pytest.raises(DownloadError, match=message):
         download(server.url, path, MD5)
-    have = part.stat().st_size
+    have = path.with_name("file.bin.part").stat().st_size
     assert 300_000 - files.CHUNK_BYTES < have <= 300_000  # at most the last chunk is lost
     assert not path.exists()
     assert download(server.url, path, MD5).read_bytes() == PAYLOAD
@@ -110,21 +103,22 @@ def test_an_interrupted_download_continues(
 
 @pytest.mark.parametrize(("has_ranges", "have"), [(False, b"x" * 1000), (True, PAYLOAD)])
 def test_a_part_is_replaced_without_ranges_and_finished_where_it_is_whole(
-    server: Server, path: pathlib.Path, part: pathlib.Path, has_ranges: bool, have: bytes
+    server: Server, path: pathlib.Path, has_ranges: bool, have: bytes
 ) -> None:
     server.has_ranges = has_ranges
+    part = path.with_name("file.bin.part")
     part.write_bytes(have)
     assert download(server.url, path, MD5).read_bytes() == PAYLOAD
     assert not part.exists()
 
 
 def test_a_wrong_checksum_leaves_nothing_under_the_final_name(
-    server: Server, path: pathlib.Path, part: pathlib.Path
+    server: Server, path: pathlib.Path
 ) -> None:
+    part = path.with_name("file.bin.part")
     part.write_bytes(b"x" * 1000)
-    with pytest.raises(ValueError, match=f"{part} has md5 .*expected .*delete it") as caught:
+    with pytest.raises(ValueError, match=f"{part} has md5 .*expected .*delete it"):
         download(server.url, path, MD5)
-    assert "\n" not in str(caught.value)
     assert not path.exists()
 
 
