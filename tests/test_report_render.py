@@ -20,9 +20,9 @@ from scipy import stats
 from cmrepro.records import write_record
 from cmrepro.report import figures
 from cmrepro.report.render import check_report, write_report
-from cmrepro.report.results import paper_rows, results_rows
+from cmrepro.report.results import AS_PUBLISHED, paper_rows, results_rows
 from cmrepro.report.statistics import summarise
-from cmrepro.report.tables import AS_PUBLISHED, later_work_rows, ledger_rows
+from cmrepro.report.tables import later_work_rows
 from cmrepro.report.verdicts import verdicts
 
 RECORD = demo_record("cd", 2, 0, 0.0).id
@@ -75,9 +75,9 @@ def test_another_score_is_found_wherever_it_is_shown(written: Path) -> None:
 def test_figures_of_another_matplotlib_are_not_compared(written: Path) -> None:
     path = written / SCORES
     other = path.read_text().replace(f"Matplotlib v{matplotlib.__version__}", "Matplotlib v1.2.3")
-    path.write_text(other.replace("1", "2", 1))
+    path.write_text(other)
     problems, remark = check_report(written)
-    assert problems == [] and "1.2.3 are not compared" in remark
+    assert problems == [] and remark.startswith("1 figures of another matplotlib")
 
 
 def test_missing_and_surplus_files_are_found(written: Path) -> None:
@@ -103,9 +103,9 @@ def test_bad_input_is_one_line(run, tmp_path: Path) -> None:
     assert (code, err.count("\n")) == (2, 1) and "no records in" in err
     make_results(tmp_path)
     log = tmp_path / "results/training/demo-cifar10-cd.jsonl"
-    log.write_text('{"images": 1, "loss": NaN}')
+    log.write_text("{")
     code, _, err = run("report", "--out", tmp_path)
-    assert (code, err.count("\n")) == (2, 1) and str(log) in err and "not finite" in err
+    assert (code, err.count("\n")) == (2, 1) and str(log) in err
 
 
 def test_real_images_stand_beside_the_samples(run, written: Path) -> None:
@@ -280,12 +280,11 @@ def test_a_teacher_stands_beside_edm() -> None:
     assert row.records == [record] and row.cells["our FD"] == "2.00"
 
 
-def test_table_2_later_work_and_the_ledger_are_whole() -> None:
+def test_table_2_and_later_work_are_whole() -> None:
     rows = [row.cells for row in paper_rows(2, [], verdicts([]))]
     assert len(rows) == 34
     assert [row["precision"] for row in rows if row["method"] == "CD"][:2] == ["0.68", "0.69"]
     assert [row["ours"] for row in rows if row["method"] == "EDM"] == ["not measured"] * 3
-    assert len(ledger_rows()) == 32
     later = {row["FID"] for row in later_work_rows() if row["images_seen"] == "179,200,000"}
     assert "2.92" in later
 

@@ -94,9 +94,7 @@ def test_a_missing_value_is_an_empty_cell(format: str, rows: Rows) -> None:
     assert text.endswith("\n") and not text.endswith("\n\n")
 
 
-def test_an_unknown_format_and_infinity_in_json_are_refused(rows: Rows) -> None:
-    with pytest.raises(ValueError, match="unknown format 'jsn': did you mean 'json'"):
-        render(rows, "jsn")
+def test_infinity_in_json_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
         render([{"fid": float("inf")}], "json")
 

@@ -9,7 +9,7 @@ from records_of import altered, demo_record, sha256_of
 from scipy import stats
 
 from cmrepro.paper import claim
-from cmrepro.report.orderings import ordering_verdict
+from cmrepro.report.verdicts import ordering_verdict
 
 PLACE = "song2023/ordering/{}/cifar10"
 STEPS = claim(PLACE.format("cd-2-steps-better-than-1"))
@@ -55,13 +55,12 @@ def test_the_reason_says_how_many_and_how_sure():
     records = demo("cd", [100, 102, 101]) + demo("cd", [90, 90, 91], nfe=2)
     verdict = ordering_verdict(STEPS, records)
     low, high = stats.ttest_rel([100, 102, 101], [90, 90, 91]).confidence_interval(0.95)
-    difference = verdict.difference
-    assert difference.mean - difference.half_width == pytest.approx(low)
-    assert difference.mean + difference.half_width == pytest.approx(high)
+    gain = verdict.estimate
+    assert gain.mean - gain.half_width == pytest.approx(low)
+    assert gain.mean + gain.half_width == pytest.approx(high)
     assert "paired over 3 seeds and better in 3 of them" in verdict.reason
     assert "FD 90.33 against 101, better by 10.67" in verdict.reason
     assert "P(better with a new seed) 1.000 (95 % interval" in verdict.reason
-    assert verdict.probability.low < 1 and verdict.probability.n == 3
     assert "paired by seed alone" in verdict.reason  # 2 steps draw more noise than 1
 
 
@@ -169,15 +168,8 @@ def test_schedules_against_fixed_values():
     [
         ({"learning_rate": 2e-4}, "learning_rate 0.0004 for the better, 0.0002 for the worse"),
         ({"s1": 20}, "s1 10 for the better, 20 for the worse"),
-        (
-            {"changes": {TRAINING + "teacher_sha256": "b" * 64}},
-            "teacher aaaaaaaaaa for the better",
-        ),
+        ({"changes": {TRAINING + "teacher_sha256": "b" * 64}}, "teacher aaaaaaaaaa for the be"),
         ({"changes": {TRAINING + "total_steps": 5}}, "total_steps 10 for the better, 5 for the"),
-        (
-            {"changes": {TRAINING + "images_seen": 99}},
-            "images_seen 320 for the better, 99 for the",
-        ),
         ({"changes": {"checkpoint.network": "other"}}, "network demo for the better, other for"),
     ],
 )
@@ -230,7 +222,7 @@ def test_pairs_need_the_same_noise():
     base, l1 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l1", distance="l1")
     l1[1] = altered(l1[1], {"hashes.noise": sha256_of("other noise")})
     verdict = ordering_verdict(L1, base + l1)
-    assert verdict.difference.n == 2
+    assert verdict.estimate.n == 2
     assert "without seed 1, whose noise differs" in verdict.reason
     other = [altered(r, {"hashes.noise": sha256_of(f"other noise {r.seed}")}) for r in l1]
     assert ordering_verdict(L1, base + other).answer == "not comparable"
@@ -244,7 +236,7 @@ def test_seeds_of_the_selection_are_left_out():
     chosen = {"checkpoint.two_step_selection": selection}
     one_step = demo("cd", [100, 101, 102], changes=chosen)
     verdict = ordering_verdict(STEPS, one_step + demo("cd", [90, 91, 10], 2, changes=chosen))
-    assert verdict.difference.n == 2
+    assert verdict.estimate.n == 2
     assert "without seed 2, on which checkpoint or time was chosen" in verdict.reason
 
 

@@ -28,15 +28,10 @@ UNKNOWN = (None, "", "not stated", "as released")
 
 
 class Agreement(Struct, frozen=True):
-    """Agreement of two scores, field by field.
+    """Agreement of two scores, in words by field."""
 
-    Attributes:
-        different: Both values, in words, by field that differs.
-        unknown: The side that does not state it, in words, by field.
-    """
-
-    different: dict[str, str]
-    unknown: dict[str, str]
+    different: dict[str, str]  # both values of a field that differs
+    unknown: dict[str, str]  # the side that does not state a field
 
     def __str__(self) -> str:
         """Both in one line, "" where all fields are known and agree."""
@@ -47,14 +42,7 @@ class Agreement(Struct, frozen=True):
 def compare_facts(
     a: Mapping[str, Value], b: Mapping[str, Value], fields: Iterable[str], names: tuple[str, str]
 ) -> Agreement:
-    """Compare two scores in some fields.
-
-    Args:
-        a: `facts` of a claim or a record.
-        b: `facts` of another.
-        fields: Fields that have to agree.
-        names: Places of the two, e.g. ("in the paper", "in the record").
-    """
+    """Compare two scores in some fields; names are e.g. ("in the paper", "in the record")."""
     different, unknown = {}, {}
     for field in fields:
         values = a[field], b[field]
@@ -73,9 +61,19 @@ def in_words(values: tuple[object, object], names: tuple[str, str]) -> str:
     return ", ".join(f"{text} {name}" for text, name in zip(texts, names, strict=True))
 
 
+def times_in_words(times: Iterable[float]) -> str:
+    """Sampling times to six digits: "80 → 0.46998"."""
+    return " → ".join(f"{t:.6g}" for t in times)
+
+
 def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     """The fields that make a score comparable, None where not known."""
     known = _claim_facts(score) if isinstance(score, AbsoluteClaim) else _record_facts(score)
+    # A recipe field without a value is known too.
+    absent = {"num_scales": "by a schedule", "target_ema": "by a schedule"}
+    for name in known.keys() & ABLATED.keys():
+        if known[name] is None:
+            known[name] = absent.get(name, "none")
     return dict.fromkeys(FIELDS) | known
 
 
@@ -90,25 +88,25 @@ def _claim_facts(claim: AbsoluteClaim) -> Facts:
         "dataset": claim.training_data,
         "weights": f"EMA {claim.ema_rate:.6g}",
         "stands_for": setting.recipe,
-        **_ablated_facts(ablated_fields(setting.recipe, setting.changes)),
+        **(ablated_fields(setting.recipe, setting.changes) or {}),
     }
 
 
 def _record_facts(record: RunRecord) -> Facts:
-    reference = record.reference
+    reference, checkpoint = record.reference, record.checkpoint
     images = f"{reference.dataset}-{reference.split}" if reference.dataset else reference.name
     known: Facts = {
         "nfe": record.nfe,
         "protocol": f"{record.protocol.name}-v{record.protocol.version}",
         "reference": images,
         "num_images": record.num_images,
+        **(ablated(record) or {}),
     }
     if sampler := record.sampler:
         known |= {name: getattr(sampler, name) for name in SAMPLING[1:]}
         known["times"] = times_in_words(sampler.times)
-    if checkpoint := record.checkpoint:
+    if checkpoint:
         known |= {"network": checkpoint.network, "selection": checkpoint.selection.rule}
-        known |= _ablated_facts(ablated(record))
     if training := trained(record):
         shared = ("scale", "dataset", "stands_for", *TRAINING[:4])
         known |= {name: getattr(training, name) for name in shared}
@@ -117,53 +115,29 @@ def _record_facts(record: RunRecord) -> Facts:
     return known
 
 
-def times_in_words(times: Iterable[float]) -> str:
-    """Sampling times to six digits: "80 → 0.46998"."""
-    return " → ".join(f"{t:.6g}" for t in times)
-
-
-def _ablated_facts(fields: Mapping[str, str | int | float | None] | None) -> Facts:
-    """Recipe fields as facts: a field without a value is known too."""
-    absent = {"num_scales": "by a schedule", "target_ema": "by a schedule"}
-    return {
-        name: absent.get(name, "none") if value is None else value
-        for name, value in (fields or {}).items()
-    }
-
-
-def expected_sampling(record: RunRecord) -> Facts:
-    """The sampling that checkpoint and protocol ask for; None where neither states it.
+def sampling_agreement(record: RunRecord) -> Agreement:
+    """Agreement of a record's sampling with what its checkpoint and protocol ask for.
 
     The second time is the checkpoint's own, published or selected, and the rounding that of the
     protocol's tools.
     """
-    checkpoint, expected = record.checkpoint, dict[str, Value].fromkeys(SAMPLING)
-    expected["clip_denoised"] = True
+    expected: Facts = {"times": None, "to_uint8": None, "clip_denoised": True}
     if record.protocol.to_uint8 != "as given":
         expected["to_uint8"] = record.protocol.to_uint8
-    if checkpoint and record.nfe == 1:
-        expected["times"] = times_in_words([checkpoint.sigma_max])
-    if checkpoint and record.nfe == 2 and checkpoint.two_step_time:
-        expected["times"] = times_in_words([checkpoint.sigma_max, checkpoint.two_step_time])
-    return expected
-
-
-def sampling_agreement(record: RunRecord) -> Agreement:
-    """Agreement of a record's sampling with `expected_sampling`."""
-    names = ("expected", "here")
-    return compare_facts(expected_sampling(record), facts(record), SAMPLING, names)
+    if (checkpoint := record.checkpoint) and record.nfe in (1, 2):
+        times = [t for t in (checkpoint.sigma_max, checkpoint.two_step_time)[: record.nfe] if t]
+        expected["times"] = times_in_words(times) if len(times) == record.nfe else None
+    return compare_facts(expected, facts(record), SAMPLING, ("expected", "here"))
 
 
 def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
     """Agreement of a record with a claim; what the record must state and does not, differs."""
-    names = ("in the paper", "here")
     fields = [field for field in FIELDS if field not in SAMPLING]
-    found = compare_facts(facts(claim), facts(record), fields, names)
-    sampling = sampling_agreement(record).different
-    missing = {field: text for field, text in found.unknown.items() if field in NEEDED}
+    found = compare_facts(facts(claim), facts(record), fields, ("in the paper", "here"))
+    needed = {f: f"not known: {text}" for f, text in found.unknown.items() if f in NEEDED}
     return Agreement(
-        {**found.different, **sampling, **{f: f"not known: {t}" for f, t in missing.items()}},
-        {field: text for field, text in found.unknown.items() if field not in missing},
+        found.different | sampling_agreement(record).different | needed,
+        {field: text for field, text in found.unknown.items() if field not in needed},
     )
 
 
@@ -174,8 +148,7 @@ def trained(record: RunRecord) -> TrainingRun | None:
 
 def is_demo(record: RunRecord) -> bool:
     """True if the model is one of the demo's."""
-    training = trained(record)
-    return training is not None and training.scale == "demo"
+    return (training := trained(record)) is not None and training.scale == "demo"
 
 
 def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
@@ -185,10 +158,9 @@ def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
     """
     if record.checkpoint and (recipe := record.checkpoint.recipe):
         return {name: getattr(recipe, name) for name in ABLATED}
-    if not (training := trained(record)):
-        return None
-    fields = ablated_fields(training.stands_for)
-    return fields and {**fields, "distance": training.distance}
+    training = trained(record)
+    fields = training and ablated_fields(training.stands_for)
+    return {**fields, "distance": training.distance} if training and fields else None
 
 
 def is_of(record: RunRecord, setting: Setting, demo: bool) -> bool:
@@ -196,7 +168,7 @@ def is_of(record: RunRecord, setting: Setting, demo: bool) -> bool:
     training = trained(record)
     return (
         training is not None
-        and (training.scale == "demo") == demo
+        and is_demo(record) == demo
         and training.stands_for == setting.recipe
         and ablated(record) == ablated_fields(setting.recipe, setting.changes, demo)
     )
@@ -212,10 +184,7 @@ def is_ablation(record: RunRecord) -> bool:
 def group(
     records: Iterable[RunRecord], ignore: Collection[str] = ("seed",)
 ) -> list[list[RunRecord]]:
-    """Records whose identity differs in the ignored keys alone, together.
-
-    Groups are in the order of model, NFE and identity, the records of each in that of seeds.
-    """
+    """Groups of records whose identity differs in the ignored keys alone, sorted by seed."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
         shared = {key: value for key, value in record.identity.items() if key not in ignore}
@@ -226,32 +195,17 @@ def group(
 
 
 class Side(Struct, frozen=True):
-    """One model with one sampler under one protocol.
+    """One model with one sampler under one protocol."""
 
-    Attributes:
-        records: Record by seed; all agree but in seed and scores.
-        chosen_on: Seeds on which the checkpoint or its second time was chosen: their scores
-            flatter the model and do not count.
-    """
-
-    records: dict[int, RunRecord]
-    chosen_on: frozenset[int]
+    records: dict[int, RunRecord]  # record by seed; all agree but in seed and scores
+    # Seeds on which the checkpoint or its second time was chosen do not count: their scores
+    # flatter the model.
+    chosen_on: set[int]
 
     @property
     def first(self) -> RunRecord:
         """The record of the first seed."""
         return next(iter(self.records.values()))
-
-    @property
-    def condition(self) -> tuple[str, str | None, int]:
-        """The way of scoring: protocol, checksum of the reference, number of images."""
-        scored = facts(self.first)
-        return str(scored["protocol"]), self.first.reference.sha256, self.first.num_images
-
-    @property
-    def checksum(self) -> str | None:
-        """Checksum of the checkpoint."""
-        return self.first.checkpoint.sha256 if self.first.checkpoint else None
 
     @property
     def remark(self) -> str:
@@ -261,11 +215,8 @@ class Side(Struct, frozen=True):
 
     def scores(self, metric: Metric) -> dict[int, float]:
         """Score by seed, of the seeds that count."""
-        return {
-            seed: record.scores[metric]
-            for seed, record in self.records.items()
-            if seed not in self.chosen_on
-        }
+        counted = self.records.keys() - self.chosen_on
+        return {seed: r.scores[metric] for seed, r in self.records.items() if seed in counted}
 
 
 def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
@@ -274,13 +225,10 @@ def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
     found = []
     for members in group(usable, ignore=("seed", "model")):
         by_seed = {record.seed: record for record in members if record.seed is not None}
-        found.append(Side(by_seed, _chosen_on(members[0]) & by_seed.keys()))
+        chosen_on: set[int] = set()
+        if checkpoint := members[0].checkpoint:
+            chosen_on |= set(checkpoint.selection.seeds)
+            if nfe > 1 and checkpoint.two_step_selection:
+                chosen_on |= set(checkpoint.two_step_selection.seeds)
+        found.append(Side(by_seed, chosen_on & by_seed.keys()))
     return found
-
-
-def _chosen_on(record: RunRecord) -> frozenset[int]:
-    """Seeds on which a record's checkpoint or, after the first evaluation, its time was chosen."""
-    if not (checkpoint := record.checkpoint):
-        return frozenset()
-    times = checkpoint.two_step_selection if record.nfe != 1 else None
-    return frozenset(checkpoint.selection.seeds) | frozenset(times.seeds if times else ())

@@ -17,7 +17,6 @@ from cmrepro.report.comparability import (
 from cmrepro.schema import Struct
 from cmrepro.settings import Metric
 
-QUANTILE = NormalDist().inv_cdf(0.975)  # of intervals of 95 %
 PARTED = {
     "noise": "another seed, num_images, nfe or random generator",
     "labels": "another rule to draw classes",
@@ -28,20 +27,14 @@ NO_SETTINGS = ("hashes", "scores", "uncertainty", "warnings", "durations_s")
 
 
 class Comparison(Struct, frozen=True):
-    """Differences of two records.
+    """Differences of two records."""
 
-    Attributes:
-        settings: `what`, `first`, `second` of every setting that differs; lists as JSON.
-        parted: The stage at which the hashes part, and what that means.
-        scores: `what`, `first`, `second`, `difference` (second minus first) and `interval`, half
-            the width of its 95 % interval, None where the spread of a score is not known.
-        reasons: Why the scores cannot be compared; empty where they can.
-    """
-
-    settings: list[dict[str, Any]]
-    parted: str
+    settings: list[dict[str, Any]]  # `what`, `first`, `second`; lists as JSON
+    parted: str  # the stage at which the hashes part, and what that means
+    # `what`, `first`, `second`, `difference` (second - first) and `interval`, half the width of
+    # its 95 % interval, None where the spread of a score is not known
     scores: list[dict[str, Any]]
-    reasons: list[str]
+    reasons: list[str]  # why the scores cannot be compared; empty where they can
 
 
 def compare(first: RunRecord, second: RunRecord) -> Comparison:
@@ -55,8 +48,30 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
         for key, (a, b) in differences(first, second).items()
         if key.partition(".")[0] not in NO_SETTINGS
     ]
-    rows = [_score_row(first, second, m) for m in first.scores if m in second.scores]
-    return Comparison(settings, _parted(first, second), rows, _reasons(first, second))
+    scores = []
+    for metric in (m for m in first.scores if m in second.scores):
+        a, b = first.scores[metric], second.scores[metric]
+        half = math.hypot(_half_width(first, metric), _half_width(second, metric))
+        if first.hashes.images == second.hashes.images:
+            half = 0.0
+        interval = None if math.isnan(half) else half
+        row = {"what": metric, "first": a, "second": b, "difference": b - a, "interval": interval}
+        scores.append(row)
+    return Comparison(settings, _parted(first, second), scores, _reasons(first, second))
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _half_width(record: RunRecord, metric: Metric) -> float:
+    """Half the 95 % interval of a score over sets of as many images, NaN where not known."""
+    if not (uncertainty := record.uncertainty):
+        return math.nan
+    if metric == "fid" and uncertainty.fid_infinity:
+        return NormalDist().inv_cdf(0.975) * uncertainty.fid_infinity.standard_error
+    low, high = uncertainty.intervals.get(metric, (math.nan, math.nan))
+    return (high - low) / 2
 
 
 def _reasons(first: RunRecord, second: RunRecord) -> list[str]:
@@ -76,42 +91,17 @@ def _reasons(first: RunRecord, second: RunRecord) -> list[str]:
 
 
 def _parted(first: RunRecord, second: RunRecord) -> str:
-    pairs = {
-        stage: (getattr(first.hashes, stage), getattr(second.hashes, stage))
-        for stage in Hashes.__struct_fields__
-    }
-    shared = [stage for stage, pair in pairs.items() if None not in pair]
-    for stage in shared:
-        if len(set(pairs[stage])) > 1:
+    """The first stage whose hashes differ, or where a difference of scores comes from."""
+    shared = []
+    for stage in Hashes.__struct_fields__:
+        pair = getattr(first.hashes, stage), getattr(second.hashes, stage)
+        if None in pair:
+            continue
+        if pair[0] != pair[1]:
             return f"The runs part at the {stage}; causes: {PARTED[stage]}."
-    same = all(
-        math.isclose(value, second.scores.get(metric, value), rel_tol=RELATIVE_TOLERANCE)
-        for metric, value in first.scores.items()
-    )
+        shared.append(stage)
     scores = f"their scores are the same within rounding ({RELATIVE_TOLERANCE:g} of each)"
-    if not same:
-        scores = "the difference of their scores comes from metrics and reference"
+    for metric, value in first.scores.items():
+        if not math.isclose(value, second.scores.get(metric, value), rel_tol=RELATIVE_TOLERANCE):
+            scores = "the difference of their scores comes from metrics and reference"
     return f"The runs have the same {', '.join(shared)}; {scores}."
-
-
-def _score_row(first: RunRecord, second: RunRecord, metric: Metric) -> dict[str, Any]:
-    a, b = first.scores[metric], second.scores[metric]
-    spreads = [_half_width(record, metric) for record in (first, second)]
-    interval = None if None in spreads else math.hypot(*(s for s in spreads if s is not None))
-    if first.hashes.images == second.hashes.images:
-        interval = 0.0
-    return {"what": metric, "first": a, "second": b, "difference": b - a, "interval": interval}
-
-
-def _half_width(record: RunRecord, metric: Metric) -> float | None:
-    """Half the 95 % interval of a score over sets of as many images, where a record has it."""
-    if not (uncertainty := record.uncertainty):
-        return None
-    if metric == "fid" and uncertainty.fid_infinity:
-        return QUANTILE * uncertainty.fid_infinity.standard_error
-    interval = uncertainty.intervals.get(metric)
-    return None if interval is None else (interval[1] - interval[0]) / 2
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | tuple | dict) else value

@@ -9,7 +9,7 @@ import math
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cmrepro.files import atomic_path
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import group, is_ablation
 from cmrepro.report.results import PAPER_METRICS, anchors, protocol_of
-from cmrepro.report.statistics import summarise
+from cmrepro.report.statistics import Summary, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.settings import Metric
 
@@ -38,8 +38,9 @@ STYLE: Any = {
 }
 CURVE_POINTS = 300  # of a training curve; a longer log is thinned
 NORMAL_95 = 1.96  # standard errors from the middle of a normal interval of 95 % to its end
-LABEL_WIDTH = 40  # characters
 LEAST_SHARE = 0.1  # of the vertical axis, which anchors leave to the lines
+
+Line = dict[int, Summary]  # mean and interval by position
 
 
 def figures(records: Sequence[RunRecord], training: Path) -> dict[str, dict[str, str]]:
@@ -48,28 +49,23 @@ def figures(records: Sequence[RunRecord], training: Path) -> dict[str, dict[str,
     Args:
         records: Ours.
         training: Folder of the logs of training, *.jsonl.
-
-    Raises:
-        ValueError: A log cannot be read.
     """
     by_protocol: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_protocol[protocol_of(record)].append(record)
-    kinds: dict[str, Callable[[Sequence[RunRecord]], Figure | None]] = {
-        "score": score_figure,
-        "fid_by_num_images": num_images_figure,
-    }
+    logs = sorted(training.glob("*.jsonl"), key=lambda path: path.stem)
     with matplotlib.rc_context(STYLE):
-        drawn = {
-            kind: {name: figure for name, of in by_protocol.items() if (figure := draw(of))}
-            for kind, draw in kinds.items()
+        drawn: dict[str, dict[str, Figure | None]] = {
+            "score": {name: score_figure(of) for name, of in by_protocol.items()},
+            "fid_by_num_images": {name: num_images_figure(of) for name, of in by_protocol.items()},
+            "training": {path.stem: training_figure(path) for path in logs},
         }
-        logs = sorted(training.glob("*.jsonl"), key=lambda path: path.stem)
-        drawn["training"] = {path.stem: training_figure(path) for path in logs}
-        return {
-            kind: {re.sub(r"[^\w.]+", "-", f"{kind}_{name}"): _svg(f) for name, f in own.items()}
-            for kind, own in drawn.items()
-        }
+        svgs: dict[str, dict[str, str]] = {kind: {} for kind in drawn}
+        for kind, named in drawn.items():
+            for name, figure in named.items():
+                if figure:
+                    svgs[kind][re.sub(r"[^\w.]+", "-", f"{kind}_{name}")] = _svg(figure)
+    return svgs
 
 
 def _svg(figure: Figure) -> str:
@@ -83,43 +79,41 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
 
     Dashed lines are images from elsewhere, which say what the scale means.
     """
-    groups = [
-        members
-        for members in group(r for r in records if not is_ablation(r))
-        if members[0].sampler and members[0].sampler.algorithm == "multistep"
-    ]
+    multistep = [r for r in records if r.sampler and r.sampler.algorithm == "multistep"]
+    groups = group(r for r in multistep if not is_ablation(r))
     shown = [m for m in PAPER_METRICS if any(m in members[0].scores for members in groups)]
     if not shown:
         return None
-    figure = Figure(figsize=(8, 3 * math.ceil(len(shown) / 2)), layout="constrained")
+    rows = math.ceil(len(shown) / 2)
+    figure = Figure(figsize=(8, 3 * rows), layout="constrained")
     for i, metric in enumerate(shown, 1):
-        ax = figure.add_subplot(math.ceil(len(shown) / 2), 2, i)
-        lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        ax = figure.add_subplot(rows, 2, i)
+        lines: dict[str, Line] = defaultdict(dict)
         context: dict[str, RunRecord] = {}
         for members in (g for g in groups if metric in g[0].scores):
             first = members[0]
             mean = summarise([r.scores[metric] for r in members])
-            label = f"{first.model}, {first.num_images:,} images"
-            lines[label].append((first.nfe or 0, mean.mean, mean.half_width))
+            lines[f"{first.model}, {first.num_images:,} images"][first.nfe or 0] = mean
             context |= {r.model: r for r in anchors(first, records) if metric in r.scores}
+        levels = {name: r.scores[metric] for name, r in context.items()}
         _draw_lines(ax, lines)
-        _draw_anchors(ax, {name: r.scores[metric] for name, r in context.items()})
-        ax.set_xticks(sorted({x for line in lines.values() for x, _, _ in line}))
-        ax.set_title(f"{LABELS[metric]} ({_direction(metric, list(context.values()))})")
+        _draw_anchors(ax, levels)
+        ax.set_xticks(sorted({nfe for line in lines.values() for nfe in line}))
+        ax.set_title(f"{LABELS[metric]} ({_direction(metric, list(levels.values()))})")
         ax.set_xlabel(f"network evaluations ({protocol_of(records[0])})")
         ax.legend(fontsize=6)
     return figure
 
 
-def _draw_lines(ax: Axes, lines: dict[str, list[tuple[float, float, float]]]) -> None:
-    """Lines of (x, y, half interval or NaN) with error bars."""
+def _draw_lines(ax: Axes, lines: Mapping[str, Line]) -> None:
+    """Means by position, with error bars where there is a spread."""
     for (label, line), marker in zip(lines.items(), "osD^v" * len(lines), strict=False):
-        xs, ys, spreads = zip(*line, strict=True)
-        bars = [0.0 if math.isnan(spread) else spread for spread in spreads]
-        ax.errorbar(xs, ys, bars, marker=marker, markersize=4, capsize=2, label=label)
+        bars = [0.0 if math.isnan(y.half_width) else y.half_width for y in line.values()]
+        means = [y.mean for y in line.values()]
+        ax.errorbar([*line], means, bars, marker=marker, markersize=4, capsize=2, label=label)
 
 
-def _draw_anchors(ax: Axes, levels: dict[str, float]) -> None:
+def _draw_anchors(ax: Axes, levels: Mapping[str, float]) -> None:
     """Dashed levels, or only names in the legend where they would leave the lines no room."""
     low, high = ax.get_ylim()
     ends = [low, high, *levels.values()]
@@ -130,15 +124,9 @@ def _draw_anchors(ax: Axes, levels: dict[str, float]) -> None:
         ax.plot([], [], "k--", label=f"{'' if fits else 'not drawn: '}{name} {value:.4g}")
 
 
-def _direction(metric: Metric, context: Sequence[RunRecord]) -> str:
-    """Better direction; under some protocols none, as real images are not the best.
-
-    Args:
-        metric: One of `PAPER_METRICS`.
-        context: `anchors`, the best FD first.
-    """
-    best = min if metric == "fid" else max
-    if context and best(context, key=lambda r: r.scores[metric]) is not context[0]:
+def _direction(metric: Metric, levels: Sequence[float]) -> str:
+    """Better direction; none where the anchors' best by FD, the first, is not the best."""
+    if levels and levels[0] != (min if metric == "fid" else max)(levels):
         return "no order of quality"
     return "lower is better" if metric == "fid" else "higher is better"
 
@@ -149,20 +137,17 @@ def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
     The interval is that of the mean over parts and seeds; for a single value that of its standard
     error, which comes from the spread of the parts.
     """
-    lines: dict[str, list[tuple[float, float, float]]] = {}
+    lines: dict[str, Line] = {}
     for members in group(records):
         known = [r.uncertainty for r in members if r.uncertainty]
         values: dict[int, list[float]] = defaultdict(list)
         for uncertainty in known:
             for size, parts in uncertainty.fid_by_num_images.items():
                 values[size] += parts
-        line = []
-        for size, of in sorted(values.items()):
-            mean = summarise(of)
-            half_width = mean.half_width
+        line = {size: summarise(of) for size, of in sorted(values.items())}
+        for size, mean in line.items():
             if mean.n == 1 and (infinity := known[0].fid_infinity):
-                half_width = NORMAL_95 * infinity.standard_error
-            line.append((float(size), mean.mean, half_width))
+                line[size] = Summary(mean.mean, NORMAL_95 * infinity.standard_error, 1)
         nfe = f", nfe {members[0].nfe}" if members[0].nfe else ""
         lines |= {members[0].model + nfe: line} if line else {}
     if not lines:
@@ -171,40 +156,29 @@ def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
     ax = figure.add_subplot()
     _draw_lines(ax, lines)
     ax.set(xscale="log", xlabel="num_images", title=f"{LABELS['fid']} ({protocol_of(records[0])})")
-    ax.set_xticks(ticks := sorted({x for line in lines.values() for x, _, _ in line})[-4:])
-    ax.set_xticklabels([f"{tick:,.0f}" for tick in ticks])
+    ticks = sorted({size for line in lines.values() for size in line})[-4:]
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
     ax.legend()
     return figure
 
 
 def training_figure(path: Path) -> Figure:
-    """Loss against images seen; a dashed line where the number of time points N changes.
-
-    Raises:
-        ValueError: Not a log of training.
-    """
+    """Loss against images seen; a dashed line where the number of time points N changes."""
     try:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        xs, ys = zip(*[(float(e["images"]), float(e["loss"])) for e in entries], strict=True)
-        if not all(map(math.isfinite, ys)):
-            raise ValueError("a loss is not finite")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a log of training ({error}); remove it or copy log.jsonl again"
-        ) from error
+        xs, ys = zip(*[(entry["images"], entry["loss"]) for entry in entries], strict=True)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a log of training ({error}); remove it") from error
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.add_subplot()
     every = math.ceil(len(xs) / CURVE_POINTS)
     ax.plot(xs[::every], ys[::every])
-    scales = [entry.get("num_scales") for entry in entries]
-    changes = [
-        (x, n)
-        for x, n, before in zip(xs, scales, [None, *scales], strict=False)
-        if n and n != before
-    ]
-    end = -math.inf
-    for x, n in changes:
+    num_scales, end = None, -math.inf
+    for x, n in zip(xs, (entry.get("num_scales") for entry in entries), strict=True):
+        if n in (None, num_scales):
+            continue
+        num_scales = n
         ax.axvline(x, color="black", linestyle=":", linewidth=0.8)
         if x > end:  # else the texts would overlap
             place: Any = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top"}
@@ -216,16 +190,9 @@ def training_figure(path: Path) -> Figure:
 
 
 def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Scores from one protocol to another as SVG, one bar a change, one panel a metric.
-
-    Args:
-        rows: Rows of `explanation_rows`: `change`, `detail`, and METRIC and "METRIC moved" for
-            each metric.
-        path: File to write.
-    """
+    """Write `explanation_rows` as SVG: one bar a change of protocol, one panel a metric."""
     metrics: list[Metric] = [m for m in LABELS if f"{m} moved" in rows[0]]
-    details = [textwrap.fill(str(row["detail"]), LABEL_WIDTH) for row in rows]
-    labels = [f"{row['change']}\n{detail}" for row, detail in zip(rows, details, strict=True)]
+    labels = [f"{row['change']}\n{textwrap.fill(str(row['detail']), 40)}" for row in rows]
     labels.append("final")
     with matplotlib.rc_context(STYLE):
         size = (3.2 + 2.6 * len(metrics), 0.9 + 0.55 * len(labels))

@@ -16,6 +16,7 @@ from cmrepro.files import atomic_path, sha256
 from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report.comparability import is_demo
 from cmrepro.report.results import (
+    AS_PUBLISHED,
     anchors,
     model_rows,
     paper_rows,
@@ -23,17 +24,14 @@ from cmrepro.report.results import (
     results_rows,
     verdict_rows,
 )
-from cmrepro.report.tables import AS_PUBLISHED, LABELS, later_work_rows, ledger_rows, render
+from cmrepro.report.tables import LABELS, deviations_rows, later_work_rows, render
 from cmrepro.report.verdicts import verdicts
 from cmrepro.schema import flat, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
 SITE = Path("results/site")
-FIGURES = Path("results/figures")
-TRAINING = Path("results/training")
 REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
 MARK = "Written by `cmrepro report`"
-DRAWN_BY = re.compile(r"Matplotlib v([\w.]+)")
 # The package's checkpoints; their reader needs torch, which the report does without.
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
 
@@ -46,18 +44,14 @@ def write_report(out: Path, overwrite: bool = False) -> list[Path]:
     Args:
         out: Folder of results/ and REPORT.md.
         overwrite: Replace a REPORT.md that this function has not written.
-
-    Raises:
-        ValueError: No records, one is refused, a folder cannot be written, or REPORT.md is not
-            one of ours.
     """
     require_own_report(out, overwrite)
     texts = _texts(out)
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for path in _surplus(texts, out):
-        path.unlink()
+    for name in _surplus(texts, out):
+        (out / name).unlink()
     return [out / name for name in texts]
 
 
@@ -71,37 +65,31 @@ def require_own_report(out: Path, overwrite: bool) -> None:
 def check_report(out: Path) -> tuple[list[str], str]:
     """Compare all files with the records in out/results/records.
 
-    Figures are compared only under the version of matplotlib that drew them.
-
     Returns:
-        One line a file that differs, and a remark on figures that were not compared, or "".
-
-    Raises:
-        ValueError: No records, or one is refused.
+        One line a file that differs, and a remark on figures that were not compared because
+        another version of matplotlib drew them, or "".
     """
     import matplotlib
 
-    problems, versions = [], set()
+    drawn_by = f"Matplotlib v{matplotlib.__version__}, "
+    problems, other = [], 0
     texts = _texts(out)
     for name, text in texts.items():
-        path = out / name
-        if not path.exists():
+        found = (out / name).read_text(encoding="utf-8") if (out / name).exists() else None
+        if found is None:
             problems.append(f"{name} is missing")
-        elif path.read_bytes() != text.encode():
-            found = DRAWN_BY.search(path.read_text(encoding="utf-8", errors="replace"))
-            if path.suffix == ".svg" and found and found[1] != matplotlib.__version__:
-                versions.add(found[1])
-            else:
-                problems.append(f"{name} differs from the records")
-    problems += [f"{p.relative_to(out).as_posix()} has no record" for p in _surplus(texts, out)]
-    remark = f"figures of matplotlib {', '.join(sorted(versions))} are not compared, as "
-    return problems, f"{remark}{matplotlib.__version__} is installed" if versions else ""
+        elif found != text and name.endswith(".svg") and drawn_by not in found:
+            other += 1
+        elif found != text:
+            problems.append(f"{name} differs from the records")
+    problems += [f"{name} has no record" for name in _surplus(texts, out)]
+    return problems, f"{other} figures of another matplotlib are not compared" if other else ""
 
 
-def _surplus(texts: dict[str, str], out: Path) -> list[Path]:
+def _surplus(texts: dict[str, str], out: Path) -> list[str]:
     """Pages that belong to no record."""
-    pages = sorted((out / SITE).rglob("*.html"))
-    return [path for path in pages if path.relative_to(out).as_posix() not in texts]
+    pages = [path.relative_to(out).as_posix() for path in (out / SITE).rglob("*.html")]
+    return sorted(page for page in pages if page not in texts)
 
 
 def _texts(out: Path) -> dict[str, str]:
@@ -115,7 +103,9 @@ def _texts(out: Path) -> dict[str, str]:
         autoescape=jinja2.select_autoescape(["html.j2"]),
     )
     environment.filters["md"] = functools.partial(render, format="md")
-    environment.filters["code"] = _code
+    environment.filters["code"] = lambda text: Markup(  # HTML of a text with Markdown's `code`
+        re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    )
     report, page, record_page = map(
         environment.get_template, ("report.md.j2", "page.html.j2", "record.html.j2")
     )
@@ -124,16 +114,29 @@ def _texts(out: Path) -> dict[str, str]:
         for suffix, format in TABLE_FILES.items():
             texts[f"results/tables/{name}.{suffix}"] = render(rows, format)
     for drawn in content["figures"].values():
-        texts |= {f"{FIGURES}/{name}.svg": text for name, text in drawn.items()}
+        texts |= {f"results/figures/{name}.svg": text for name, text in drawn.items()}
     for record in records:
-        fields = _record_fields(record, records, out / FOLDER)
-        texts[f"{SITE}/records/{record.id}.html"] = record_page.render(fields)
+        bundled = BUNDLED / f"{record.model}.safetensors"
+        checksum = record.checkpoint and record.checkpoint.sha256
+        texts[f"{SITE}/records/{record.id}.html"] = record_page.render(
+            record=record,
+            labels=LABELS,
+            anchors=anchors(record, records),
+            fields=_fields(record),
+            file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
+            bundled=bundled.is_file() and sha256(bundled) == checksum,
+        )
     return texts
 
 
-def _code(text: str) -> Markup:
-    """HTML of a text whose only Markdown is `code`."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
+def _fields(record: RunRecord) -> dict[str, dict[str, str]]:
+    """Every nested field of a record as text, by its group."""
+    fields: dict[str, dict[str, str]] = defaultdict(dict)
+    for key, value in flat(to_builtins(record)).items():
+        name, _, field = key.partition(".")
+        if field:
+            fields[name][field] = value if isinstance(value, str) else json.dumps(value)
+    return fields
 
 
 def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
@@ -144,42 +147,44 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     paper = {f"table{number}": paper_rows(number, records, decided) for number in (1, 2)}
     orderings, absolute = (verdict_rows(decided, kind) for kind in ("ordering", "absolute"))
     measured = {row["dataset"] for row in orderings if row["verdict"] != "not measured"}
+    ledger = ("id", "item", "paper", "released", "action")
+    deviations = [row for row in deviations_rows() if row["row"] is not None]
     tables = {
         **{name: [row.cells for row in rows] for name, rows in paper.items()},
         "results": results_rows(records),
         "verdicts": absolute + orderings,
         "later_work": later_work_rows(),
-        "deviations": ledger_rows(),
+        "deviations": [{name: row[name] for name in ledger} for row in deviations],
     }
-    kinds = {"Orderings and ablations": orderings, "Printed scores": absolute}
+    elsewhere = [r for r in records if r.nfe is None and "fid" in r.scores]
+    samples: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
+        if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
+            samples[model].append((nfe, path))
+    summary = []
+    for kind, rows in (("Orderings and ablations", orderings), ("Printed scores", absolute)):
+        counts = Counter(row["verdict"] for row in rows)
+        each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
+        summary.append(f"{kind} ({counts.total()}): {each}.")
     return {
         "paper": paper,
         "tables": tables,
         "ours": [row for row in tables["table1"] if row["ours"] != AS_PUBLISHED],
-        "summary": " ".join(_summary(kind, rows) for kind, rows in kinds.items()),
+        "summary": " ".join(summary),
         "orderings": [row for row in orderings if row["dataset"] in measured],
         "absolute": [row for row in absolute if row["verdict"] != "not measured"],
         "records": record_rows(records),
         "runs": _runs(records),
         "models": model_rows(records),
-        "figures": figures(records, out / TRAINING),
-        "samples": _samples(records, out),
+        "figures": figures(records, out / "results/training"),
+        "samples": list(samples.items()),
         "real": (out / REAL).exists(),
         "context": ", ".join(
-            f"{r.model} {r.scores['fid']:.1f} ({r.protocol.name})"
-            for r in records
-            if r.nfe is None and "fid" in r.scores
+            f"{r.model} {r.scores['fid']:.1f} ({r.protocol.name})" for r in elsewhere
         ),
         "demo": any(is_demo(r) for r in records),
         "warnings": sorted({w for r in records for w in r.warnings}),
     }
-
-
-def _summary(kind: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Number of claims by verdict."""
-    counts = Counter(row["verdict"] for row in rows)
-    each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
-    return f"{kind} ({counts.total()}): {each}."
 
 
 def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
@@ -214,47 +219,3 @@ def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
         ("sampling", f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job"),
         ("scoring", f"{scoring:.0f} s for all {len(records)} records"),
     ]
-
-
-def _samples(records: Sequence[RunRecord], out: Path) -> list[tuple[str, list[tuple[int, str]]]]:
-    """Grids in results/samples, by model and NFE."""
-    grids: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
-        path = f"results/samples/{model}_nfe{nfe}.png"
-        if (out / path).exists():
-            grids[model].append((nfe, path))
-    return list(grids.items())
-
-
-def _record_fields(record: RunRecord, records: list[RunRecord], folder: Path) -> dict[str, Any]:
-    """Values of the template of a record's page."""
-    context = anchors(record, records)
-    intervals = record.uncertainty.intervals if record.uncertainty else {}
-    scores = [
-        (
-            label,
-            record.scores[metric],
-            " to ".join(f"{end:.5g}" for end in intervals.get(metric, ())),
-            [anchor.scores.get(metric) for anchor in context],
-        )
-        for metric, label in LABELS.items()
-        if metric in record.scores
-    ]
-    groups = {
-        key: {
-            name: field if isinstance(field, str) else json.dumps(field)
-            for name, field in flat(value).items()
-        }
-        for key, value in to_builtins(record).items()
-        if isinstance(value, dict) and value
-    }
-    bundled = BUNDLED / f"{record.model}.safetensors"
-    checksum = record.checkpoint and record.checkpoint.sha256
-    return {
-        "record": record,
-        "file_sha256": sha256(folder / f"{record.id}.json"),
-        "anchors": context,
-        "scores": scores,
-        "groups": groups,
-        "bundled": bundled.is_file() and sha256(bundled) == checksum,
-    }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
 from cmrepro.records import RunRecord
@@ -14,24 +14,21 @@ from cmrepro.report.comparability import (
     trained,
 )
 from cmrepro.report.statistics import Verdict, summarise
-from cmrepro.report.tables import AS_PUBLISHED, LABELS
-from cmrepro.settings import Metric, Recipe
+from cmrepro.report.tables import LABELS
+from cmrepro.settings import Metric
 
 PAPER_METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
+AS_PUBLISHED = "as published"  # methods that this suite does not have
 SHOWN = ("model", "nfe", "num_images", "protocol", "protocol version")
 
 
 class PaperRow(NamedTuple):
-    """A printed row with our scores of that model.
+    """A printed row with our scores of that model."""
 
-    Attributes:
-        cells: The printed columns, then `ours` (`AS_PUBLISHED`, "not measured" or the model), our
-            means, n, protocol and the verdicts.
-        records: The records behind our scores.
-    """
-
+    # The printed columns, then `ours` (`AS_PUBLISHED`, "not measured" or the model), our means, n,
+    # protocol and the verdicts
     cells: dict[str, Any]
-    records: list[RunRecord]
+    records: list[RunRecord]  # the records behind our scores
 
 
 def protocol_of(record: RunRecord) -> str:
@@ -39,8 +36,8 @@ def protocol_of(record: RunRecord) -> str:
     return f"{record.protocol.name} v{record.protocol.version}"
 
 
-def means(members: Sequence[RunRecord], shown: Sequence[Metric] = tuple(LABELS)) -> dict[str, Any]:
-    """Mean ± half the 95 % interval of each score of a group of records."""
+def _means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
+    """Mean ± half the 95 % interval of each score of a group of records, by label."""
     return {
         LABELS[metric]: str(summarise([r.scores[metric] for r in members]))
         for metric in shown
@@ -51,18 +48,20 @@ def means(members: Sequence[RunRecord], shown: Sequence[Metric] = tuple(LABELS))
 def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
     rows = []
-    groups = group(records)
-    for members in groups:
+    for members in (groups := group(records)):
         first = members[0]
-        cells = {
-            "model": first.model,
-            "nfe": first.nfe,
-            "protocol": protocol_of(first),
-            "num_images": first.num_images,
-            "seeds": len(members),
-        }
         settings = _settings(first, groups)
-        rows.append(cells | ({"settings": settings} if settings else {}) | means(members))
+        rows.append(
+            {
+                "model": first.model,
+                "nfe": first.nfe,
+                "protocol": protocol_of(first),
+                "num_images": first.num_images,
+                "seeds": len(members),
+                **({"settings": settings} if settings else {}),
+                **_means(members, tuple(LABELS)),
+            }
+        )
     return rows
 
 
@@ -83,21 +82,18 @@ def paper_rows(
 ) -> list[PaperRow]:
     """Table 1 or 2 as printed, every row, with our scores of CD, CT and EDM.
 
-    Args:
-        number: 1 or 2.
-        records: Ours; each group of them, ablations excepted, repeats its printed row.
-        verdicts: The verdict on each claim.
+    Each group of our records, ablations excepted, repeats its printed row.
     """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
     models = {(c.dataset, c.method): c.setting.recipe for c in absolute}
     for dataset in {c.dataset for c in absolute}:  # the teacher is no claim
         models[dataset, "EDM"] = models[dataset, "CD"].removesuffix("cd") + "edm"
-    columns: dict[int, tuple[Metric, ...]] = {1: ("fid", "is"), 2: ("fid", "precision", "recall")}
+    columns: tuple[Metric, ...] = ("fid", "is") if number == 1 else ("fid", "precision", "recall")
     rows = []
     for row in result_rows(number):
         printed: dict[str, Any] = {"dataset": row.dataset} if number == 2 else {}
         printed |= {"method": row.method, "nfe": row.nfe}
-        printed |= {metrics()[m].label: str(row.scores.get(m, "")) for m in columns[number]}
+        printed |= {metrics()[m].label: str(row.scores.get(m, "")) for m in columns}
         model = models.get((row.dataset, row.method))
         ours = [
             r
@@ -110,22 +106,18 @@ def paper_rows(
         if not ours:
             printed["ours"] = "not measured" if model else AS_PUBLISHED
             rows.append(PaperRow(printed, []))
-        printed_scores = [
-            c
-            for c in absolute
-            if (c.dataset, c.method, c.setting.nfe) == (row.dataset, row.method, row.nfe)
-        ]
         for members in (groups := group(ours)):
             first = members[0]
             settings = _settings(first, groups)
-            cells = {"ours": first.model + (f" ({settings})" if settings else "")}
-            cells |= {f"our {name}": mean for name, mean in means(members, PAPER_METRICS).items()}
             answers = [
                 "not comparable" if against_claim(c, first).different else verdicts[c.id].answer
-                for c in printed_scores
-                if c.setting.metric in first.scores
+                for c in absolute
+                if (c.dataset, c.method, c.setting.nfe) == (row.dataset, row.method, row.nfe)
+                and c.setting.metric in first.scores
             ]
-            cells |= {
+            cells = {
+                "ours": first.model + (f" ({settings})" if settings else ""),
+                **{f"our {name}": mean for name, mean in _means(members, PAPER_METRICS).items()},
                 "n": f"{len(members)} x {first.num_images:,}",
                 "protocol": protocol_of(first),
                 "verdict": ", ".join(dict.fromkeys(answers)),
@@ -134,10 +126,8 @@ def paper_rows(
     return rows
 
 
-def verdict_rows(
-    verdicts: Mapping[str, Verdict], kind: Literal["absolute", "ordering"]
-) -> list[dict[str, Any]]:
-    """One row a claim of a kind: its statement and the verdict on it."""
+def verdict_rows(verdicts: Mapping[str, Verdict], kind: str) -> list[dict[str, Any]]:
+    """One row a claim of a kind ("absolute" or "ordering"): its statement and its verdict."""
     return [
         {
             "statement": c.where if isinstance(c, AbsoluteClaim) else c.statement,
@@ -174,9 +164,8 @@ def anchors(record: RunRecord, records: Sequence[RunRecord]) -> list[RunRecord]:
     def scored(r: RunRecord) -> tuple[object, ...]:
         return protocol_of(r), r.num_images, r.reference.sha256
 
-    found = [
-        r for r in records if r.nfe is None and r.id != record.id and scored(r) == scored(record)
-    ]
+    elsewhere = [r for r in records if r.nfe is None and r.id != record.id]
+    found = [r for r in elsewhere if scored(r) == scored(record)]
     return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 
@@ -188,12 +177,17 @@ def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
         if not recipe or not training or not training.provenance:
             continue
         machine = training.provenance
+        scales: object = recipe.num_scales
+        if recipe.s0 is not None and recipe.s1 is not None:
+            steps = recipe.schedule_steps or recipe.total_steps
+            scales = f"N(k), {recipe.s0} to {recipe.s1 + 1} in {steps:,} steps"
+        mu = None if recipe.target_ema is None else f"{recipe.target_ema:g}"
         threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
         rows[record.model] = {
             "model": record.model,
             "method": recipe.method.upper(),
-            "N": _scales(recipe),
-            "mu": _target_ema(recipe),
+            "N": scales,
+            "mu": mu if recipe.mu0 is None else f"mu(k) from {recipe.mu0:g}",
             "distance": recipe.distance,
             "solver": recipe.solver,
             "batch_size": recipe.batch_size,
@@ -205,18 +199,3 @@ def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
             "weights": training.weights,
         }
     return list(rows.values())
-
-
-def _scales(recipe: Recipe) -> str | int | None:
-    """Number of time points: fixed, or by N(k)."""
-    if recipe.s0 is None or recipe.s1 is None:
-        return recipe.num_scales
-    steps = recipe.schedule_steps or recipe.total_steps
-    return f"N(k), {recipe.s0} to {recipe.s1 + 1} in {steps:,} steps"
-
-
-def _target_ema(recipe: Recipe) -> str | None:
-    """Decay of the target network: fixed, or by mu(k)."""
-    if recipe.mu0 is not None:
-        return f"mu(k) from {recipe.mu0:g}"
-    return None if recipe.target_ema is None else f"{recipe.target_ema:g}"

@@ -8,9 +8,6 @@ deviation sigma; `mean` and `sd` (divisor n - 1) are their estimates. Two tests:
 - mu outside the margin: the whole 95 % interval lies outside. With the 90 % interval and a margin
   that is small against the spread, a mu equal to the value would be missed in 10 %.
 
-P(A better) is Phi(mu / sigma) of the paired differences, with its exact noncentral t interval; a
-bootstrap of the share of wins covers too rarely (of n = 3 wins every resample gives 3).
-
 References:
     Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for
     assessing the equivalence of average bioavailability", 1987.
@@ -18,13 +15,11 @@ References:
 """
 
 import bisect
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
 from cmrepro.schema import Struct
@@ -51,42 +46,6 @@ class Summary(Struct, frozen=True):
         return f"{self.mean:.{digits}f}{spread}"
 
 
-class Interval(Struct, frozen=True):
-    """An estimate from n pairs with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        low, high = f"{self.low:.3f}", f"{self.high:.3f}"
-        return f"{self.value:.3f} (95 % interval {low} to {high}, n = {self.n})"
-
-
-class Verdict(Struct, frozen=True):
-    """Verdict on one claim.
-
-    Attributes:
-        claim_id: Id of the claim.
-        answer: "not measured", "not comparable", "inconclusive", "reproduced" or "not reproduced";
-            of demo models "holds at demo scale" or "does not hold at demo scale" for the last two.
-        reason: One line.
-        mean: Absolute claims: mean over seeds.
-        difference: Orderings: gain of the better side, paired over seeds.
-        probability: Orderings: P(the better side is better) on a new seed.
-        seeds_to_decide: Inconclusive claims: seeds that would decide; None above `MOST_SEEDS`.
-    """
-
-    claim_id: str
-    answer: str
-    reason: str
-    mean: Summary | None = None
-    difference: Summary | None = None
-    probability: Interval | None = None
-    seeds_to_decide: int | None = None
-
-
 def summarise(values: Sequence[float]) -> Summary:
     """Mean and Student-t interval of the values of independent seeds."""
     n = len(values)
@@ -100,19 +59,12 @@ def half_width(sd: Numbers, n: Numbers, confidence: Numbers = CONFIDENCE) -> Num
 
 
 def is_equivalent(distance: Numbers, margin: Numbers, sd: Numbers, n: Numbers) -> Numbers:
-    """True if two one-sided t tests at level `ALPHA` place mu within the margin.
-
-    Args:
-        distance: Mean minus value.
-        margin: At least 0.
-        sd: Standard deviation over the seeds, divisor n - 1.
-        n: Number of seeds, at least 2.
-    """
+    """True if two one-sided t tests place mu within the margin; `distance` is mean - value."""
     return np.abs(distance) + half_width(sd, n, 1 - 2 * ALPHA) < margin
 
 
 def is_outside(distance: Numbers, margin: Numbers, sd: Numbers, n: Numbers) -> Numbers:
-    """True if the whole 95 % interval lies outside the margin; arguments of `is_equivalent`."""
+    """True if the whole 95 % interval lies outside the margin; `distance` is mean - value."""
     return np.abs(distance) - half_width(sd, n) > margin
 
 
@@ -121,7 +73,7 @@ def probability_better(mean: Numbers, sd: Numbers, n: Numbers) -> tuple[Numbers,
 
     t = sqrt(n) mean / sd has a noncentral t distribution with noncentrality sqrt(n) mu / sigma;
     the ends are the noncentralities for which the observed t is the outer 2.5 % quantile. Needs
-    sd > 0 and n >= 2.
+    sd > 0 and n >= 2. (A bootstrap of the share of wins covers too rarely.)
     """
     root = np.sqrt(n)
     t = np.clip(root * mean / sd, -LARGEST_T, LARGEST_T)
@@ -130,24 +82,18 @@ def probability_better(mean: Numbers, sd: Numbers, n: Numbers) -> tuple[Numbers,
     return special.ndtr(mean / sd), special.ndtr(low), special.ndtr(high)
 
 
-@functools.cache
-def _spreads(n: int) -> NDArray[np.float64]:
-    """400 quantiles of sd / sigma for n seeds."""
-    quantiles = (np.arange(400) + 0.5) / 400
-    return np.sqrt(special.chdtri(n - 1, quantiles) / (n - 1))
-
-
 def answer_probabilities(
     distance: float, margin: float, sigma: float, n: int
 ) -> tuple[float, float]:
-    """Probabilities of `is_equivalent` and of `is_outside` for known mu and sigma > 0.
+    """Probabilities of `is_equivalent` and of `is_outside` where mu - value and sigma are known.
 
-    By the midpoint rule over 400 quantiles of the observed standard deviation (error < 1/400);
-    `distance` is mu minus value.
+    Midpoint rule over 400 quantiles of the observed standard deviation (error < 1/400).
     """
-    error, sd = sigma / math.sqrt(n), sigma * _spreads(n)
+    quantiles = (np.arange(400) + 0.5) / 400
+    sd = sigma * np.sqrt(special.chdtri(n - 1, quantiles) / (n - 1))
+    error = sigma / math.sqrt(n)
 
-    def inside(half: NDArray[np.float64]) -> NDArray[np.float64]:
+    def inside(half: Numbers) -> Numbers:
         """P(|mean - value| < half)."""
         return special.ndtr((half - distance) / error) - special.ndtr((-half - distance) / error)
 
@@ -158,13 +104,7 @@ def answer_probabilities(
 def seeds_to_decide(distance: float, margin: float, sigma: float) -> int | None:
     """Least number of seeds that give one of the two answers with probability `POWER`.
 
-    Args:
-        distance: mu minus value.
-        margin: At least 0; 0 for orderings, which test for a difference only.
-        sigma: Standard deviation over seeds.
-
-    Returns:
-        2 to `MOST_SEEDS`, or None where more are needed.
+    The margin of an ordering is 0. None where more than `MOST_SEEDS` are needed.
     """
     if sigma == 0:
         return None if math.isclose(abs(distance), margin) else 2
@@ -175,10 +115,23 @@ def seeds_to_decide(distance: float, margin: float, sigma: float) -> int | None:
     return counts[place] if place < len(counts) else None
 
 
-def more_seeds(seeds: int | None) -> str:
-    """Number of seeds that would decide, in words."""
+class Verdict(Struct, frozen=True):
+    """Verdict on one claim: an answer and its reason in one line."""
+
+    # "not measured", "not comparable", "inconclusive", "reproduced", "not reproduced", "holds at
+    # demo scale" or "does not hold at demo scale"
+    answer: str
+    reason: str
+    estimate: Summary | None = None  # mean over seeds, or gain of an ordering's better side
+    seeds_to_decide: int | None = None  # seeds that would decide an inconclusive claim
+
+
+def inconclusive(
+    reason: str, estimate: Summary, distance: float, margin: float, sd: float, notes: str
+) -> Verdict:
+    """Verdict that names the number of seeds that would decide."""
+    seeds = seeds_to_decide(distance, margin, sd)
     count = f"more than {MOST_SEEDS:,}" if seeds is None else f"{seeds}"
-    return (
-        f"were mean and spread as observed, {count} seeds would decide with power "
-        f"{100 * POWER:.0f} %"
-    )
+    wanted = f"were mean and spread as observed, {count} seeds would decide with power"
+    text = f"{reason}; {wanted} {100 * POWER:.0f} %{notes}"
+    return Verdict("inconclusive", text, estimate, seeds)

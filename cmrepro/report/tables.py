@@ -9,8 +9,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from cmrepro.paper import AbsoluteClaim, Claim, claims, deviations, later_work, metrics
-from cmrepro.schema import to_builtins, unknown
+from cmrepro.paper import AbsoluteClaim, claims, deviations, later_work, metrics
+from cmrepro.schema import to_builtins
 from cmrepro.settings import METRICS, Metric
 
 FORMATS = ("table", "md", "csv", "json", "latex")
@@ -20,12 +20,9 @@ LABELS: dict[Metric, str] = dict(zip(METRICS, METRICS, strict=True)) | {
     "is": "IS",
     "kid": "KID",
 }
-AS_PUBLISHED = "as published"  # methods that this suite does not have
-
 # Longer texts are wrapped in a terminal and get a column of fixed width in LaTeX. No claim's id is
 # longer, so that ids can be copied.
 WRAP_COLUMNS = 60
-LATEX_WIDTH = "5cm"
 MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*<`"})
 
 
@@ -39,74 +36,37 @@ def render(rows: Sequence[Mapping[str, Any]], format: str) -> str:
         rows: Cells by column: strings, numbers, booleans, None or absent.
         format: "table" (plain text), "md" (Markdown with pipes), "csv", "json" (a list of
             objects, null for a missing value) or "latex" (needs the LaTeX package booktabs).
-
-    Raises:
-        ValueError: Unknown format; a number that JSON does not have (infinity).
     """
-    if format not in FORMATS:
-        raise ValueError(unknown("format", format, FORMATS))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if format == "json":
         whole = [{name: row.get(name) for name in columns} for row in rows]
         return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    cells = [[_text(row.get(name), format) for name in columns] for row in rows]
     if format == "csv":
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([columns, *cells])
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         return buffer.getvalue()
+    cells = [[_line(row.get(name)) for name in columns] for row in rows]
+    wide = [any(len(row[i]) > WRAP_COLUMNS for row in cells) for i in range(len(columns))]
     if format == "md":
         cells = [[text.translate(MARKDOWN) for text in row] for row in cells]
         columns = [name.translate(MARKDOWN) for name in columns]
     if format == "table":
-        cells = [["\n".join(_wrapped(text)) for text in row] for row in cells]
+        wrap: Any = {"break_long_words": False, "break_on_hyphens": False}
+        cells = [[textwrap.fill(text, WRAP_COLUMNS, **wrap) for text in row] for row in cells]
     style = {"md": "pipe", "table": "simple", "latex": "latex_booktabs"}[format]
     text = tabulate(cells, headers=columns, tablefmt=style, disable_numparse=True)
     if format == "latex":  # LaTeX wraps columns of long texts
-        wide = [any(len(row[i]) > WRAP_COLUMNS for row in cells) for i in range(len(columns))]
-        widths = "".join(f"p{{{LATEX_WIDTH}}}" if long else "l" for long in wide)
+        widths = "".join("p{5cm}" if long else "l" for long in wide)
         text = text.replace(f"{{{'l' * len(columns)}}}", f"{{{widths}}}", 1)
     return text + "\n"
 
 
-def _text(value: object, format: str) -> str:
-    """A cell as text, in one line except for CSV."""
-    if value is None:
-        return ""
-    if format == "csv":
-        return str(value)
-    return " ".join((f"{value:.6g}" if isinstance(value, float) else str(value)).splitlines())
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WRAP_COLUMNS, break_long_words=False, break_on_hyphens=False)
-
-
-def _claim_row(claim: Claim) -> dict[str, object]:
-    if isinstance(claim, AbsoluteClaim):
-        setting, label = claim.setting, metrics()[claim.setting.metric].label
-        steps = f"{setting.nfe} step{'s' * (setting.nfe > 1)}"
-        statement = f"{label} of {claim.method} on {claim.dataset}, {steps}"
-        better, worse = None, None
-        published, margin = claim.printed.text, f"{claim.margin:.2g}"
-    else:
-        setting, statement = claim.better, f"{claim.statement} ({claim.dataset})"
-        better, worse = str(claim.better), "; ".join(map(str, claim.worse))
-        published, margin = None, None
-    return {
-        "id": claim.id,
-        "kind": claim.kind,
-        "statement": statement,
-        "published": published,
-        "margin": margin,
-        "better": better,
-        "worse": worse,
-        "recipe": setting.recipe,
-        "nfe": setting.nfe,
-        "protocol": setting.protocol,
-        "metric": setting.metric,
-        "num_images": claim.num_images,
-        "where": claim.where,
-    }
+def _line(value: object) -> str:
+    """A cell in one line."""
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.splitlines())
 
 
 def claims_rows() -> list[dict[str, Any]]:
@@ -115,7 +75,25 @@ def claims_rows() -> list[dict[str, Any]]:
     Absolute claims have `published` (the printed cell) and `margin`, orderings `better` and
     `worse`; `recipe` and `nfe` of an ordering are those of the better side.
     """
-    return [_claim_row(claim) for claim in claims()]
+    rows = []
+    for claim in claims():
+        own: dict[str, Any] = dict.fromkeys(
+            ("statement", "published", "margin", "better", "worse")
+        )
+        if isinstance(claim, AbsoluteClaim):
+            setting = claim.setting
+            steps = f"{setting.nfe} step{'s' * (setting.nfe > 1)}"
+            label = metrics()[setting.metric].label
+            own["statement"] = f"{label} of {claim.method} on {claim.dataset}, {steps}"
+            own |= {"published": claim.printed.text, "margin": f"{claim.margin:.2g}"}
+        else:
+            setting = claim.better
+            own["statement"] = f"{claim.statement} ({claim.dataset})"
+            own |= {"better": str(setting), "worse": "; ".join(map(str, claim.worse))}
+        measured = {key: getattr(setting, key) for key in ("recipe", "nfe", "protocol", "metric")}
+        last = {"num_images": claim.num_images, "where": claim.where}
+        rows.append({"id": claim.id, "kind": claim.kind, **own, **measured, **last})
+    return rows
 
 
 def deviations_rows() -> list[dict[str, Any]]:
@@ -126,16 +104,6 @@ def deviations_rows() -> list[dict[str, Any]]:
             for name, value in to_builtins(deviation).items()
         }
         for deviation in deviations()
-    ]
-
-
-def ledger_rows() -> list[dict[str, Any]]:
-    """Deviations of the official code from the paper, in the columns that a reader needs."""
-    columns = ("id", "item", "paper", "released", "action")
-    return [
-        {name: row[name] for name in columns}
-        for row in deviations_rows()
-        if row["row"] is not None
     ]
 
 

@@ -7,28 +7,65 @@ a record whose checkpoint is the best of several says so in its selection and is
 """
 
 from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cmrepro.paper import AbsoluteClaim, Ordering, claims
+from cmrepro.paper import (
+    ABLATED,
+    AbsoluteClaim,
+    Ordering,
+    Setting,
+    ablated_fields,
+    claims,
+    metrics,
+)
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import (
+    DATA_AND_SIZE,
+    FIELDS,
+    MODEL,
+    SAMPLING,
+    SCORING,
+    TRAINING,
     Agreement,
     Side,
     against_claim,
+    compare_facts,
+    facts,
+    in_words,
     is_ablation,
+    is_of,
+    sampling_agreement,
     sides,
     trained,
 )
-from cmrepro.report.orderings import ordering_verdict
 from cmrepro.report.statistics import (
+    ALPHA,
+    Summary,
     Verdict,
     half_width,
+    inconclusive,
     is_equivalent,
     is_outside,
-    more_seeds,
-    seeds_to_decide,
+    probability_better,
     summarise,
+)
+from cmrepro.report.tables import LABELS
+from cmrepro.settings import Metric
+
+NAMES = ("for the better", "for the worse")
+HOLDS = {True: "holds at demo scale", False: "reproduced"}
+DOES_NOT_HOLD = {True: "does not hold at demo scale", False: "not reproduced"}
+# Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
+FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
+# Recipe fields that can move a score and that `facts` does not hold.
+RECIPE_FIELDS = (
+    *("optimizer", "learning_rate", "inverse_sqrt_after", "linear_decay_share", "dropout"),
+    *("horizontal_flip", "mixed_precision", "sigma_min", "sigma_max", "rho", "sigma_data"),
+    *("mu_form", "mu0", "s0", "s1"),
 )
 
 
@@ -56,21 +93,18 @@ def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verd
         if (training := trained(side.first)) and training.stands_for == setting.recipe
     ]
     if not compared:
-        return Verdict(claim.id, "not measured", f"no record of {setting}")
+        return Verdict("not measured", f"no record of {setting}")
     comparable = [pair for pair in compared if not pair[1].different]
     if not comparable:
         side, agreement = min(
             compared, key=lambda pair: (is_ablation(pair[0].first), len(pair[1].different))
         )
-        return Verdict(claim.id, "not comparable", f"{side.first.model}: {agreement}")
-    found = [_decide_score(claim, side, agreement) for side, agreement in comparable]
-    if len({verdict.answer for verdict in found}) == 1:
-        return found[0]
-    reason = "; ".join(
-        f"{side.first.model} {verdict.answer} ({verdict.reason})"
-        for (side, _), verdict in zip(comparable, found, strict=True)
-    )
-    return Verdict(claim.id, "inconclusive", f"the models disagree: {reason}")
+        return Verdict("not comparable", f"{side.first.model}: {agreement}")
+    found = [(side, _decide_score(claim, side, agreement)) for side, agreement in comparable]
+    if len({verdict.answer for _, verdict in found}) == 1:
+        return found[0][1]
+    each = "; ".join(f"{side.first.model} {v.answer} ({v.reason})" for side, v in found)
+    return Verdict("inconclusive", f"the models disagree: {each}")
 
 
 def _decide_score(claim: AbsoluteClaim, side: Side, agreement: Agreement) -> Verdict:
@@ -79,11 +113,11 @@ def _decide_score(claim: AbsoluteClaim, side: Side, agreement: Agreement) -> Ver
     notes = "".join(f"; {note}" for note in (side.remark, str(agreement)) if note)
     against = f"{claim.printed} with margin {claim.margin:.2g}"
     if not values:
-        return Verdict(claim.id, "not comparable", f"no seed is left{notes}")
+        return Verdict("not comparable", f"no seed is left{notes}")
     mean = summarise(values)
     if mean.n == 1:
         reason = f"{mean} of 1 seed against {against}; a spread needs at least 2 seeds{notes}"
-        return Verdict(claim.id, "inconclusive", reason, mean)
+        return Verdict("inconclusive", reason, mean)
     distance, sd = mean.mean - claim.value, float(np.std(values, ddof=1))
 
     def reason_with(percent: int) -> str:
@@ -94,9 +128,216 @@ def _decide_score(claim: AbsoluteClaim, side: Side, agreement: Agreement) -> Ver
         )
 
     if is_equivalent(distance, claim.margin, sd, mean.n):
-        return Verdict(claim.id, "reproduced", reason_with(90) + notes, mean)
+        return Verdict("reproduced", reason_with(90) + notes, mean)
     if is_outside(distance, claim.margin, sd, mean.n):
-        return Verdict(claim.id, "not reproduced", reason_with(95) + notes, mean)
-    seeds = seeds_to_decide(distance, claim.margin, sd)
-    reason = f"{reason_with(90)}; {more_seeds(seeds)}{notes}"
-    return Verdict(claim.id, "inconclusive", reason, mean, seeds_to_decide=seeds)
+        return Verdict("not reproduced", reason_with(95) + notes, mean)
+    return inconclusive(reason_with(90), mean, distance, claim.margin, sd, notes)
+
+
+class _Pair(NamedTuple):
+    """The better side and one worse side."""
+
+    worse: Setting
+    scores: NDArray[np.float64]  # (2, n) of the better and of the worse side, by common seed
+    gains: NDArray[np.float64]  # (n,) by which the better side is better
+    different: list[str]  # fields in which the two are not comparable, in words
+    notes: list[str]
+
+
+def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
+    """Verdict on an ordering: by models of the paper's size, or else by the demo's.
+
+    It holds when, for every worse side, the whole 95 % interval of the mean difference lies on the
+    claimed side of zero. It does not hold when for one of the K worse sides the interval lies
+    wholly on the other; there the interval is that of 1 - 5 % / K, so that a claim of which no
+    part is wrong is denied in at most 5 %.
+    """
+    settings = (claim.better, *claim.worse)
+    missing: list[Sequence[Setting]] = []
+    found: list[Verdict] = []
+    for demo in (True, False):
+        candidates = [
+            [s for s in sides(records, x.nfe, x.metric) if is_of(s.first, x, demo)]
+            for x in settings
+        ]
+        missing.append([x for x, of in zip(settings, candidates, strict=True) if not of])
+        if not missing[-1]:
+            found.insert(0, _by_candidates(claim, candidates, demo))
+    if not found:
+        fewest = min(missing, key=len)
+        return Verdict("not measured", f"no record of {'; '.join(map(str, fewest))}")
+    return min(found, key=lambda verdict: verdict.answer == "not comparable")
+
+
+def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) -> Verdict:
+    """Verdict where every setting has records; the choice among them never depends on scores."""
+    comparable: list[list[Side]] = []
+    for of in candidates:
+        agreements = [sampling_agreement(side.first) for side in of]
+        comparable.append([s for s, a in zip(of, agreements, strict=True) if not a.different])
+        if not comparable[-1]:
+            return Verdict("not comparable", f"{of[0].first.model}: {agreements[0]}")
+    combinations = [c for c in product(*comparable) if len({_scored(s.first) for s in c}) == 1]
+    if not combinations:
+        first, *rest = [facts(of[0].first) for of in comparable]
+        fields = (*SCORING, *DATA_AND_SIZE)
+        found = [str(compare_facts(first, other, fields, NAMES)) for other in rest]
+        reason = "; ".join(filter(None, found)) or "scored against different reference statistics"
+        return Verdict("not comparable", reason)
+
+    def pairs_of(combination: Sequence[Side]) -> list[_Pair]:
+        better, *others = combination
+        sides_of = zip(claim.worse, others, strict=True)
+        return [_pair((claim.better, worse), (better, side), demo) for worse, side in sides_of]
+
+    combinations.sort(key=_preference, reverse=True)
+    tried = (pairs_of(combination) for combination in combinations)
+    alike = (pairs for pairs in tried if not any(pair.different for pair in pairs))
+    pairs = next(alike, None) or pairs_of(combinations[0])
+    for pair in pairs:
+        if pair.different:
+            return Verdict("not comparable", "; ".join(pair.different))
+        if len(pair.gains) < 2:
+            seeds = f"{len(pair.gains)} seeds on both sides; at least 2 are needed"
+            return Verdict("inconclusive", "; ".join([seeds, *pair.notes]))
+    return _decide(claim, pairs, demo)
+
+
+def _scored(record: RunRecord) -> tuple[object, ...]:
+    """The way of scoring."""
+    protocol, reference = record.protocol, record.reference.sha256
+    return protocol.name, protocol.version, reference, record.num_images
+
+
+def _preference(sides_of: Sequence[Side]) -> tuple[int, int, int]:
+    """Greater for more images, then more seeds, then more models named like their recipes."""
+    firsts = [side.first for side in sides_of]
+    named = [r for r in firsts if (c := r.checkpoint) and c.recipe and c.recipe.name == r.model]
+    return firsts[0].num_images, sum(len(side.records) for side in sides_of), len(named)
+
+
+def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool) -> _Pair:
+    """Two sides with their differences by common seed."""
+    (a, b), metric = pair, settings[0].metric
+    different, notes = _disagreement(settings, (a.first, b.first), demo)
+    common = sorted(a.scores(metric).keys() & b.scores(metric).keys())
+    if (a.first.nfe, a.first.num_sampled) != (b.first.nfe, b.first.num_sampled):
+        notes.append("paired by seed alone, as the two sides draw different amounts of noise")
+    else:
+        noise = {s: {side.records[s].hashes.noise for side in pair} for s in common}
+        if other := [s for s in common if None not in noise[s] and len(noise[s]) > 1]:
+            common = [s for s in common if s not in other]
+            notes.append(f"without seed {', '.join(map(str, other))}, whose noise differs")
+            different += [] if common else ["the noise of every seed differs"]
+        if any(None in noise[s] for s in common):
+            notes.append("paired by seed alone, as a side does not record its noise")
+    notes += [f"{s.remark} {name}" for s, name in zip(pair, NAMES, strict=True) if s.remark]
+    if not common and not different:
+        notes.append("no seed in common")
+    scores, gains = _gains(metric, pair, common)
+    opposite = [
+        label
+        for other, label in LABELS.items()
+        if other in a.first.scores.keys() & b.first.scores.keys()
+        and (_gains(other, pair, common)[1] * gains.sum() < 0).all()
+    ]
+    if len(common) > 1 and opposite:
+        notes.append(f"the other way with every seed: {', '.join(opposite)}")
+    return _Pair(settings[1], scores, gains, different, notes)
+
+
+def _gains(
+    metric: Metric, pair: tuple[Side, Side], seeds: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(2, n) scores by side and seed, and (n,) gains of the first side over the second."""
+    scores = np.array([[s.records[seed].scores[metric] for seed in seeds] for s in pair])
+    return scores, (scores[0] - scores[1]) * (1 if metrics()[metric].higher_is_better else -1)
+
+
+def _disagreement(
+    settings: tuple[Setting, Setting], records: tuple[RunRecord, RunRecord], demo: bool
+) -> tuple[list[str], list[str]]:
+    """Fields in which two sides are not comparable, and notes on the rest, in words."""
+    notes, found, different = [], [], {}
+    known = facts(records[0]), facts(records[1])
+    for setting, own, name in () if demo else zip(settings, known, NAMES, strict=True):
+        changed = (*SAMPLING, *(field for field, _ in setting.changes))
+        plain = setting.replace(changes=())
+        paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
+        fields = [field for field in FIELDS if field not in changed]
+        found.append(compare_facts(facts(paper), own, fields, ("in the paper", name)))
+    checksums = {record.checkpoint and record.checkpoint.sha256 for record in records}
+    if len(checksums) > 1:
+        fields = [*SCORING, *DATA_AND_SIZE]
+        if settings[0].recipe == settings[1].recipe:
+            wanted = [ablated_fields(s.recipe, s.changes, demo) or {} for s in settings]
+            changed = tuple(f for f in ABLATED if wanted[0].get(f) != wanted[1].get(f))
+            fields += [field for field in (*TRAINING, *MODEL) if field not in changed]
+            different = _recipe_differences(records, changed)
+        else:
+            trained_by = ("images_seen", "batch_size", "initialisation", "distance")
+            otherwise = compare_facts(*known, trained_by, NAMES).different
+            notes += [f"trained otherwise: {', '.join(otherwise.values())}"] if otherwise else []
+        found.append(compare_facts(*known, fields, NAMES))
+    unknown: dict[str, str] = {}
+    for agreement in found:
+        different, unknown = different | agreement.different, unknown | agreement.unknown
+    notes += [f"not known: {', '.join(unknown.values())}"] if unknown else []
+    return list(different.values()), notes
+
+
+def _recipe_differences(
+    records: tuple[RunRecord, RunRecord], changed: Sequence[str]
+) -> dict[str, str]:
+    """Further recipe fields, and the teacher, where both sides state them and they differ.
+
+    Two checkpoints of one recipe without a changed field differ in any case.
+    """
+    if not changed:
+        return {"model": f"model {in_words((records[0].model, records[1].model), NAMES)}"}
+    following = {name for field in changed for name in FOLLOWING.get(field, ())}
+    stated = []
+    for record in records:
+        recipe, training = record.checkpoint and record.checkpoint.recipe, trained(record)
+        names = [name for name in RECIPE_FIELDS if name not in following] if recipe else []
+        teacher = training and training.teacher_sha256
+        teachers = {"teacher": teacher and teacher[:10]}
+        stated.append({name: getattr(recipe, name) for name in names} | teachers)
+    a, b = stated
+    return {
+        field: f"{field} {in_words((a[field], b[field]), NAMES)}"
+        for field in a
+        if field in b and a[field] != b[field]
+    }
+
+
+def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
+    """Verdict where all pairs are comparable and have two seeds or more."""
+
+    def largest(pair: _Pair) -> float:
+        """Upper end of the interval of a gain."""
+        half = half_width(np.std(pair.gains, ddof=1), len(pair.gains), 1 - ALPHA / len(pairs))
+        return float(pair.gains.mean() + half)
+
+    denied = [pair for pair in pairs if largest(pair) < 0]
+    summaries = [(pair, summarise(list(pair.gains))) for pair in denied[:1] or pairs]
+    closest, gain = min(summaries, key=lambda found: found[1].mean - found[1].half_width)
+    sd, wins = float(np.std(closest.gains, ddof=1)), int((closest.gains > 0).sum())
+    better, worse = closest.scores.mean(axis=1)
+    size = Summary(abs(gain.mean), gain.half_width, gain.n)
+    text = (
+        f"{LABELS[claim.better.metric]} {better:.4g} against {worse:.4g}"
+        f"{f' of {closest.worse}' if len(claim.worse) > 1 else ''}, "
+        f"{'better' if gain.mean >= 0 else 'worse'} by {size} (95 % interval), paired over "
+        f"{gain.n} seeds and better in {wins} of them"
+    )
+    if sd:
+        value, low, high = probability_better(gain.mean, sd, gain.n)
+        interval = f"95 % interval {low:.3f} to {high:.3f}, n = {gain.n}"
+        text += f"; P(better with a new seed) {value:.3f} ({interval})"
+    notes = "".join(f"; {note}" for note in dict.fromkeys(n for pair in pairs for n in pair.notes))
+    if denied:
+        return Verdict(DOES_NOT_HOLD[demo], text + notes, gain)
+    if gain.mean > gain.half_width:
+        return Verdict(HOLDS[demo], text + notes, gain)
+    return inconclusive(text, gain, gain.mean, 0.0, sd, notes)
