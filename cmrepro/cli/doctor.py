@@ -16,7 +16,9 @@ from cmrepro.metrics.protocols import load_protocol
 @PROTOCOL
 @click.option("--reference", help="Name or file of reference statistics; default: the protocol's.")
 @click.option("--real", help="Real images that may have been copied; default: the reference's.")
-@click.option("--calibrate", is_flag=True, help="Score CIFAR-10 TRAIN TEST beside published scores.")
+@click.option(
+    "--calibrate", is_flag=True, help="Score CIFAR-10 TRAIN TEST beside published scores."
+)
 @DEVICE
 @FORMAT
 def doctor(
