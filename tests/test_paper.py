@@ -3,10 +3,6 @@
 import csv
 import math
 import re
-import subprocess
-import sys
-import tomllib
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,18 +18,15 @@ ORDERINGS = [c for c in paper.claims() if isinstance(c, paper.Ordering)]
 DEVIATIONS = {deviation.id: deviation for deviation in paper.deviations()}
 
 
-def absolute(id: str) -> paper.AbsoluteClaim:
+def absolute(id):
     claim = paper.claim(id)
     assert isinstance(claim, paper.AbsoluteClaim)
     return claim
 
 
-# Numbers
-
-
 @needs_shared
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "later_work", "artifacts"])
-def test_csv_files_equal_the_verified_facts(name: str) -> None:
+def test_csv_files_equal_the_verified_facts(name):
     folder = Path(__file__).parent if name == "artifacts" else FOLDER
     ours, facts = (
         list(csv.reader((source / f"{name}.csv").open(newline="", encoding="utf-8")))
@@ -42,13 +35,13 @@ def test_csv_files_equal_the_verified_facts(name: str) -> None:
     assert ours == facts
 
 
-def numbers(text: str) -> set[str]:
+def numbers(text):
     """The numbers of a text; digits that belong to a word (l1, VGG16, CIFAR-10) do not count."""
     return set(re.findall(r"(?<![\w.-])\d+(?:[.,]\d+)*(?:e-?\d+)?[kM]?(?![\w])", text))
 
 
 @needs_shared
-def test_the_ledger_has_the_numbers_of_the_verified_facts() -> None:
+def test_the_ledger_has_the_numbers_of_the_verified_facts():
     """Both ways: no number of a finding is lost, none is added."""
     facts = {}
     for line in (SHARED / "discrepancies.md").read_text(encoding="utf-8").splitlines():
@@ -80,34 +73,13 @@ def test_the_ledger_has_the_numbers_of_the_verified_facts() -> None:
         ("1000k", 1_000_000.0, 500.0),
     ],
 )
-def test_printed_numbers_know_their_digits(text: str, value: float, rounding: float) -> None:
+def test_printed_numbers_know_their_digits(text, value, rounding):
     printed = paper.Printed(text)
     # Decimal arithmetic and one rounding to float each: exact.
     assert (printed.value, printed.rounding, str(printed)) == (value, rounding, text)
 
 
-def test_every_cell_of_table_3_is_a_number_or_a_word() -> None:
-    rows = paper.hyperparameters()
-    assert len(rows) == 13
-    for row in rows:
-        assert set(row.cells) <= set(paper.TABLE3_RECIPES)
-        if row.name not in ("ODE solver", "Mixed-precision (FP16)"):
-            assert all(row.value(column) >= 0 for column in row.cells)
-
-
-def test_every_row_names_sources_that_exist() -> None:
-    letters = set(tomllib.loads((FOLDER / "sources.toml").read_text(encoding="utf-8")))
-    for row in (*paper.result_rows(1), *paper.result_rows(2), *paper.hyperparameters()):
-        found = re.match(r"verified \(([A-Z](?:,[A-Z])*)[;)]", row.verified)
-        assert found and set(found[1].split(",")) <= letters, row
-    for deviation in DEVIATIONS.values():
-        assert deviation.sources and set(deviation.sources) <= letters, deviation.id
-
-
-# Claims
-
-
-def test_there_is_a_claim_for_each_cell_of_a_cd_or_ct_row() -> None:
+def test_there_is_a_claim_for_each_cell_of_a_cd_or_ct_row():
     assert len({c.id for c in paper.claims()}) == len(paper.claims())
     rows = [r for n in (1, 2) for r in paper.result_rows(n) if r.method in ("CD", "CT")]
     cells = {(r.dataset, r.method, r.nfe, m): p for r in rows for m, p in r.scores.items()}
@@ -121,15 +93,14 @@ def test_there_is_a_claim_for_each_cell_of_a_cd_or_ct_row() -> None:
     assert absolute("song2023/table1/ct/nfe2/is").value == 8.85
 
 
-def test_an_absolute_claim_says_what_makes_it_comparable() -> None:
+def test_an_absolute_claim_says_what_makes_it_comparable():
     claim = absolute("song2023/table2/lsun-cat256/ct/nfe2/recall")
     assert claim.setting == paper.Setting("lsun-cat256-ct", 2, "adm", "recall")
     assert claim.images_seen == 2048 * 1_000_000
     assert (claim.batch_size, claim.ema_rate, claim.initialisation) == (2048, 0.999943, "random")
-    assert "search" in claim.times
 
 
-def test_margin_is_rounding_and_spread_and_relative_part() -> None:
+def test_margin_is_rounding_and_spread_and_relative_part():
     fid = absolute("song2023/table1/cd/nfe1/fid")
     recall = absolute("song2023/table2/lsun-cat256/ct/nfe2/recall")
     # Sums of a few floats: equal to 1e-12.
@@ -137,39 +108,19 @@ def test_margin_is_rounding_and_spread_and_relative_part() -> None:
     assert recall.margin == pytest.approx(0.005 + 0.01 + 0.01 * 0.36, rel=1e-12)
 
 
-def test_orderings_are_there_and_name_models_of_the_tables() -> None:
-    assert Counter(c.id.split("/")[2] for c in ORDERINGS) == {
-        "cd-better-than-ct-nfe1": 4,
-        "cd-better-than-ct-nfe2": 4,
-        "cd-2-steps-better-than-1": 4,
-        "ct-2-steps-better-than-1": 4,
-        "cd-lpips-better-than-l2": 1,
-        "cd-lpips-better-than-l1": 1,
-        "cd-l2-better-than-l1": 1,
-        "cd-heun-better-than-euler": 1,
-        "cd-num-scales-optimum": 1,
-        "ct-adaptive-better-than-fixed": 1,
-    }
-    recipes = {claim.setting.recipe for claim in ABSOLUTE}
-    for ordering in ORDERINGS:
-        assert {side.recipe for side in (ordering.better, *ordering.worse)} <= recipes
-
-
-def test_orderings_of_the_tables_hold_in_the_tables() -> None:
+def test_orderings_of_the_tables_hold_in_the_tables():
     values = {claim.setting: claim.value for claim in ABSOLUTE}
     better = {name: metric.higher_is_better for name, metric in paper.metrics().items()}
     assert [name for name, higher in better.items() if not higher] == ["fid", "sfid", "kid"]
-    checked = 0
-    for ordering in ORDERINGS:
-        if ordering.basis == "tables":
-            sign = 1 if better[ordering.better.metric] else -1
-            for worse in ordering.worse:
-                assert sign * (values[ordering.better] - values[worse]) > 0, ordering.id
-                checked += 1
-    assert checked == 16  # 4 statements on 4 data sets
+    of_tables = [ordering for ordering in ORDERINGS if ordering.basis == "tables"]
+    assert (len(of_tables), len(ORDERINGS)) == (16, 22)  # 4 statements on 4 data sets
+    for ordering in of_tables:
+        sign = 1 if better[ordering.better.metric] else -1
+        [worse] = ordering.worse
+        assert sign * (values[ordering.better] - values[worse]) > 0, ordering.id
 
 
-def test_the_candidates_of_n_are_those_of_section_6_1() -> None:
+def test_the_candidates_of_n_are_those_of_section_6_1():
     ordering = paper.claim("song2023/ordering/cd-num-scales-optimum/cifar10")
     assert isinstance(ordering, paper.Ordering)
     published = next(row for row in paper.hyperparameters() if row.name == "N").value("cifar10_cd")
@@ -178,7 +129,7 @@ def test_the_candidates_of_n_are_those_of_section_6_1() -> None:
     assert others == [9, 12, 36, 50, 60, 80, 120]
 
 
-def test_ablated_fields_are_those_of_table_3_and_of_the_change() -> None:
+def test_ablated_fields_are_those_of_table_3_and_of_the_change():
     """All four by hand, from the table and Section 6.1; a stand-in of LPIPS for the demo."""
     values = {"distance": "lpips", "solver": "heun", "num_scales": 18, "target_ema": 0.0}
     assert paper.ablated_fields("cifar10-cd") == values
@@ -192,15 +143,12 @@ def test_ablated_fields_are_those_of_table_3_and_of_the_change() -> None:
     assert paper.ablated_fields("cifar10-continuous-cd") is None
 
 
-def test_an_unknown_claim_names_the_nearest() -> None:
+def test_an_unknown_claim_names_the_nearest():
     with pytest.raises(ValueError, match=r"nfe3.*song2023/table1/ct/nfe2/is.*cmrepro claims"):
         paper.claim("song2023/table1/ct/nfe3/is")
 
 
-# Deviations
-
-
-def test_every_finding_is_in_the_ledger_once() -> None:
+def test_every_finding_is_in_the_ledger_once():
     assert len(DEVIATIONS) == len(paper.deviations()) == 43
     rows = [d.row for d in DEVIATIONS.values() if d.row is not None]
     assert sorted(rows) == list(range(1, 33))
@@ -210,10 +158,10 @@ def test_every_finding_is_in_the_ledger_once() -> None:
         assert deviation.follow != "both" or (deviation.fields and deviation.recipes)
 
 
-def test_effect_of_the_target_decay_follows_from_its_formula() -> None:
+def test_effect_of_the_target_decay_follows_from_its_formula():
     """mu(k) at k = 0, k = 1000 and the end for CIFAR-10, paper and released form."""
 
-    def mu(k: int, offset: int) -> float:
+    def mu(k, offset):
         s0, s1, mu0, steps = 2, 150, 0.9, 800_000
         n = math.ceil(math.sqrt(k / steps * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
         return math.exp(s0 * math.log(mu0) / (n - offset))
@@ -223,41 +171,15 @@ def test_effect_of_the_target_decay_follows_from_its_formula() -> None:
         assert f"{released} instead of {printed}" in DEVIATIONS["target-ema-schedule"].effect
 
 
-def test_the_papers_side_comes_from_its_table() -> None:
+def test_the_papers_side_comes_from_its_table():
     assert DEVIATIONS["ct-imagenet64-learning-rate"].paper == "8e-6"
     assert DEVIATIONS["total-steps-not-enforced"].paper == "600k / 800k / 1000k"
     assert DEVIATIONS["lsun-bedroom-ct-nfe2-caption"].paper == "7.85"
 
 
-# Later work
-
-
-def test_images_seen_of_later_work_follow_from_batch_size_and_iterations() -> None:
-    checked = 0
-    for row in paper.later_work():
-        if found := re.search(r"\(batch (\d+), (\d+)k iterations\)", row.method):
-            assert row.images_seen == int(found[1]) * 1000 * int(found[2])
-            checked += 1
-    assert checked == 6
-
-
-def test_the_published_pair_that_is_not_comparable() -> None:
-    """2.92 beside 3.60, on 179.2 and 51.2 million images."""
-    pair = {
-        row.fid.text: row.images_seen
-        for row in paper.later_work()
-        if row.nfe == 1
-        and row.dataset == "CIFAR-10"
-        and row.method.startswith(("FastGen CM", "ECT / ECM (batch 128, 400k"))
-    }
-    assert pair == {"2.92": 179_200_000, "3.60": 51_200_000}
-
-
-def test_import_needs_no_heavy_package() -> None:
-    """torch and pandas take the time; a wall clock would test the machine."""
-    code = (
-        "import sys, cmrepro.paper as paper; paper.claims(); paper.deviations(); "
-        "print(sorted({'torch', 'pandas', 'numpy', 'scipy'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_images_seen_of_later_work_follow_from_batch_size_and_iterations():
+    pattern = r"\(batch (\d+), (\d+)k iterations\)"
+    rows = [(row, f) for row in paper.later_work() if (f := re.search(pattern, row.method))]
+    assert len(rows) == 6
+    for row, found in rows:
+        assert row.images_seen == int(found[1]) * 1000 * int(found[2])

@@ -7,7 +7,6 @@ No torch, no pandas.
 from cmrepro.paper.claims import (
     ABLATED,
     AbsoluteClaim,
-    Claim,
     Ordering,
     Setting,
     ablated_fields,
@@ -16,24 +15,15 @@ from cmrepro.paper.claims import (
     metrics,
 )
 from cmrepro.paper.deviations import Deviation, deviations
-from cmrepro.paper.tables import (
-    TABLE3_RECIPES,
-    Printed,
-    ResultRow,
-    hyperparameters,
-    later_work,
-    result_rows,
-)
+from cmrepro.paper.tables import TABLE3_RECIPES, Printed, hyperparameters, later_work, result_rows
 
 __all__ = [
     "ABLATED",
     "TABLE3_RECIPES",
     "AbsoluteClaim",
-    "Claim",
     "Deviation",
     "Ordering",
     "Printed",
-    "ResultRow",
     "Setting",
     "ablated_fields",
     "claim",

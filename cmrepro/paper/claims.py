@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from msgspec import field
+from msgspec.structs import asdict
 
 from cmrepro import settings
 from cmrepro.paper.tables import FOLDER, Printed, ResultRow, hyperparameters, result_rows
@@ -37,42 +38,14 @@ class Metric(Struct, frozen=True, kw_only=True):
         return self.better == "higher"
 
 
-class Tolerance(Struct, frozen=True, kw_only=True):
-    """Largest distance of a mean from a printed value that it still reproduces.
-
-    Attributes:
-        spread_absolute: Run-to-run spread under the protocol, in units of the score.
-        spread_relative: The same as a share of the printed value.
-        relative: Difference between two correct implementations, as a share of the printed value.
-        source: Where the spread comes from.
-    """
-
-    spread_absolute: Share
-    spread_relative: Share
-    relative: Share
-    source: str
-
-    def margin(self, printed: Printed) -> float:
-        """Rounding of the printed digits + spread + relative part, in units of the score."""
-        share = self.spread_relative + self.relative
-        return printed.rounding + self.spread_absolute + share * printed.value
-
-
 class Setting(Struct, frozen=True):
-    """What has to be measured.
+    """Model, sampler and metric of a score."""
 
-    Attributes:
-        recipe: Name of the recipe, e.g. "cifar10-cd".
-        nfe: Network evaluations an image.
-        protocol: Name of the protocol.
-        metric: Name of the metric.
-        changes: (recipe field, value) that the claim fixes; the others are the recipe's.
-    """
-
-    recipe: str
-    nfe: Positive
-    protocol: str
+    recipe: str  # name of the recipe, e.g. "cifar10-cd"
+    nfe: Positive  # network evaluations an image
+    protocol: str  # name of the protocol
     metric: settings.Metric
+    # (recipe field, value) that the claim fixes; the others are the recipe's
     changes: tuple[tuple[str, Value], ...] = ()
 
     def __str__(self) -> str:
@@ -80,57 +53,39 @@ class Setting(Struct, frozen=True):
         return f"{self.recipe}, {self.nfe} step{'s' * (self.nfe > 1)}{changes}"
 
 
-class AbsoluteClaim(Struct, frozen=True, kw_only=True):
-    """One printed score of a CD or CT row.
+class Model(Struct, frozen=True, kw_only=True):
+    """The model of a CD or CT row."""
 
-    Attributes:
-        id: E.g. "song2023/table1/cd/nfe1/fid".
-        where: Place in the paper.
-        dataset: Data set, as in the table.
-        method: "CD" or "CT".
-        training_data: Its training images, as records name them.
-        network: Preset of the network.
-        setting: Recipe, NFE, protocol and metric that decide it.
-        printed: The printed cell.
-        num_images: Number of generated images.
-        protocol_version: Version of the protocol that a record must carry.
-        tolerance: Rule of the margin.
-        batch_size: Batch size of the training, images (Table 3).
-        total_steps: Training iterations (Table 3).
-        ema_rate: EMA rate of the sampled weights (Table 3).
-        initialisation: "teacher" (EDM) or "random".
-        selection: Which checkpoint, or "not stated".
-        times: How the sampling times were placed.
-    """
+    dataset: str  # data set, as in the tables
+    method: str  # "CD" or "CT"
+    table3: str  # its column of table3.csv
+    training_data: str  # its training images, as records name them
+    network: str  # preset of the network
+    distance: str  # d of its loss
+    protocol: str  # protocol of its scores
+    initialisation: settings.Initialisation  # "teacher" (EDM) or "random"
+    selection: str  # which checkpoint, or "not stated"
+
+
+class AbsoluteClaim(Model, frozen=True, kw_only=True):
+    """One printed score of a model."""
 
     kind: ClassVar[str] = "absolute"
-    id: str
-    where: str
-    dataset: str
-    method: str
-    training_data: str
-    network: str
-    setting: Setting
-    printed: Printed
-    num_images: int
-    protocol_version: int
-    tolerance: Tolerance
-    batch_size: int
-    total_steps: int
-    ema_rate: float
-    initialisation: settings.Initialisation
-    selection: str
-    times: str
+    id: str  # e.g. "song2023/table1/cd/nfe1/fid"
+    where: str  # place in the paper
+    setting: Setting  # recipe, NFE, protocol and metric that decide it
+    printed: Printed  # the printed cell
+    margin: float  # largest distance from `value` that counts as equal, in units of the score
+    num_images: int  # number of generated images
+    protocol_version: int  # version of the protocol that a record must carry
+    batch_size: int  # batch size of the training, images (Table 3)
+    total_steps: int  # training iterations (Table 3)
+    ema_rate: float  # EMA rate of the sampled weights (Table 3)
 
     @property
     def value(self) -> float:
         """The printed value."""
         return self.printed.value
-
-    @property
-    def margin(self) -> float:
-        """Largest distance from `value` that counts as equal, in units of the score."""
-        return self.tolerance.margin(self.printed)
 
     @property
     def images_seen(self) -> int:
@@ -139,33 +94,27 @@ class AbsoluteClaim(Struct, frozen=True, kw_only=True):
 
 
 class Ordering(Struct, frozen=True, kw_only=True):
-    """One model is better than others.
-
-    Attributes:
-        id: E.g. "song2023/ordering/cd-better-than-ct-nfe1/cifar10".
-        statement: The claim in words.
-        where: Place in the paper.
-        basis: "tables" (follows from printed cells), "text" (in words) or "figure" (curves only).
-        dataset: Data set, as in the tables.
-        better: The side that wins.
-        worse: The sides that it beats, all of them.
-        num_images: Number of generated images on each side.
-        note: A remark for the reader, or "".
-    """
+    """One model is better than others."""
 
     kind: ClassVar[str] = "ordering"
-    id: str
-    statement: str
-    where: str
-    basis: str
-    dataset: str
-    better: Setting
-    worse: tuple[Setting, ...]
-    num_images: int
-    note: str
+    id: str  # e.g. "song2023/ordering/cd-better-than-ct-nfe1/cifar10"
+    statement: str  # the claim in words
+    where: str  # place in the paper
+    basis: str  # "tables" (follows from printed cells), "text" (in words) or "figure" (curves)
+    dataset: str  # data set, as in the tables
+    better: Setting  # the side that wins
+    worse: tuple[Setting, ...]  # the sides that it beats, all of them
+    num_images: int  # number of generated images on each side
 
 
 Claim = AbsoluteClaim | Ordering
+
+
+class _Tolerance(Struct, frozen=True):
+    spread_absolute: Share  # run-to-run spread under the protocol, in units of the score
+    spread_relative: Share  # the same as a share of the printed value
+    relative: Share  # difference of two correct implementations, as a share of the printed value
+    source: str  # provenance of the spread
 
 
 class _Protocol(Struct, frozen=True):
@@ -173,19 +122,6 @@ class _Protocol(Struct, frozen=True):
     num_images: Positive
     tolerances: dict[settings.Metric, str]
     source: str
-
-
-class _Model(Struct, frozen=True):
-    recipe: str
-    training_data: str
-    network: str
-    distance: str
-    dataset: str
-    method: Literal["CD", "CT"]
-    table3: str
-    protocol: str
-    initialisation: settings.Initialisation
-    selection: str
 
 
 class _Side(Struct, frozen=True):
@@ -203,7 +139,6 @@ class _Ordering(Struct, frozen=True):
     datasets: tuple[str, ...]
     better: _Side
     worse: tuple[_Side, ...]
-    note: str = ""
 
 
 class _Demo(Struct, frozen=True):
@@ -213,10 +148,9 @@ class _Demo(Struct, frozen=True):
 
 class _File(Struct, frozen=True):
     metrics: dict[str, Metric]
-    tolerances: dict[str, Tolerance]
+    tolerances: dict[str, _Tolerance]
     protocols: dict[str, _Protocol]
-    times: dict[str, str]
-    model: tuple[_Model, ...]
+    model: dict[str, Model]  # by recipe
     demo: _Demo
     ordering: tuple[_Ordering, ...]
 
@@ -235,82 +169,71 @@ def metrics() -> Mapping[str, Metric]:
 def ablated_fields(
     recipe: str, changes: tuple[tuple[str, Value], ...] = (), demo: bool = False
 ) -> Mapping[str, Value | None] | None:
-    """Values of a recipe in the fields of `ABLATED`.
+    """Values of a setting's recipe, with its changes, in the fields of `ABLATED`.
 
-    Args:
-        recipe: Name of a model of the tables, e.g. "cifar10-cd".
-        changes: (field, value) of a setting, fixed otherwise than in the recipe.
-        demo: Take the demo's recipe, where another distance stands in for LPIPS.
-
-    Returns:
-        Value by field, None where the field follows a schedule or does not apply; None for all
-        of them if there is no such recipe.
+    None where a field follows a schedule or does not apply, and None for all of them if there is
+    no such recipe. In the demo's recipes another distance stands in for LPIPS.
     """
+    found: dict[str, Value | None] = dict.fromkeys(ABLATED)
     if demo:
         of_demo = _file().demo
-        if recipe not in of_demo.recipes:
-            return None
         changed = {field: of_demo.stand_ins.get(str(value), value) for field, value in changes}
-        return dict.fromkeys(ABLATED) | of_demo.recipes[recipe] | changed
-    models = {model.recipe: model for model in _file().model}
-    if recipe not in models:
+        fields = of_demo.recipes.get(recipe)
+        return None if fields is None else found | fields | changed
+    if (model := _file().model.get(recipe)) is None:
         return None
-    rows = {row.name: row.cells.get(models[recipe].table3, "") for row in hyperparameters()}
-    found: dict[str, Value | None] = {"distance": models[recipe].distance}
+    rows = {row.name: row.cells.get(model.table3, "") for row in hyperparameters()}
+    found["distance"] = model.distance
     for name, row in ABLATED.items():
         if row and (cell := rows[row]):
             found[name] = cell.lower() if name == "solver" else Printed(cell).value
-    return dict.fromkeys(ABLATED) | found | dict(changes)
+    return found | dict(changes)
 
 
 @functools.cache
 def claims() -> tuple[Claim, ...]:
     """Every claim: the cells of CD and CT rows in the order of the tables, then the orderings."""
-    models: dict[tuple[str, str], _Model] = {(m.dataset, m.method): m for m in _file().model}
+    recipes = {(m.dataset, m.method): recipe for recipe, m in _file().model.items()}
     absolute = [
-        _absolute(row, metric, models[row.dataset, row.method])
+        _absolute(row, metric, recipe)
         for row in (*result_rows(1), *result_rows(2))
-        if row.method in ("CD", "CT")
+        if (recipe := recipes.get((row.dataset, row.method)))
         for metric in row.scores
     ]
     orderings = [_ordering(entry, slug) for entry in _file().ordering for slug in entry.datasets]
     return (*absolute, *orderings)
 
 
-def _absolute(row: ResultRow, metric: settings.Metric, model: _Model) -> AbsoluteClaim:
+def _absolute(row: ResultRow, metric: settings.Metric, recipe: str) -> AbsoluteClaim:
     """The claim of one cell of Table 1 or 2."""
-    place = "table1" if row.table == 1 else f"table2/{model.recipe.rpartition('-')[0]}"
+    model, printed = _file().model[recipe], row.scores[metric]
     protocol = _file().protocols[model.protocol]
+    tolerance = _file().tolerances[protocol.tolerances[metric]]
+    share = tolerance.spread_relative + tolerance.relative
     table3 = {line.name: line for line in hyperparameters()}
+    place = "table1" if row.table == 1 else f"table2/{recipe.rpartition('-')[0]}"
     return AbsoluteClaim(
+        **asdict(model),
         id=f"song2023/{place}/{row.method.lower()}/nfe{row.nfe}/{metric}",
         where=f"Table {row.table}, {row.dataset}, {row.method}, NFE {row.nfe}",
-        dataset=row.dataset,
-        method=row.method,
-        training_data=model.training_data,
-        network=model.network,
-        setting=Setting(model.recipe, row.nfe, model.protocol, metric),
-        printed=row.scores[metric],
+        setting=Setting(recipe, row.nfe, model.protocol, metric),
+        printed=printed,
+        margin=printed.rounding + tolerance.spread_absolute + share * printed.value,
         num_images=protocol.num_images,
         protocol_version=protocol.version,
-        tolerance=_file().tolerances[protocol.tolerances[metric]],
         batch_size=int(table3["Batch size"].value(model.table3)),
         total_steps=int(table3["Training iterations"].value(model.table3)),
         ema_rate=table3["EMA decay rate"].value(model.table3),
-        initialisation=model.initialisation,
-        selection=model.selection,
-        times=_file().times[str(row.nfe)],
     )
 
 
 def _ordering(entry: _Ordering, slug: str) -> Ordering:
     """An ordering on one data set."""
-    models = {model.recipe: model for model in _file().model}
 
     def setting(side: _Side) -> Setting:
-        model = models[f"{slug}-{side.method.lower()}"]
-        changes = tuple(side.changes.items())
-        return Setting(model.recipe, side.nfe, model.protocol, entry.metric, changes)
+        recipe = f"{slug}-{side.method.lower()}"
+        protocol, changes = _file().model[recipe].protocol, tuple(side.changes.items())
+        return Setting(recipe, side.nfe, protocol, entry.metric, changes)
 
     better = setting(entry.better)
     return Ordering(
@@ -318,20 +241,15 @@ def _ordering(entry: _Ordering, slug: str) -> Ordering:
         statement=entry.statement,
         where=entry.where,
         basis=entry.basis,
-        dataset=models[better.recipe].dataset,
+        dataset=_file().model[better.recipe].dataset,
         better=better,
         worse=tuple(setting(side) for side in entry.worse),
         num_images=_file().protocols[better.protocol].num_images,
-        note=entry.note,
     )
 
 
 def claim(id: str) -> Claim:
-    """The claim with this id.
-
-    Raises:
-        ValueError: There is none; names the nearest.
-    """
+    """The claim with this id."""
     by_id = {claim.id: claim for claim in claims()}
     if id not in by_id:
         raise ValueError(unknown("claim", id, by_id, "cmrepro claims"))

@@ -48,39 +48,23 @@ class Printed(Struct, frozen=True):
 
 
 class ResultRow(Struct, frozen=True, kw_only=True):
-    """One row of Table 1 or 2.
+    """One row of Table 1 or 2."""
 
-    Attributes:
-        table: 1 or 2.
-        dataset: Data set, as in the CSV.
-        category: Heading under which the row is printed.
-        method: Name of the method, as printed.
-        nfe: Network evaluations an image.
-        scores: Printed cell by metric.
-        verified: Sources in which the row is printed identically.
-    """
-
-    table: int
-    dataset: str
-    category: str
-    method: str
-    nfe: Positive
-    scores: dict[Metric, Printed]
-    verified: str
+    table: int  # 1 or 2
+    dataset: str  # data set, as in the CSV
+    category: str  # heading under which the row is printed
+    method: str  # name of the method, as printed
+    nfe: Positive  # network evaluations an image
+    scores: dict[Metric, Printed]  # printed cell by metric
+    verified: str  # sources in which the row is printed identically
 
 
 class HyperparameterRow(Struct, frozen=True, kw_only=True):
-    """One row of Table 3.
+    """One row of Table 3."""
 
-    Attributes:
-        name: The hyperparameter, as printed (mu and mu0 spelled out).
-        cells: Printed cell by column, without the empty ones.
-        verified: Sources in which the row is printed identically, and what the code has instead.
-    """
-
-    name: str
-    cells: dict[str, str]
-    verified: str
+    name: str  # the hyperparameter, as printed (mu and mu0 spelled out)
+    cells: dict[str, str]  # printed cell by column, without the empty ones
+    verified: str  # sources in which the row is printed identically, and what the code has instead
 
     def value(self, column: str) -> float:
         """A cell as a number."""
@@ -88,36 +72,23 @@ class HyperparameterRow(Struct, frozen=True, kw_only=True):
 
 
 class LaterRow(Struct, frozen=True, kw_only=True):
-    """One result of a later paper, for context.
+    """One result of a later paper, for context."""
 
-    Attributes:
-        paper: Title, or name of a re-implementation.
-        arxiv: arXiv number, "" without one.
-        dataset: Data set.
-        method: Method and setting.
-        nfe: Network evaluations an image.
-        fid: The printed FID.
-        verified: How sure the value is.
-        source: Where it was seen.
-        images_seen: Images seen in training, where stated.
-    """
-
-    paper: str
-    arxiv: str = ""
-    dataset: str
-    method: str
-    nfe: Positive
-    fid: Printed
-    verified: str
-    source: str
-    images_seen: Positive | None = None
+    paper: str  # title, or name of a re-implementation
+    arxiv: str = ""  # arXiv number, "" without one
+    dataset: str  # data set
+    method: str  # method and setting
+    nfe: Positive  # network evaluations an image
+    fid: Printed  # the printed FID
+    verified: str  # how sure the value is
+    source: str  # where it was seen
+    images_seen: Positive | None = None  # images seen in training, where stated
 
 
 def _read_csv(name: str) -> list[dict[str, Any]]:
     """The rows of a CSV file of this folder, without their empty cells."""
     with (FOLDER / name).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, strict=True))
-    return [{column: text for column, text in row.items() if text} for row in rows]
+        return [{key: text for key, text in row.items() if text} for row in csv.DictReader(file)]
 
 
 @functools.cache
