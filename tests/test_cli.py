@@ -1,7 +1,5 @@
 """The command line: outputs, exit codes, and one line on stderr for every bad input."""
 
-import csv
-import io
 import json
 import os
 import pathlib
@@ -38,30 +36,20 @@ def files_below(folder):
         (["table3", "--format", "html"], "'html' is not one of 'table', 'md'"),
         (["train", "cifar10-cc"], "unknown recipe 'cifar10-cc': did you mean 'cifar10-c"),
         (["train", EDM, "--data", "nowhere"], "'nowhere'"),
-        (["train", EDM, "--data", "synthetic", "--set", "batchsize=3"], "'batch_size'"),
         (["train", "demo-cifar10-ct", "--set", "batch_size"], "allowed is KEY=VALUE"),
-        (["recipe", "show", "demo-cifar10-cc"], "did you mean 'demo-cifar10-c"),
         (["sample", "demo-cifar10-cdd", "--out", "x.npz"], f"did you mean '{CD}'"),
         (["sample", CD, "--steps", "80,x", "--out", "x.npz"], "got --steps 80,x"),
-        (["sample", CD, "--steps", "0.8,80", "--out", "x.npz"], "decrease"),
-        (["sample", EDM, "--steps", "1", "--out", "x.npz"], "EDM denoiser"),
         (["sample", CD, "--num-images", "0", "--out", "x.npz"], "at least 1 image"),
         (["sample", CD, "--out", "x.png"], "ending in .npz"),
         (["sample", CD, "--device", "gpu", "--out", "x.npz"], "no device 'gpu'"),
         (["evaluate", "nothing.npz", "--device", "cuda:99"], "no device 'cuda:99'"),
         (["evaluate", "nothing.npz"], "'nothing.npz'"),
-        (["evaluate", "nothing.npz", "--protocol", "embeded"], "did you mean 'embedded'"),
         (["evaluate", "a.npz", "--explain", "a", "b", "--reference", "c"], "leave --reference"),
-        (["evaluate", "a.npz", "--explain", "a", "b", "--intervals"], "and --intervals out"),
         (["evaluate", "a.npz", "--real", "c"], "--real is for --explain"),
-        (["reproduce", "cifar-10"], "did you mean 'cifar10'"),
-        (["reproduce", "cifar10", "--profile", "demos"], "did you mean 'demo'"),
         (["reproduce", "cifar10", "--seeds", "0"], "0 is not in the range"),
         (["report", "--check"], "no records in results"),
         (["report", "--check", "--real", "x"], "--check writes nothing"),
         (["claims", "--out", "nope"], "no folder at 'nope'"),
-        (["checkpoints", "inspect", "nothing"], "unknown checkpoint"),
-        (["references", "fetch", "adm-imagenet46"], "did you mean 'adm-imagenet64'"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, arguments, message):
@@ -121,9 +109,7 @@ def test_a_file_that_exists_is_not_replaced(run, tmp_path, arguments):
 
 @pytest.mark.parametrize("arguments", [["reproduce", "cifar10"], ["report"]])
 def test_a_foreign_report_is_not_replaced(run, tmp_path, arguments):
-    records = pathlib.Path("results/records").resolve()
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "records").symlink_to(records)
+    (tmp_path / "results").symlink_to(pathlib.Path("results").resolve())
     (tmp_path / "REPORT.md").write_text("precious")
     code, out, err = run(*arguments, "--out", tmp_path)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -152,50 +138,24 @@ def test_sample_then_evaluate(run, tmp_path):
     code, _, err = run("evaluate", path, *options, "--nfe", 2)
     assert (code, err.count("\n")) == (2, 1)
     assert "leave --nfe out" in err
-    # The same images from elsewhere, described by hand.
-    np.savez(tmp_path / "ect.npz", images)
+    np.savez(tmp_path / "ect.npz", images)  # the same images from elsewhere, described by hand
     code, out, _ = run("evaluate", tmp_path / "ect.npz", *options, "--model", "my-ect", "--nfe", 2)
     [foreign] = json.loads(out)
     assert foreign["record"].startswith("my-ect_nfe2_")
     assert foreign["fid"] == row["fid"]
 
 
-@pytest.mark.parametrize("variant", ["paper", "both"])
-def test_table3_in_every_format(run, variant):
-    code, out, _ = run("table3", "--variant", variant, "--format", "csv")
-    assert code == 0
-    rows = list(csv.reader(io.StringIO(out)))
-    assert (len(rows), len(rows[0])) == (14, 7)
-    for format_ in ("json", "md", "latex", "table"):
-        code, text, _ = run("table3", "--variant", variant, "--format", format_)
-        assert code == 0
-        assert "Learning rate" in text
-
-
 def test_lists_as_json(run, tmp_path):
     for command, at_least in (
         (["claims", "--out", tmp_path], 60),
         (["deviations"], 40),
+        (["table3", "--variant", "both"], 13),
         (["checkpoints", "list"], 25),
         (["references", "list"], 10),
     ):
         code, out, err = run(*command, "--format", "json")
         assert code == 0, err
         assert len(json.loads(out)) >= at_least
-    code, out, _ = run("checkpoints", "inspect", CD, "--format", "json")
-    assert json.loads(out)["network"] == "demo"
-
-
-def test_convert_adds_the_second_time(run, tmp_path):
-    path = tmp_path / "again.safetensors"
-    convert = ["checkpoints", "convert", CD, "--out", path, "--two-step-time"]
-    code, out, err = run(*convert, 1.5)
-    assert (code, out) == (0, f"wrote {path}\n"), err
-    _, out, _ = run("checkpoints", "inspect", path, "--format", "json")
-    assert json.loads(out)["two_step_time"] == 1.5
-    code, _, err = run(*convert, 90, "--overwrite")
-    assert code == 2
-    assert "allowed is between" in err
 
 
 def test_an_unexpected_error_is_exit_code_1_and_a_traceback_with_debug(run, monkeypatch):
@@ -230,15 +190,6 @@ def test_every_command_has_help(run, command):
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
     assert f" {command} [OPTIONS]" in out
-
-
-def test_the_torchrun_command_of_the_help_can_be_pasted(run):
-    _, out, _ = run("train", "--help")
-    assert "\\b" not in out
-    _, _, command = out.partition("\n\n    TORCH")
-    lines = command.partition("\n\n")[0].splitlines()
-    assert len(lines) == 3
-    assert all(line.endswith(" \\") for line in lines[:-1])
 
 
 @pytest.mark.parametrize(
@@ -321,12 +272,11 @@ def test_several_protocols_and_the_explanation_of_two(run, tmp_path):
     rows = json.loads(out)
     assert [row["record"].split("_")[1] for row in rows] == ["embedded-v1", "larger-v1"]
     assert "warning: embedded: 30 images where protocol embedded has 2,000" in err
-    written = tmp_path / "results" / "records" / f"{rows[1]['record']}.json"
-    record = json.loads(written.read_text())
+    record = json.loads((tmp_path / f"results/records/{rows[1]['record']}.json").read_text())
     assert record["scores"] == {"fid": rows[1]["fid"]}
     assert record["protocol"]["extractor"]["image_size"] == 96
     assert record["uncertainty"]
     code, out, err = run(*arguments, "--explain", larger, rounded)
     assert code == 0, err
     assert [row["change"] for row in json.loads(out)] == ["as it is", "rounding (emulated)"]
-    assert (tmp_path / "results" / "figures" / "explain_set_larger_larger.svg").is_file()
+    assert (tmp_path / "results/figures/explain_set_larger_larger.svg").is_file()

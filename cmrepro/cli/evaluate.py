@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cmrepro.cli import options
-from cmrepro.data import ImageSource, load_dataset, open_images
+from cmrepro.data import load_dataset, open_images
 from cmrepro.distributed import process_group
 from cmrepro.experiments.anchors import anchor_records
 from cmrepro.experiments.explain import explain, explanation_rows
@@ -15,15 +15,13 @@ from cmrepro.files import require_writable
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.references import build_reference, fetch_reference, reference_rows
-from cmrepro.records import FOLDER, SampleProvenance, write_record
+from cmrepro.records import FOLDER, write_record
 from cmrepro.sampling import read_provenance
 
 
 @click.command()
 @click.argument("samples")
-@click.option(
-    "--protocol", "protocols", multiple=True, default=["embedded"], help="Name or .toml."
-)
+@click.option("--protocol", multiple=True, default=["embedded"], help="Name or .toml.")
 @click.option("--reference", "references", multiple=True, help="Other statistics: name or file.")
 @click.option("--num-images", type=options.COUNT, help="Score the first N images.")
 @click.option("--model", help="Name of the model in the record.")
@@ -36,14 +34,7 @@ from cmrepro.sampling import read_provenance
 @options.FORMAT
 @options.OUT
 @options.OVERWRITE
-def evaluate(
-    samples: str,
-    protocols: tuple[str, ...],
-    format_: str,
-    out: Path,
-    overwrite: bool,
-    **arguments: Any,
-) -> None:
+def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments: Any) -> None:
     """Score SAMPLES (.npz, folder or zip of images) and write records to results/records.
 
     Several --protocol score in one pass, each with its own statistics or one --reference each.
@@ -54,49 +45,43 @@ def evaluate(
     """
     explained, real = arguments.pop("explained"), arguments.pop("real")
     stated = {key: arguments.pop(key) for key in ("model", "nfe", "seed")}
-    if explained and (
-        arguments["references"] or arguments["num_images"] or arguments["intervals"]
-    ):
+    stated = {key: value for key, value in stated.items() if value is not None}
+    if explained and any(arguments[key] for key in ("references", "num_images", "intervals")):
         raise click.UsageError(
-            "--explain takes references and numbers of images from its two protocols; leave "
+            "the two protocols of --explain have references and numbers of images; leave "
             "--reference, --num-images and --intervals out"
         )
     if real and not explained:
         raise click.UsageError("--real is for --explain; leave it out, or give --explain A B")
     require_writable(out / FOLDER)
-    loaded = [load_protocol(protocol) for protocol in explained or protocols]
+    protocols = [load_protocol(name) for name in explained or arguments.pop("protocol")]
     images = open_images(samples)
     if explained:
         from cmrepro.report.figures import waterfall_figure  # takes a second
 
-        path = out / f"results/figures/explain_{images.name}_{loaded[0].name}_{loaded[1].name}.svg"
+        names = "_".join([images.name, *(protocol.name for protocol in protocols)])
+        path = out / f"results/figures/explain_{names}.svg"
         options.require_new(path, overwrite)
         real_images, device = open_images(real) if real else None, arguments["device"]
-        rows = explanation_rows(explain(images, *loaded, real=real_images, device=device))
+        rows = explanation_rows(explain(images, *protocols, real=real_images, device=device))
         options.print_rows(rows, format_)
         waterfall_figure(rows, path)
         click.echo(f"wrote {path}", err=True)
         return
-    provenance = _provenance(samples, images, stated)
+    provenance = read_provenance(Path(samples), images)
+    if provenance.checkpoint and stated:
+        names = ", ".join(f"--{key}" for key in stated)
+        raise click.UsageError(f"the provenance of {samples} lies beside it; leave {names} out")
     with process_group() as rank:
-        records = run(images, loaded, provenance, progress=True, **arguments)
-    rows = [{"record": r.id, "num_images": r.num_images} | r.scores for r in records]
+        described = provenance.replace(**stated)
+        records = run(images, protocols, described, progress=True, **arguments)
     for record in records:
         click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}", err=True)
         for warning in record.warnings:
             click.echo(f"warning: {record.protocol.name}: {warning}", err=True)
     if rank == 0:
+        rows = [{"record": r.id, "num_images": r.num_images} | r.scores for r in records]
         options.print_rows(rows, format_)
-
-
-def _provenance(samples: str, images: ImageSource, stated: dict[str, Any]) -> SampleProvenance:
-    """The provenance beside a sample set, or the stated one of images from elsewhere."""
-    found = read_provenance(Path(samples), images)
-    stated = {key: value for key, value in stated.items() if value is not None}
-    if found.checkpoint and stated:
-        names = ", ".join(f"--{key}" for key in stated)
-        raise click.UsageError(f"the provenance of {samples} lies beside it; leave {names} out")
-    return found.replace(**stated)
 
 
 @click.command()
@@ -138,7 +123,7 @@ def fetch(name: str) -> None:
 @click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
 @click.option("--split", required=True, help="Part of the data set, e.g. train.")
 @options.DEVICE
-@click.option("--out", type=options.PATH, metavar="FILE.npz", required=True)
+@options.OUT_NPZ
 @options.OVERWRITE
 def build(data_path: str, protocol: str, out: Path, overwrite: bool, **settings: str) -> None:
     """Write statistics of the images at DATA_PATH to FILE.npz; images are read batch by batch."""

@@ -23,7 +23,7 @@ COMMANDS = {
     "anchors": ("evaluate", "Score real images, blurred ones and noise."),
     "evaluate": ("evaluate", "Score a sample set."),
     "report": ("report", "REPORT.md, tables, figures and the page, from the records."),
-    "redo": ("redo", "Make a record again."),
+    "redo": ("sample", "Make a record again."),
     "compare": ("records", "Explain the differences between two records."),
     "records": ("records", "Records: validate, merge."),
     "doctor": ("doctor", "Check an installation, a sample set, a checkpoint or a record."),
@@ -35,11 +35,9 @@ class LazyGroup(click.Group):
     """Group that imports a command's module when the command is invoked."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        """The command of a name."""
         if name not in COMMANDS:
             raise click.UsageError(unknown("command", name, COMMANDS), ctx)
         module = importlib.import_module(f"cmrepro.cli.{COMMANDS[name][0]}")
@@ -47,7 +45,6 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 

@@ -15,9 +15,11 @@ PATH = click.Path(path_type=Path)
 OUT = click.option(
     "--out", type=PATH, metavar="DIR", default=Path(), help="Folder of results/ and REPORT.md."
 )
+OUT_NPZ = click.option("--out", type=PATH, metavar="FILE.npz", required=True)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what exists and is different.")
 FORMAT = click.option("--format", "format_", type=click.Choice(FORMATS), default="table")
 PROTOCOL = click.option("--protocol", default="embedded", help="Name, or .toml file of your own.")
+VARIANT = click.option("--variant", type=click.Choice(["paper", "released"]), default="paper")
 
 
 def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -58,14 +60,6 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[key] = value
     return settings
-
-
-def parse_steps(text: str) -> int | list[float]:
-    """A number of steps, or a list of times."""
-    try:
-        return int(text) if "," not in text else [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"got --steps {text}; allowed are 1, 2, … or times: 80,0.8") from None
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], format_: str) -> None:

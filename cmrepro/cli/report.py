@@ -33,8 +33,7 @@ def report(check: bool, real: str | None, out: Path, overwrite: bool) -> None:
         stride = max(1, source.num_images // (GRID_ROWS * GRID_COLUMNS))
         write_grid(out / REAL, source.take(range(0, source.num_images, stride)))
     if not check:
-        for path in write_report(out, overwrite):
-            click.echo(f"wrote {path}")
+        click.echo("\n".join(f"wrote {path}" for path in write_report(out, overwrite)))
         return
     problems, remark = check_report(out)
     if remark:

@@ -1,19 +1,27 @@
-"""Sampling: `sample`, `search-times`, and the main job `reproduce`."""
+"""Sampling: `sample`, `search-times`, the main job `reproduce`, and `redo` of a record."""
 
+import contextlib
+import shlex
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.load import load_model
 from cmrepro.cli import options
+from cmrepro.cli.main import cli
 from cmrepro.distributed import process_group
+from cmrepro.experiments.redo import compare_redone, redo_commands
 from cmrepro.experiments.reproduce import load_suite
 from cmrepro.experiments.reproduce import reproduce as run_suite
 from cmrepro.metrics.protocols import load_protocol
+from cmrepro.records import FOLDER, find_record, read_record
 from cmrepro.report.render import require_own_report, write_report
-from cmrepro.sampling import sample as run
+from cmrepro.sampling import sample as run_sampler
 from cmrepro.sampling import sample_provenance, sampler_settings, write_sample_set
 from cmrepro.search import search_time
 from cmrepro.settings import Rounding
@@ -48,10 +56,17 @@ def reproduce(
 @click.option("--seed", default=0, help="Image i depends on (seed, i) alone.")
 @click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
 @options.DEVICE
-@click.option("--out", type=options.PATH, metavar="FILE.npz", required=True)
+@options.OUT_NPZ
 @options.OVERWRITE
 def sample(
-    checkpoint: str, steps: str, to_uint8: Rounding, out: Path, overwrite: bool, **arguments: Any
+    checkpoint: str,
+    steps: str,
+    num_images: int,
+    seed: int,
+    to_uint8: Rounding,
+    device: str,
+    out: Path,
+    overwrite: bool,
 ) -> None:
     """Sample images from CHECKPOINT into FILE.npz, with their provenance in a JSON beside it.
 
@@ -61,11 +76,15 @@ def sample(
     if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
     options.require_new(out, overwrite)
-    model = load_model(checkpoint, arguments["device"])
-    settings = sampler_settings(model.info, options.parse_steps(steps), to_uint8)
+    model = load_model(checkpoint, device)
+    try:
+        times = [float(t) for t in steps.split(",")] if "," in steps else int(steps)
+    except ValueError:
+        raise ValueError(f"got --steps {steps}; allowed are 1, 2, … or times: 80,0.8") from None
+    settings = sampler_settings(model.info, times, to_uint8)
     with process_group() as rank:
-        seed, size = arguments["seed"], model.image_size
-        samples = run(model, settings, arguments["num_images"], seed, size, model.path.stem)
+        name = model.path.stem
+        samples = run_sampler(model, settings, num_images, seed, model.image_size, name)
     if rank == 0:
         provenance = sample_provenance(model, settings, seed, samples)
         write_sample_set(out, samples.stages[-1], provenance, samples.labels, overwrite)
@@ -81,17 +100,10 @@ def sample(
 @click.option("--seed", default=1000, help="Seed of the noise; at least 1000.")
 @options.DEVICE
 @options.FORMAT
-@click.option(
-    "--out", type=options.PATH, metavar="FILE", help="Checkpoint to write with the time."
-)
+@click.option("--out", type=options.PATH, metavar="FILE", help="Checkpoint with the time.")
 @options.OVERWRITE
 def search_times(
-    checkpoint: str,
-    protocol: str,
-    format_: str,
-    out: Path | None,
-    overwrite: bool,
-    **arguments: Any,
+    checkpoint: str, protocol: str, format_: str, out: Path | None, overwrite: bool, **how: Any
 ) -> None:
     """Search the second time of 2-step sampling by the FID of its images, as the paper did.
 
@@ -99,11 +111,53 @@ def search_times(
     """
     if out:
         options.require_new(out, overwrite)
-    model = load_model(checkpoint, arguments["device"])
-    found = search_time(model, load_protocol(protocol), **arguments)
+    model = load_model(checkpoint, how["device"])
+    found = search_time(model, load_protocol(protocol), **how)
     options.print_rows(found.rows, format_)
     click.echo(f"t = {found.time:g}: {found.selection.rule}", err=True)
     if out:
         time, selection = found.time, found.selection
         path = convert(checkpoint, out, two_step_time=time, two_step_selection=selection)
         click.echo(f"wrote {path}", err=True)
+
+
+@click.command()
+@click.argument("record")
+@click.option("--run", is_flag=True, help="Run the commands and compare the results.")
+@click.option("--samples", type=options.PATH, help="Sample set to score, not sampled again.")
+@click.option("--checkpoint", type=options.PATH, help="File of the checkpoint.")
+@click.option("--reference", type=options.PATH, help="File of the reference statistics.")
+@click.option("--protocol", type=options.PATH, help="The protocol's .toml file.")
+@click.option("--out", type=options.PATH, metavar="DIR", help="Folder for samples and record.")
+@options.OVERWRITE
+@options.FORMAT
+def redo(
+    record: str, run: bool, out: Path | None, overwrite: bool, format_: str, **files: Path | None
+) -> None:
+    """Print the commands that make RECORD (a file, or an id in results/records) again.
+
+    With --run they run, in a temporary folder unless --out names another, and their hashes and
+    scores are compared with the record's. The exit code is 1 if the images differ on the same
+    platform, or a score by more than 1e-4 of its value.
+    """
+    recorded = find_record(record)
+    threads, extra = recorded.provenance.threads, ["--overwrite"] * overwrite
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary if run else "")
+        commands = redo_commands(recorded, folder, files)
+        if not run:
+            for words in commands:
+                line = shlex.join(["cmrepro", *words, *extra])
+                click.echo(f"OMP_NUM_THREADS={threads} {line}")
+            return
+        torch.set_num_threads(threads)
+        with contextlib.redirect_stdout(sys.stderr):
+            for words in commands:
+                cli.main([*words, *extra], "cmrepro", standalone_mode=False)
+        redone = compare_redone(recorded, read_record(folder / FOLDER / f"{recorded.id}.json"))
+    options.print_rows(redone.rows, format_)
+    if redone.other_platform:
+        found = "; ".join(redone.other_platform)
+        click.echo(f"another platform ({found}): hashes may differ, scores are compared", err=True)
+    if redone.failed:
+        raise SystemExit(1)

@@ -2,7 +2,7 @@
 
 import click
 
-from cmrepro.cli.options import FORMAT, print_rows
+from cmrepro.cli.options import FORMAT, VARIANT, print_rows
 from cmrepro.report.tables import deviations_rows
 from cmrepro.settings import Variant
 from cmrepro.training.recipes import recipe_names, recipe_rows, table3_rows
@@ -39,7 +39,7 @@ def list_recipes() -> None:
 
 @recipe.command()
 @click.argument("name")
-@click.option("--variant", type=click.Choice(["paper", "released"]), default="paper")
+@VARIANT
 @FORMAT
 def show(name: str, variant: Variant, format_: str) -> None:
     """Every field of recipe NAME, with the deviation behind each that differs in the variants."""

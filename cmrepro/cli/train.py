@@ -7,10 +7,9 @@ import click
 import torch
 
 from cmrepro.checkpoints.load import load_model
-from cmrepro.cli.options import COUNT, DEVICE, FORMAT, PATH, parse_settings, print_rows
+from cmrepro.cli.options import COUNT, DEVICE, FORMAT, PATH, VARIANT, parse_settings, print_rows
 from cmrepro.data import training_images
 from cmrepro.distributed import process_group
-from cmrepro.files import DownloadError
 from cmrepro.networks.presets import IMAGE_SIZES
 from cmrepro.provenance import provenance
 from cmrepro.schema import unknown
@@ -23,10 +22,10 @@ from cmrepro.training.step import Training
 
 @click.command()
 @click.argument("recipe")
-@click.option("--variant", type=click.Choice(["paper", "released"]), default="paper")
+@VARIANT
 @click.option("--name", help="Name of the checkpoint (default: the recipe's).")
 @click.option("--teacher", help="EDM checkpoint: a name or a path.")
-@click.option("--data", "data_path", help="Data set: a path, a name, or 'synthetic'.")
+@click.option("--data", help="Data set: a path or a name (default: the recipe's).")
 @click.option("--max-unreadable", default=0, help="Undecodable images to leave out, at most.")
 @click.option("--set", "settings", multiple=True, help="Changes to the recipe: KEY=VALUE,…")
 @click.option("--seed", default=0)
@@ -43,12 +42,7 @@ from cmrepro.training.step import Training
 @FORMAT
 @click.option("--out", type=PATH, metavar="DIR", default=Path(), help="Folder of all its files.")
 def train(
-    recipe: str,
-    variant: Variant,
-    settings: tuple[str, ...],
-    format_: str,
-    out: Path,
-    **options: Any,
+    recipe: str, variant: Variant, settings: list[str], format_: str, out: Path, **options: Any
 ) -> None:
     """Train RECIPE: an EDM teacher, CD or CT.
 
@@ -74,21 +68,18 @@ def train(
     if changed.network not in IMAGE_SIZES:
         raise ValueError(unknown("network", changed.network, IMAGE_SIZES))
     device, teacher, seed = options.pop("device"), options.pop("teacher"), options.pop("seed")
-    data_path, max_unreadable = options.pop("data_path"), options.pop("max_unreadable")
+    data, max_unreadable = options.pop("data"), options.pop("max_unreadable")
     how = {key: options.pop(key) for key in ("precision", "micro_batch", "compiled")}
     if options.pop("planned"):
         print_rows(plan(changed, device, **how), format_)
         return
     with process_group() as rank:
         model = load_model(teacher, device) if teacher else None
-        training = Training(changed, seed, model, device, **how)
-        size = IMAGE_SIZES[changed.network]
-        try:
-            images = training_images(data_path or changed.dataset, size, max_unreadable)
-        except DownloadError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"{error}; --data names the images") from error
+        training, size = (
+            Training(changed, seed, model, device, **how),
+            IMAGE_SIZES[changed.network],
+        )
+        images = training_images(data or changed.dataset, size, max_unreadable)
         path = run(training, images, out, provenance=provenance(), **options)
     if rank == 0:
         click.echo(f"wrote {path}")
