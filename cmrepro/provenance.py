@@ -36,10 +36,7 @@ def provenance() -> Provenance:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout that holds this package, and True if its code has been changed.
-
-    Both are None for an installed package.
-    """
+    """Commit of this checkout and True if its code is changed; None for an installed package."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None, None
@@ -58,10 +55,9 @@ def git_state() -> tuple[str | None, bool | None]:
 
 
 def cpu_name() -> str:
-    """Processor, what the last bits of results depend on, and the number of usable cores.
+    """Processor with family, model and PyTorch's vector instructions, and usable cores.
 
-    Processors of one name differ in their instructions: family and model, where Linux names them,
-    and the vector instructions that PyTorch uses.
+    Processors of one name may differ in these, and then in the last bits of results.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")

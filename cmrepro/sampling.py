@@ -5,9 +5,10 @@ Image i depends on (seed, i) alone.
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,32 +25,28 @@ from cmrepro.data import ImageSource
 from cmrepro.distributed import gather, rank_and_world_size, shard
 from cmrepro.files import array_sha256, atomic_path
 from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
-from cmrepro.schema import convert, read_json, to_json, unknown
-from cmrepro.settings import SamplerSettings
+from cmrepro.schema import read_json, to_json
+from cmrepro.settings import Rounding, SamplerSettings
 
 # Images of one forward pass. Convolutions may round differently in batches of another size, so it
 # is part of what a seed means; the last batch is filled up, so that the number of images is not.
 BATCH_SIZE = 100
 
-TO_UINT8: dict[str, Callable[[Tensor], Tensor]] = {"round": torch.round, "truncate": torch.floor}
+TO_UINT8 = {"round": torch.round, "truncate": torch.floor}
 
 
 def sampler_settings(
-    info: CheckpointInfo, steps: int | Sequence[float], to_uint8: str = "round"
+    info: CheckpointInfo,
+    steps: int | Sequence[float],
+    to_uint8: Literal[Rounding, "as given"] = "round",
 ) -> SamplerSettings:
     """Sampler of a checkpoint.
 
-    Args:
-        info: Header of the checkpoint.
-        steps: For a consistency function 1, 2, or all times of Algorithm 1, decreasing from
-            sigma_max. For a denoiser the number of grid points of Heun's method.
-        to_uint8: "round" or "truncate".
-
-    Raises:
-        ValueError: Steps that the model cannot take, or an unknown rounding.
+    `steps` of a consistency function are 1, 2, or all times of Algorithm 1, decreasing from
+    sigma_max; those of a denoiser are the number of grid points of Heun's method. "as given", of
+    protocols that read images, is "round".
     """
-    if to_uint8 not in TO_UINT8:
-        raise ValueError(unknown("rounding", to_uint8, TO_UINT8))
+    rounding: Rounding = "round" if to_uint8 == "as given" else to_uint8
     sigma_max = info.sigma_max
     if info.parameterization == "edm":
         if not isinstance(steps, int) or steps < 2:
@@ -57,22 +54,25 @@ def sampler_settings(
                 f"got --steps {steps} for an EDM denoiser; allowed is a number N >= 2 of points "
                 "of Heun's sampler, which evaluates the network 2N - 1 times, e.g. --steps 18"
             )
-        algorithm = "heun"
-        times = karras_times(steps, info.sigma_min, sigma_max, info.rho).tolist()
-    else:
-        algorithm = "multistep"
-        if isinstance(steps, int):
-            known = [sigma_max, *([info.two_step_time] if info.two_step_time else [])]
-            if not 1 <= steps <= len(known):
-                raise ValueError(
-                    f"got {steps} steps; this checkpoint has times for 1 to {len(known)}; list "
-                    f"all times for more, decreasing from {sigma_max:g}: --steps t1,t2,…"
-                )
-            steps = known[:steps]
-        check_times(steps, info.sigma_min, sigma_max)
-        times = list(steps)
-    settings = {"algorithm": algorithm, "times": times, "to_uint8": to_uint8}
-    return convert(SamplerSettings, settings, "sampler")
+        grid = tuple(karras_times(steps, info.sigma_min, sigma_max, info.rho).tolist())
+        return SamplerSettings(algorithm="heun", times=grid, to_uint8=rounding)
+    if isinstance(steps, int):
+        known = [sigma_max, *([info.two_step_time] if info.two_step_time else [])]
+        if not 1 <= steps <= len(known):
+            raise ValueError(
+                f"got {steps} steps; this checkpoint has times for 1 to {len(known)}; list all "
+                f"times for more, decreasing from {sigma_max:g}: --steps t1,t2,…"
+            )
+        steps = known[:steps]
+    check_times(steps, info.sigma_min, sigma_max)
+    times = tuple(map(float, steps))
+    return SamplerSettings(algorithm="multistep", times=times, to_uint8=rounding)
+
+
+def _generator(seed: int, i: int, counter: int = 0) -> np.random.Generator:
+    """Counter-based stream of image i."""
+    key = np.array([seed, i], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -86,16 +86,8 @@ def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     Returns:
         (S, B, C, H, W) float32; image i's part is a function of (seed, i) alone.
     """
-    draws = np.stack(
-        [
-            np.random.Generator(
-                np.random.Philox(key=np.array([seed, i], np.uint64))
-            ).standard_normal(shape, np.float32)
-            for i in indices
-        ],
-        axis=1,
-    )
-    return torch.from_numpy(draws)
+    draws = [_generator(seed, i).standard_normal(shape, np.float32) for i in indices]
+    return torch.from_numpy(np.stack(draws, axis=1))
 
 
 def class_labels(seed: int, indices: Sequence[int], num_classes: int) -> NDArray[np.int64]:
@@ -103,19 +95,11 @@ def class_labels(seed: int, indices: Sequence[int], num_classes: int) -> NDArray
 
     The official code draws classes from an unseeded generator, likewise uniform.
     """
-    return np.array(
-        [
-            np.random.Generator(
-                # Noise starts at counter 0 and never gets this far.
-                np.random.Philox(key=np.array([seed, i], np.uint64), counter=1 << 128)
-            ).integers(num_classes)
-            for i in indices
-        ],
-        np.int64,
-    )
+    counter = 1 << 128  # noise starts at 0 and never gets this far
+    return np.array([_generator(seed, i, counter).integers(num_classes) for i in indices])
 
 
-def to_uint8(x: Tensor, rule: str) -> NDArray[np.uint8]:
+def to_uint8(x: Tensor, rule: Rounding) -> NDArray[np.uint8]:
     """Images (B, 3, H, W), clipped to [-1, 1], as uint8 (B, H, W, 3) by a rule of `TO_UINT8`."""
     pixels = TO_UINT8[rule](x * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -123,18 +107,14 @@ def to_uint8(x: Tensor, rule: str) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of one seed after each evaluation of the sampler.
+    """Images of one seed after each evaluation of the sampler."""
 
-    Attributes:
-        stages: One uint8 (N, H, W, 3) for each evaluation of Algorithm 1; one in all for Heun.
-        noise_sha256: Checksum of the noise used up to each stage, image by image, so that fewer
-            steps have the same one however many followed.
-        labels: (N,) int64 of a class-conditional network, or None.
-    """
-
+    # One uint8 (N, H, W, 3) for each evaluation of Algorithm 1; one in all for Heun
     stages: list[NDArray[np.uint8]]
+    # Checksum of the noise used up to each stage, image by image, so that fewer steps have the
+    # same one however many followed
     noise_sha256: list[str]
-    labels: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64] | None = None  # (N,) int64 of a class-conditional network, or None
 
 
 @torch.inference_mode()
@@ -146,32 +126,22 @@ def sample(
     image_size: int,
     progress: str | None = None,
 ) -> Samples:
-    """Sample images number 0 to num_images - 1 of a seed.
+    """Sample images number 0 to num_images - 1 of a seed with f or D, in evaluation mode.
 
-    Under `torchrun` every process samples its shard of the batches, and rank 0 gathers them.
-
-    Args:
-        model: f or D, in evaluation mode.
-        settings: Sampler.
-        num_images: N >= 1.
-        seed: Seed of noise and classes, >= 0.
-        image_size: H = W.
-        progress: Label of the progress bar; None for no bar.
-
-    Returns:
-        All images at rank 0, none at the other ranks.
-
-    Raises:
-        ValueError: No image is requested, or the seed is negative.
+    Under `torchrun` every process samples its shard of the batches, and rank 0 gathers them; the
+    others return no images. `progress` is the label of a progress bar.
     """
     if num_images < 1 or seed < 0:
         raise ValueError(
             f"got {num_images} images and seed {seed}; allowed is at least 1 image and seed >= 0"
         )
     device = next(model.parameters()).device
-    num_classes = getattr(model.network.config, "num_classes", 0)
     rank, world_size = rank_and_world_size()
     firsts = range(0, num_images, BATCH_SIZE)
+    classes = None
+    if num_classes := getattr(model.network.config, "num_classes", 0):
+        indices = range(len(firsts) * BATCH_SIZE)
+        classes = torch.from_numpy(class_labels(seed, indices, num_classes))
     own = firsts[shard(len(firsts), rank, world_size)]
     # Noise draws an image: one for each evaluation of Algorithm 1, one in all for Heun.
     num_stages = len(settings.times) if settings.algorithm == "multistep" else 1
@@ -188,10 +158,7 @@ def sample(
 
     for first in tqdm(own, desc=progress, unit="batch", disable=progress is None or rank > 0):
         z = batch_noise(first)
-        labels = None
-        if num_classes:
-            classes = class_labels(seed, range(first, first + BATCH_SIZE), num_classes)
-            labels = torch.from_numpy(classes).to(device)
+        labels = None if classes is None else classes[first : first + BATCH_SIZE].to(device)
         images = _stages(functools.partial(model, labels=labels), settings, z, model.sigma_min)
         for stage, x in zip(stages, images, strict=True):
             stage.append(to_uint8(x[: num_images - first], settings.to_uint8))
@@ -200,8 +167,8 @@ def sample(
             batch_noise(first)
     parts = gather([np.concatenate(stage) for stage in stages] if own else None)
     whole = [np.concatenate(stage) for stage in zip(*filter(None, parts), strict=True)]
-    all_labels = class_labels(seed, range(num_images), num_classes) if num_classes else None
-    return Samples(whole, [digest.hexdigest() for digest in digests], all_labels)
+    used = None if classes is None else classes[:num_images].numpy()
+    return Samples(whole, [digest.hexdigest() for digest in digests], used)
 
 
 def _stages(
@@ -259,11 +226,7 @@ def write_sample_set(
     labels: NDArray[np.int64] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write images as `arr_0` of an .npz, classes as `arr_1` (ADM convention), provenance beside.
-
-    Raises:
-        ValueError: Another sample set is there, or the files cannot be written.
-    """
+    """Write images as `arr_0` of an .npz, classes as `arr_1` (ADM's names), provenance beside."""
     beside = provenance_path(path)
     if path.exists() and not overwrite:
         if beside.is_file() and read_json(SampleProvenance, beside) == provenance:
@@ -276,11 +239,7 @@ def write_sample_set(
 
 
 def read_provenance(path: Path, images: ImageSource) -> SampleProvenance:
-    """Provenance beside a sample set; without one, only the set's name.
-
-    Raises:
-        ValueError: The JSON is not a provenance, or that of another number of images.
-    """
+    """Provenance beside a sample set; without one, only the set's name."""
     beside = provenance_path(path)
     if not beside.is_file():
         return SampleProvenance(model=images.name)

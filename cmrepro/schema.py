@@ -22,6 +22,9 @@ NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Checksum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="64 hex digits")]
 
+to_builtins = msgspec.to_builtins  # a Struct as JSON would hold it: dicts, lists, text, numbers
+json_schema = msgspec.json.schema  # JSON Schema (draft 2020-12) of a declared type
+
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all declared types: frozen, no unknown keys.
@@ -31,23 +34,14 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     def replace(self: T, **changes: Any) -> T:
-        """The same values with some fields changed, checked like values that are read.
-
-        Raises:
-            ValueError: A field does not exist, or a value is not allowed.
-        """
+        """The same values with some fields changed, checked like values that are read."""
         return convert(type(self), to_builtins(self) | to_builtins(changes), "")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> str:
     """Error text for an unknown name: what was got, the nearest name, all known names.
 
-    Args:
-        kind: What was looked up, e.g. "recipe".
-        name: The requested name.
-        known: Every allowed name.
-        listed_by: A command that lists the names where they are too many for one line; then only
-            the three nearest are named.
+    With `listed_by`, a command that lists names too many for one line, only the three nearest.
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=3 if listed_by else 1, cutoff=0.5)
@@ -58,22 +52,10 @@ def unknown(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> 
     return f"unknown {kind} '{name}': {hint}known: {', '.join(names) or 'none'}"
 
 
-def to_builtins(value: object) -> Any:
-    """A Struct as dicts, lists, strings and numbers, as JSON would hold it."""
-    return msgspec.to_builtins(value)
-
-
 def convert(kind: type[T], values: object, where: str, strict: bool = True) -> T:
-    """Builtins as a declared type.
+    """Builtins as a declared type; a ValueError names `where` they come from, if not empty.
 
-    Args:
-        kind: The type, a Struct or any annotation.
-        values: What was read.
-        where: Name of the source for the error, e.g. a path; may be empty.
-        strict: Refuse numbers that are written as text, as the cells of a CSV file are.
-
-    Raises:
-        ValueError: An unknown or missing key, a wrong type, a value out of range.
+    `strict` refuses numbers that are written as text, as the cells of a CSV file are.
     """
     try:
         return msgspec.convert(values, kind, strict=strict, str_keys=True)
@@ -83,11 +65,7 @@ def convert(kind: type[T], values: object, where: str, strict: bool = True) -> T
 
 
 def read_toml(kind: type[T], path: Path) -> T:
-    """A TOML file as a declared type.
-
-    Raises:
-        ValueError: The file cannot be read or does not hold what it should.
-    """
+    """A TOML file as a declared type."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -96,11 +74,7 @@ def read_toml(kind: type[T], path: Path) -> T:
 
 
 def read_json(kind: type[T], path: Path) -> T:
-    """A JSON file as a declared type; NaN and infinity are refused.
-
-    Raises:
-        ValueError: The file cannot be read or does not hold what it should.
-    """
+    """A JSON file as a declared type; NaN and infinity are refused."""
     try:
         values = msgspec.json.decode(path.read_bytes())
     except (OSError, msgspec.DecodeError, RecursionError) as error:
@@ -111,11 +85,6 @@ def read_json(kind: type[T], path: Path) -> T:
 def to_json(value: object) -> str:
     """A Struct as indented JSON with sorted keys, ending in a newline."""
     return json.dumps(to_builtins(value), indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def json_schema(kind: type) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a declared type."""
-    return msgspec.json.schema(kind)
 
 
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -137,7 +106,8 @@ def _explained(text: str, kind: Any, values: Any) -> str:
             value = value[int(step)]
         elif isinstance(value, Mapping):
             value = value.get(step)
-        annotations = _inside(annotations, step)
+        inner = [f.type for s in _structs(annotations) for f in fields(s) if f.encode_name == step]
+        annotations = inner or annotations  # of a container: those of its items
     if found := re.search(r"contains unknown field `(.*)`", message):
         known = [field.encode_name for s in _structs(annotations) for field in fields(s)]
         return unknown(f"key{f' in {place}' if place else ''}", found[1], known)
@@ -153,20 +123,10 @@ def _explained(text: str, kind: Any, values: Any) -> str:
     return f"got {place or 'value'} = {got}; {message[:1].lower()}{message[1:]}"
 
 
-def _inside(annotations: list[Any], step: str) -> list[Any]:
-    """Annotations of a field, or of the items of a container."""
-    found = [f.type for s in _structs(annotations) for f in fields(s) if f.encode_name == step]
-    return found or annotations
-
-
 def _structs(annotations: list[Any]) -> list[Any]:
     """Struct types inside annotations."""
-    return [
-        inner
-        for annotation in annotations
-        for inner in _arguments(annotation)
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct)
-    ]
+    inner = [type_ for annotation in annotations for type_ in _arguments(annotation)]
+    return [t for t in inner if isinstance(t, type) and issubclass(t, msgspec.Struct)]
 
 
 def _arguments(annotation: Any) -> list[Any]:

@@ -7,6 +7,7 @@ do not fall so, it may miss the deepest valley; scoring the whole grid finds it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from cmrepro.checkpoints.load import CheckpointModel
 from cmrepro.consistency.schedules import karras_times
@@ -14,7 +15,6 @@ from cmrepro.data import ImageDataset
 from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.references import load_reference
 from cmrepro.sampling import sample, sampler_settings
-from cmrepro.schema import unknown
 from cmrepro.settings import Metric, Protocol, Selection
 
 METRIC: Metric = "fid"
@@ -25,12 +25,7 @@ Search = Callable[[Callable[[float], float], Sequence[float]], dict[int, float]]
 
 
 def grid_search(score: Callable[[float], float], times: Sequence[float]) -> dict[int, float]:
-    """Score of every inner point of a time grid, by index 1 to N - 2.
-
-    Args:
-        score: Function of a time; lower is better.
-        times: The grid, N points.
-    """
+    """Score (lower is better) of every inner point of a grid of N times, by index 1 to N - 2."""
     return {index: score(time) for index, time in enumerate(times[1:-1], 1)}
 
 
@@ -41,10 +36,6 @@ def ternary_search(score: Callable[[float], float], times: Sequence[float]) -> d
     openai/consistency_models at 3d86141), the ends are not: there the last interval may return a
     probe in place of a better end (deviation `ternary-search-ends`), and the first and last point
     of the grid, where two steps are one, may be scored. Here the best of all scored points counts.
-
-    Args:
-        score: Function of a time; lower is better.
-        times: The grid, N points.
     """
     scores: dict[int, float] = {}
 
@@ -69,24 +60,19 @@ SEARCHES: dict[str, Search] = {"ternary": ternary_search, "grid": grid_search}
 
 @dataclass(frozen=True)
 class TimeSearch:
-    """Result of a search.
+    """Result of a search."""
 
-    Attributes:
-        rows: Index, time and all scores of each scored point, in the order of scoring.
-        time: The point with the lowest FID.
-        selection: How it was chosen, for the checkpoint's header.
-    """
-
+    # Index, time and all scores of each scored point, in the order of scoring
     rows: list[dict[str, float]]
-    time: float
-    selection: Selection
+    time: float  # the point with the lowest FID
+    selection: Selection  # how it was chosen, for the checkpoint's header
 
 
 def search_time(
     model: CheckpointModel,
     protocol: Protocol,
     *,
-    method: str = "ternary",
+    method: Literal["ternary", "grid"] = "ternary",
     num_scales: int | None = None,
     num_images: int | None = None,
     seed: int = FIRST_SEARCH_SEED,
@@ -96,35 +82,23 @@ def search_time(
 
     Args:
         model: Consistency function.
-        protocol: Gives FID and the other scores; its rounding is used.
+        protocol: Way of scoring and rounding.
         method: "ternary" or "grid".
         num_scales: N of the grid; by default that of the recipe (at its end, where N grows).
         num_images: Images at each time; by default the number that the protocol asks for.
         seed: Seed of the noise, the same at each time; at least `FIRST_SEARCH_SEED`.
         device: Device of the extractor.
-
-    Raises:
-        ValueError: A seed of reported scores, an unknown method, a model without a second step or
-            a known grid, or a protocol without FID.
     """
     info = model.info
-    if method not in SEARCHES:
-        raise ValueError(unknown("search", method, SEARCHES))
     if seed < FIRST_SEARCH_SEED:
         raise ValueError(
             f"got seed = {seed}; seeds below {FIRST_SEARCH_SEED} are for scores that are "
-            "reported, which a time chosen on them would flatter: search on another"
+            "reported, which a time chosen on them would flatter"
         )
     if METRIC not in protocol.metrics:
-        raise ValueError(
-            f"protocol {protocol.name} has no {METRIC}, which the search needs; its metrics are "
-            f"{', '.join(protocol.metrics)}"
-        )
+        raise ValueError(f"protocol {protocol.name} has no {METRIC}, which the search needs")
     if info.parameterization == "edm":
-        raise ValueError(
-            f"{model.path.name} is an EDM denoiser, which has no second time; give a model "
-            "trained by CD or CT"
-        )
+        raise ValueError(f"{model.path.name} is an EDM denoiser, which has no second time")
     if num_scales is None and info.recipe:
         # Where N grows, the grid is the last one (deviation `ct-num-boundaries`).
         num_scales = info.recipe.num_scales or (info.recipe.s1 or 0) + 1
@@ -136,15 +110,13 @@ def search_time(
     times = karras_times(num_scales, info.sigma_min, info.sigma_max, info.rho).tolist()
     num_images = num_images or protocol.num_images
     task = Task(protocol, load_reference(protocol), num_images)
-    rounding = "round" if protocol.to_uint8 == "as given" else protocol.to_uint8
     rows: list[dict[str, float]] = []
 
     def fid(time: float) -> float:
-        settings = sampler_settings(info, [info.sigma_max, time], rounding)
-        progress = f"t = {time:.3g}"
-        samples = sample(model, settings, num_images, seed, model.image_size, progress)
-        images = ImageDataset(model.path.stem, samples.stages[-1])
-        [scores] = score(images, [task], device=device)
+        settings = sampler_settings(info, [info.sigma_max, time], protocol.to_uint8)
+        label = f"t = {time:.3g}"
+        samples = sample(model, settings, num_images, seed, model.image_size, label)
+        [scores] = score(ImageDataset(label, samples.stages[-1]), [task], device=device)
         values = {str(metric): value for metric, value in scores.values.items()}
         rows.append({"index": times.index(time), "time": time, **values})
         return scores.values[METRIC]
@@ -154,7 +126,7 @@ def search_time(
     selection = Selection(
         rule=f"least {METRIC} of {len(scores)} among {num_scales} points, the reported metric",
         metric=METRIC,
-        search=method,  # type: ignore[arg-type]
+        search=method,
         protocol=f"{protocol.name}-v{protocol.version}",
         seeds=(seed,),
         num_images=num_images,

@@ -1,9 +1,5 @@
 """Runs and the main job, with a network too small to matter."""
 
-import pathlib
-from collections.abc import Iterator
-
-import numpy as np
 import pytest
 from tiny_checkpoint import save_tiny, tiny_presets
 
@@ -18,12 +14,12 @@ from cmrepro.sampling import sample, sample_provenance, sampler_settings
 
 
 @pytest.fixture(autouse=True)
-def presets() -> Iterator[None]:
+def presets():
     with tiny_presets():
         yield
 
 
-def test_reproduce_writes_the_same_records_twice(tmp_path: pathlib.Path) -> None:
+def test_reproduce_writes_the_same_records_twice(tmp_path):
     checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
     suite = Suite(protocol="embedded", num_images=12, seeds=2, checkpoints={str(checkpoint): 2})
     first = reproduce(suite, tmp_path / "a")
@@ -36,12 +32,11 @@ def test_reproduce_writes_the_same_records_twice(tmp_path: pathlib.Path) -> None
     assert {r.id for r in stored} == {r.id for r in first}
     grids = sorted(p.name for p in (tmp_path / "a" / "results" / "samples").iterdir())
     assert grids == ["tiny-cd_nfe1.png", "tiny-cd_nfe2.png"]
-    assert any("singular" in warning for warning in first[0].warnings)
 
 
 def test_second_time_rounding_and_images_make_records_of_their_own(
-    tmp_path: pathlib.Path,
-) -> None:
+    tmp_path,
+):
     model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))
     protocol = load_protocol("embedded")
     ids = []
@@ -53,27 +48,16 @@ def test_second_time_rounding_and_images_make_records_of_their_own(
         ids += [record.id for record in evaluate(images, [protocol], provenance, num_images=12)]
     for images in (samples.stages[0], samples.stages[1]):
         source = ImageDataset("x", images)
-        foreign = SampleProvenance(model="x")
-        ids += [record.id for record in evaluate(source, [protocol], foreign, num_images=12)]
+        [record] = evaluate(source, [protocol], SampleProvenance(model="x"), num_images=12)
+        assert (record.nfe, record.checkpoint, record.hashes.noise) == (None, None, None)
+        ids.append(record.id)
     assert len(set(ids)) == 5
     with pytest.raises(ValueError, match="provenance beside 'x' is that of other images"):
-        evaluate(
-            source,
-            [protocol],
-            provenance.replace(num_sampled=12, hashes={"images": "0" * 64}),
-            num_images=12,
-        )
+        foreign = provenance.replace(num_sampled=12, hashes={"images": "0" * 64})
+        evaluate(source, [protocol], foreign, num_images=12)
 
 
-def test_the_record_of_images_from_elsewhere() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
-    source = ImageDataset("noise", images)
-    protocol = load_protocol("embedded")
-    [record] = evaluate(source, [protocol], SampleProvenance(model="noise"), num_images=12)
-    assert (record.nfe, record.checkpoint, record.hashes.noise) == (None, None, None)
-
-
-def test_suites() -> None:
+def test_suites():
     suite = load_suite("cifar10", "demo")
     assert suite.num_images == load_protocol(suite.protocol).num_images
     with pytest.raises(ValueError, match="did you mean 'cifar10'"):
@@ -83,7 +67,7 @@ def test_suites() -> None:
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "imagenet64"])
-def test_the_papers_suites_run_what_was_released(dataset: str) -> None:
+def test_the_papers_suites_run_what_was_released(dataset):
     suite = load_suite(dataset, "paper")
     protocol = load_protocol(suite.protocol)
     assert suite.num_images == protocol.num_images == 50_000

@@ -10,7 +10,6 @@ from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.references import build_reference, load_reference
-from cmrepro.settings import Protocol
 
 REAL = synthetic(60, size=16, seed=1)
 IMAGES = synthetic(40, size=16, seed=2)
@@ -19,7 +18,7 @@ EMBEDDED = load_protocol("embedded").replace(
 )
 
 
-def saved_reference(folder, protocol: Protocol, images=REAL) -> Protocol:
+def saved_reference(folder, protocol, images=REAL):
     path = folder / f"{protocol.name}.npz"
     built = build_reference(images, protocol, dataset=images.name, split="all")
     write_statistics(path, built)

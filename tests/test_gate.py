@@ -1,8 +1,7 @@
-"""The regression gate of benchmarks/: passes, findings and messages.
+"""The regression gate of benchmarks/, on work whose CPU time is known exactly.
 
-The quick tests run the gate on work whose CPU time is known exactly. The marked ones plant a
-slow-down of 20 % in the sampler, in a training step and in a metric, and a change of 0.5 % in a
-score, and count how often the gate finds them beside other work on the machine.
+The marked tests plant a slow-down of 20 % in the sampler, a training step and a metric, and a
+change of 0.5 % in a score, and count how often the gate finds them beside other work.
 """
 
 import json
@@ -10,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +34,7 @@ def test_work(benchmark, gate):
 USUAL = {"ours": 10, "value": 3.0, "images": "a"}
 
 
-def run_pytest(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_pytest(*arguments):
     """Pytest in a process of its own, in one thread; the planting plugin can be imported."""
     environment = {
         **os.environ,
@@ -52,18 +50,18 @@ def run_pytest(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 class Work:
     """A folder with the gate, one benchmark and baselines of its usual work."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder, self.baselines = folder, folder / "baselines"
         for name in ("conftest.py", "gate.py"):
             shutil.copy(BENCHMARKS / name, folder)
         assert self.run("--update").returncode == 0
 
-    def run(self, *options: str, **changes: object) -> subprocess.CompletedProcess[str]:
+    def run(self, *options, **changes):
         (self.folder / "test_work.py").write_text(WORK.format(**{**USUAL, **changes}))
         return run_pytest(self.folder, "--baselines", self.baselines, *options)
 
 
-def test_unchanged_work_passes_and_changes_are_found(tmp_path: Path) -> None:
+def test_unchanged_work_passes_and_changes_are_found(tmp_path):
     work = Work(tmp_path)
     # 8 % slower and 7e-5 of the score: below the tolerances of 10 % and 1e-4.
     assert work.run(ours=10.8, value=3.0002).returncode == 0
@@ -81,7 +79,7 @@ def test_unchanged_work_passes_and_changes_are_found(tmp_path: Path) -> None:
     assert "faster than its baseline" in faster.stdout
 
 
-def test_update_and_an_unknown_machine(tmp_path: Path) -> None:
+def test_update_and_an_unknown_machine(tmp_path):
     work = Work(tmp_path)
     [machine_file] = (p for p in work.baselines.iterdir() if p.name != "scores.json")
     # Two loops of 10 ms each.
@@ -109,13 +107,11 @@ EVERYTHING = [BENCHMARKS / arguments[0] for arguments in FILES.values()]
 
 
 @pytest.fixture
-def other_work() -> Iterator[None]:
+def other_work():
     """Another process on every core, which computes and moves memory."""
     code = "import numpy as np\nx = np.ones((1500, 1500))\nwhile True: x = x @ x / 1500"
-    command, environment = (
-        [sys.executable, "-c", code],
-        {**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    )
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
     processes = [subprocess.Popen(command, env=environment) for _ in range(os.cpu_count() or 1)]
     yield
     for process in processes:
@@ -124,7 +120,7 @@ def other_work() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stored(tmp_path_factory):
     """Baselines of this machine."""
     folder = tmp_path_factory.mktemp("baselines")
     updated = run_pytest(*EVERYTHING, "--update", "--baselines", folder)
@@ -135,7 +131,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.gate
 @pytest.mark.usefixtures("other_work")
 @pytest.mark.parametrize("plant", FILES)
-def test_planted_changes_are_found_in_five_of_five_runs(stored: Path, plant: str) -> None:
+def test_planted_changes_are_found_in_five_of_five_runs(stored, plant):
     name, *selection = FILES[plant]
     planted = ["--baselines", stored, "-p", "planted", "--plant", plant]
     runs = [run_pytest(BENCHMARKS / name, *selection, *planted) for _ in range(5)]
@@ -144,6 +140,6 @@ def test_planted_changes_are_found_in_five_of_five_runs(stored: Path, plant: str
 
 @pytest.mark.gate
 @pytest.mark.usefixtures("other_work")
-def test_unchanged_code_passes_in_ten_of_ten_runs(stored: Path) -> None:
+def test_unchanged_code_passes_in_ten_of_ten_runs(stored):
     runs = [run_pytest(*EVERYTHING, "--baselines", stored) for _ in range(10)]
     assert not [run.stdout for run in runs if run.returncode]

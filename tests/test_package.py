@@ -20,7 +20,7 @@ FORBIDDEN = re.compile(
 
 
 @pytest.fixture(scope="module")
-def files() -> list[PurePosixPath]:
+def files():
     """Files of the repository that git tracks or would add, relative to its root."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
@@ -32,7 +32,7 @@ def files() -> list[PurePosixPath]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """The wheel, built without an isolated environment and so without the network."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
@@ -41,9 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_every_file_of_the_package(
-    wheel: Path, files: list[PurePosixPath]
-) -> None:
+def test_the_wheel_holds_every_file_of_the_package(wheel, files):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert packed == {str(path) for path in files if path.parts[0] == "cmrepro"}
@@ -51,14 +49,14 @@ def test_the_wheel_holds_every_file_of_the_package(
     assert sum(path.stat().st_size for path in assets) < MAX_ASSETS_BYTES
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
+def test_importing_the_package_loads_nothing_heavy():
     program = "import cmrepro, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split()
     heavy = {"torch", "numpy", "pandas", "scipy", "matplotlib", "PIL", "click", "msgspec"}
     assert not heavy & set(loaded)
 
 
-def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
+def test_the_version_is_the_same_everywhere(wheel):
     from cmrepro import __version__
 
     assert wheel.name.split("-")[1] == __version__
@@ -67,7 +65,7 @@ def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
         assert found and found[1] == __version__, name
 
 
-def test_no_file_holds_what_must_not_be_published(files: list[PurePosixPath]) -> None:
+def test_no_file_holds_what_must_not_be_published(files):
     contents = {path: (ROOT / path).read_bytes() for path in files}
     text = {path: content for path, content in contents.items() if b"\0" not in content}
     found = {str(path): match for path in text if (match := FORBIDDEN.search(text[path]))}

@@ -1,9 +1,5 @@
 """The search for the second time: on made-up scores, the official notebook's, and on a model."""
 
-import pathlib
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 from tiny_checkpoint import save_tiny, tiny_presets
 
@@ -21,25 +17,25 @@ NOTEBOOK = {5: 3.649, 9: 3.319, 10: 3.051, 11: 2.928, 12: 3.049, 13: 3.277, 14: 
 PROTOCOL = load_protocol("embedded")
 
 
-def indices(num_scales: int) -> list[float]:
+def indices(num_scales):
     """A grid whose times are their own indices."""
     return [float(i) for i in range(num_scales)]
 
 
-def test_the_official_notebooks_search_is_repeated() -> None:
+def test_the_official_notebooks_search_is_repeated():
     scores = ternary_search(lambda time: NOTEBOOK[int(time)], indices(18))
     assert scores == NOTEBOOK  # the same points and no other
     assert min(scores, key=scores.__getitem__) == 11
 
 
 @pytest.mark.parametrize("num_scales", [3, 4, 5, 6, 7, 18, 40, 201])
-def test_the_best_point_of_one_valley_is_found(num_scales: int) -> None:
+def test_the_best_point_of_one_valley_is_found(num_scales):
     """For every position of the valley, and with asymmetric slopes too."""
     counts = []
     for best in range(1, num_scales - 1):
         for slope in (1.0, 50.0):
 
-            def score(time: float, best: int = best, slope: float = slope) -> float:
+            def score(time, best=best, slope=slope):
                 assert 0 < time < num_scales - 1, "at an end two steps are one"
                 return (time - best) * (slope if time > best else -1.0)
 
@@ -50,8 +46,8 @@ def test_the_best_point_of_one_valley_is_found(num_scales: int) -> None:
     assert stated.get(num_scales, (min(counts), max(counts))) == (min(counts), max(counts))
 
 
-def test_the_grid_finds_a_valley_that_the_ternary_search_misses() -> None:
-    def score(time: float) -> float:
+def test_the_grid_finds_a_valley_that_the_ternary_search_misses():
+    def score(time):
         return -20.0 if time == 2 else abs(time - 11)
 
     grid, ternary = grid_search(score, indices(18)), ternary_search(score, indices(18))
@@ -61,17 +57,17 @@ def test_the_grid_finds_a_valley_that_the_ternary_search_misses() -> None:
 
 
 @pytest.fixture(autouse=True)
-def presets() -> Iterator[None]:
+def presets():
     with tiny_presets():
         yield
 
 
-def test_a_model_is_searched(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_searched(tmp_path, monkeypatch):
     model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))
     scored: list[bytes] = []
     fids = iter([12.0, 10.0, 11.5, 11.0])
 
-    def score(images: Any, tasks: Any, device: str) -> list[Scores]:
+    def score(images, tasks, device):
         assert (images.num_images, tasks[0].num_images, device) == (5, 5, "cpu")
         scored.append(images.images.tobytes())
         return [Scores({"fid": next(fids), "kid": 0.1}, 5, [], "", "")]
@@ -96,12 +92,10 @@ def test_a_model_is_searched(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
     assert scored[1] == sampling.sample(model, settings, 5, 1234, 8).stages[-1].tobytes()
 
 
-def test_the_grid_is_the_last_one_of_the_recipe(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_grid_is_the_last_one_of_the_recipe(tmp_path, monkeypatch):
     points: list[int] = []
 
-    def probe(score: Any, times: list[float]) -> dict[int, float]:
+    def probe(score, times):
         points.append(len(times))
         return {1: 0.0}
 
@@ -117,15 +111,12 @@ def test_the_grid_is_the_last_one_of_the_recipe(
     ("header", "arguments", "message"),
     [
         ({}, {"seed": 999}, "got seed = 999; seeds below 1000 are for scores that are reported"),
-        ({}, {"method": "tenary"}, "unknown search 'tenary': did you mean 'ternary'?"),
         ({}, {"num_scales": 2}, "got a grid of 2 points"),
         ({"recipe": None}, {}, "got a grid of unknown points .* with --grid"),
         ({"parameterization": "edm"}, {}, "is an EDM denoiser, which has no second time"),
     ],
 )
-def test_impossible_searches_are_refused(
-    tmp_path: pathlib.Path, header: dict[str, Any], arguments: dict[str, Any], message: str
-) -> None:
+def test_impossible_searches_are_refused(tmp_path, header, arguments, message):
     model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors", **header))
     with pytest.raises(ValueError, match=message):
         search_time(model, PROTOCOL, **arguments)

@@ -17,11 +17,7 @@ def anchor_images(
 ) -> dict[str, NDArray[np.uint8]]:
     """Sample sets by name: a random subset, the same with means of 5 x 5 pixels, uniform noise.
 
-    `dataset` holds real images that the reference statistics were not made from; `seed` is for
-    the choice of the subset and for the noise.
-
-    Raises:
-        ValueError: The data set has fewer images.
+    `dataset` holds real images that the reference statistics were not made from.
     """
     if len(dataset.images) < num_images:
         raise ValueError(

@@ -22,10 +22,10 @@ METRIC_SETTINGS = ("stored_features", "inception_score", "kernel", "manifold")
 
 
 class Step(NamedTuple):
-    """One row: the change, its values before and after, the scores after it."""
+    """One row: a change and the scores after it."""
 
     change: str
-    detail: str
+    detail: str  # values before and after
     scores: dict[Metric, float]
 
 
@@ -70,15 +70,8 @@ def explain(
 ) -> list[Step]:
     """Attribute the difference between two protocols' scores of one sample set.
 
-    Args:
-        images: Generated images, made uint8 by the first protocol's rule.
-        first: Protocol of the first row.
-        second: Protocol of the last row.
-        real: Images that references are built from where the extractors differ.
-        device: Device of the extractors.
-
-    Raises:
-        ValueError: The protocols share no metric, or their extractors differ and `real` is None.
+    `images` were made uint8 by the first protocol's rule. References are built from `real` images
+    where the extractors differ.
     """
     shared = tuple(metric for metric in first.metrics if metric in second.metrics)
     if not shared:
@@ -96,7 +89,11 @@ def explain(
         return build_reference(real, protocol, dataset=real.name, split="as given", device=device)
 
     reference, last = load_reference(first), load_reference(second)
-    alike = _with_metric_settings(second, first).replace(num_images=first.num_images)
+    settings = {name: getattr(first, name) for name in METRIC_SETTINGS}
+    if first.inception_score and second.inception_score:  # but its own extractor of logits
+        logits = second.inception_score.extractor
+        settings["inception_score"] = first.inception_score.replace(extractor=logits)
+    alike = second.replace(num_images=first.num_images, **settings)
     stages = [("", first.name, Task(first, reference))]
     rounds = {first.to_uint8, second.to_uint8} == {"round", "truncate"}
     if rounds:
@@ -130,16 +127,6 @@ def explain(
         Step(change, detail, result.values)
         for (change, detail, _), result in zip(stages, scores, strict=True)
     ]
-
-
-def _with_metric_settings(protocol: Protocol, source: Protocol) -> Protocol:
-    """A protocol with the metrics' settings of another, but its own extractor of logits."""
-    settings = {name: getattr(source, name) for name in METRIC_SETTINGS}
-    if protocol.inception_score and source.inception_score:
-        settings["inception_score"] = source.inception_score.replace(
-            extractor=protocol.inception_score.extractor
-        )
-    return protocol.replace(**settings)
 
 
 def explanation_rows(steps: list[Step]) -> list[dict[str, object]]:

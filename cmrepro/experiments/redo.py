@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec.structs import asdict
+
 from cmrepro.checkpoints.load import find_checkpoint
 from cmrepro.data import images_sha256, open_images
 from cmrepro.files import sha256
@@ -19,16 +21,8 @@ Files = Mapping[str, Path | None]
 def redo_commands(record: RunRecord, out: Path, files: Files) -> list[list[str]]:
     """Command lines, without "cmrepro", that make a record again in out/results/records.
 
-    Args:
-        record: The record.
-        out: Folder for the sample set and the record.
-        files: `samples` (sampling is left out), `checkpoint`, `reference` and `protocol` (a
-            .toml), each None to find the record's by its name.
-
-    Raises:
-        ValueError: The checkpoint or protocol here is another than the record's, the images come
-            from elsewhere and are not given or not the record's, or the command line has no
-            option for the record's sampler.
+    `files` are `samples` (sampling is left out), `checkpoint`, `reference` and `protocol` (a
+    .toml), each None to find the record's by its name.
     """
     samples, command = files["samples"], shlex.split(record.provenance.command)[1:]
     if samples is None and record.sampler is None and command[:1] == ["anchors"]:
@@ -86,7 +80,7 @@ def _evaluate_command(record: RunRecord, samples: Path, out: Path, files: Files)
             f"protocol {name} differs from that of {record.id} in {keys}; install cmrepro "
             f"{record.provenance.cmrepro}, or give the protocol's file with --protocol"
         )
-    options = {
+    options: dict[str, Any] = {
         "protocol": name,
         "reference": files["reference"] or record.reference.name,
         "num-images": record.num_images,
@@ -94,61 +88,51 @@ def _evaluate_command(record: RunRecord, samples: Path, out: Path, files: Files)
         "out": out,
     }
     if record.checkpoint is None:
-        stated = {"model": record.model, "nfe": record.nfe, "seed": record.seed}
-        options |= {key: value for key, value in stated.items() if value is not None}
+        options |= {"model": record.model, "nfe": record.nfe, "seed": record.seed}
     intervals = ["--intervals"] if record.uncertainty else []
     return ["evaluate", str(samples), *_options(options), *intervals]
 
 
 def _options(options: Mapping[str, Any]) -> list[str]:
-    return [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    stated = {key: str(value) for key, value in options.items() if value is not None}
+    return [word for key, value in stated.items() for word in (f"--{key}", value)]
 
 
 class Redone(NamedTuple):
-    """A record made again beside the original.
+    """A record made again beside the original."""
 
-    Attributes:
-        rows: `what`, `recorded`, `now`, `same` of each hash and score.
-        other_platform: Differences of machine and libraries.
-        failed: True if images differ on the same platform, or a score by more than
-            `RELATIVE_TOLERANCE`.
-    """
-
-    rows: list[dict[str, Any]]
-    other_platform: list[str]
+    rows: list[dict[str, Any]]  # `what`, `recorded`, `now`, `same` of each hash and score
+    other_platform: list[str]  # differences of machine and libraries
+    # True if images differ on the same platform, or a score by more than `RELATIVE_TOLERANCE`
     failed: bool
 
 
 def compare_redone(recorded: RunRecord, now: RunRecord) -> Redone:
     """Compare a record made again with the original."""
-    before, here = _platform(recorded), _platform(now)
-    other_platform = [
-        f"{key} {before[key]} there, {here[key]} here" for key in here if before[key] != here[key]
+    there, here = _platform(recorded), _platform(now)
+    platform = [f"{k} {there[k]} there, {here[k]} here" for k in here if there[k] != here[k]]
+    before, after = _results(recorded), _results(now)
+    pairs = {k: (before[k], after[k]) for k in before if (before[k], after[k]) != (None, None)}
+    same = {
+        key: math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE) if key in now.scores else a == b
+        for key, (a, b) in pairs.items()
+    }
+    rows = [
+        {"what": key, "recorded": a, "now": b, "same": "yes" if same[key] else "no"}
+        for key, (a, b) in pairs.items()
     ]
-    sums = _checksums(recorded), _checksums(now)
-    rows: list[dict[str, Any]] = [
-        {"what": key, "recorded": sums[0][key], "now": sums[1][key]}
-        | {"same": "yes" if sums[0][key] == sums[1][key] else "no"}
-        for key in sums[0]
-        if sums[0][key] or sums[1][key]
-    ]
-    failed = recorded.hashes.images != now.hashes.images and not other_platform
-    for metric, value in recorded.scores.items():
-        same = math.isclose(value, now.scores[metric], rel_tol=RELATIVE_TOLERANCE)
-        failed |= not same
-        row = {"what": metric, "recorded": value, "now": now.scores[metric]}
-        rows.append(row | {"same": "yes" if same else "no"})
-    return Redone(rows, other_platform, failed)
+    decisive = now.scores if platform else ["images", *now.scores]
+    return Redone(rows, platform, not all(same[key] for key in decisive))
 
 
-def _checksums(record: RunRecord) -> dict[str, str | None]:
+def _results(record: RunRecord) -> dict[str, Any]:
     checkpoint = record.checkpoint and record.checkpoint.sha256
-    hashes = to_builtins(record.hashes)
-    return {"checkpoint": checkpoint, "reference": record.reference.sha256, **hashes}
+    checksums = {"checkpoint": checkpoint, "reference": record.reference.sha256}
+    return checksums | asdict(record.hashes) | record.scores
 
 
 def _platform(record: RunRecord) -> dict[str, Any]:
-    """What the last bits of images depend on, apart from the number of threads."""
+    """Machine and libraries, on which the last bits of images depend."""
     provenance = record.provenance
     return {
         "platform": provenance.platform,

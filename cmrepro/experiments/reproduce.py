@@ -1,7 +1,6 @@
 """The main job: a suite of models sampled and scored over seeds, into results/."""
 
 import time
-from importlib import resources
 from pathlib import Path
 
 from cmrepro.checkpoints.load import load_model
@@ -16,29 +15,18 @@ from cmrepro.schema import Positive, Struct, read_toml, unknown
 
 
 class Suite(Struct, frozen=True, kw_only=True):
-    """A set of models with a protocol.
+    """A set of models with a protocol."""
 
-    Attributes:
-        protocol: Name of the protocol.
-        num_images: Images a seed and model.
-        seeds: Number of seeds: 0, 1, …
-        checkpoints: Network evaluations by name or path; images are scored after each evaluation.
-    """
-
-    protocol: str
-    num_images: Positive
-    seeds: Positive
+    protocol: str  # name of the protocol
+    num_images: Positive  # images a seed and model
+    seeds: Positive  # number of seeds: 0, 1, …
+    # Network evaluations by name or path; images are scored after each evaluation
     checkpoints: dict[str, Positive]
 
 
 def load_suite(dataset: str, profile: str) -> Suite:
-    """The suite of a data set and profile in suites.toml.
-
-    Raises:
-        ValueError: Unknown data set or profile.
-    """
-    path = Path(str(resources.files(__package__) / "suites.toml"))
-    suites = read_toml(dict[str, dict[str, Suite]], path)
+    """The suite of a data set and profile in suites.toml."""
+    suites = read_toml(dict[str, dict[str, Suite]], Path(__file__).with_name("suites.toml"))
     if dataset not in suites:
         raise ValueError(unknown("data set to reproduce", dataset, suites))
     if profile not in suites[dataset]:
@@ -53,15 +41,6 @@ def reproduce(
 
     Images of n steps are stage n of the same sampling, so that fewer steps cost nothing more.
     Writes out/results/records/*.json and out/results/samples/*.png (seed 0).
-
-    Args:
-        suite: From `load_suite`, or with another number of images or seeds.
-        out: Folder that gets `results`.
-        device: Device of the networks.
-        overwrite: Replace records of the same runs with other results.
-
-    Raises:
-        ValueError: A checkpoint, protocol or reference cannot be used, or `out` not written.
     """
     protocol = load_protocol(suite.protocol)
     make_folder(out / "results")  # a bad folder is refused before the work

@@ -4,8 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msgspec.structs import asdict
+
 from cmrepro.data import ImageSource
-from cmrepro.metrics.evaluate import Scores, Task, num_scored, score
+from cmrepro.metrics.evaluate import Task, num_scored, score
 from cmrepro.metrics.references import load_reference
 from cmrepro.provenance import provenance
 from cmrepro.records import Hashes, RunRecord, SampleProvenance
@@ -24,11 +26,11 @@ def evaluate(
     progress: bool = False,
     durations_s: Mapping[str, float] | None = None,
 ) -> list[RunRecord]:
-    """Score images under every protocol and make the records.
+    """Score images under every protocol and make the records: one a protocol, none at ranks > 0.
 
     Args:
         images: Sample set, read once.
-        protocols: How to score.
+        protocols: Ways of scoring.
         samples: Provenance of the images.
         references: Name or file of the reference statistics of each protocol; by default the
             protocol's own, which must be of the data set that the model was trained on.
@@ -37,13 +39,6 @@ def evaluate(
         intervals: Give 95 % intervals and measure FID against the number of images.
         progress: Show a progress bar.
         durations_s: Seconds of earlier stages, copied into the records.
-
-    Returns:
-        One record a protocol; none at other ranks than 0.
-
-    Raises:
-        ValueError: Too few images, images of another type, a reference of another protocol, not
-            one reference a protocol, or the provenance is that of other images.
     """
     start = time.perf_counter()
     if len(references) not in (0, len(protocols)):
@@ -74,40 +69,26 @@ def evaluate(
             "again"
         )
     stages = {**(durations_s or {}), "scoring": round(time.perf_counter() - start, 2)}
+    sampled = asdict(samples)
+    hashes = sampled.pop("hashes")
     return [
-        _record(task, result, samples, device, stages)
+        RunRecord(
+            **sampled,
+            num_images=result.num_images,
+            protocol=task.protocol,
+            reference=task.reference.for_record(),
+            scores=result.values,
+            uncertainty=result.uncertainty,
+            warnings=tuple(result.warnings),
+            hashes=Hashes(
+                noise=hashes and hashes.noise,
+                labels=hashes and hashes.labels,
+                images=result.images_sha256,
+                features=result.features_sha256,
+            ),
+            provenance=provenance(),
+            device=device,
+            durations_s=stages,
+        )
         for task, result in zip(tasks, scores, strict=bool(scores))
     ]
-
-
-def _record(
-    task: Task,
-    scores: Scores,
-    samples: SampleProvenance,
-    device: str,
-    durations_s: dict[str, float],
-) -> RunRecord:
-    return RunRecord(
-        model=samples.model,
-        nfe=samples.nfe,
-        seed=samples.seed,
-        sampler=samples.sampler,
-        checkpoint=samples.checkpoint,
-        num_sampled=samples.num_sampled,
-        sampling_device=samples.sampling_device,
-        num_images=scores.num_images,
-        protocol=task.protocol,
-        reference=task.reference.for_record(),
-        scores=scores.values,
-        uncertainty=scores.uncertainty,
-        warnings=tuple(scores.warnings),
-        hashes=Hashes(
-            noise=samples.hashes.noise if samples.hashes else None,
-            labels=samples.hashes.labels if samples.hashes else None,
-            images=scores.images_sha256,
-            features=scores.features_sha256,
-        ),
-        provenance=provenance(),
-        device=device,
-        durations_s=durations_s,
-    )
