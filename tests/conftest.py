@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from report_folder import make_results
+from tiny_checkpoint import tiny_presets
 
 from cmrepro.cli import main as cli
 from cmrepro.report.render import write_report
@@ -25,6 +26,13 @@ def run(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def presets():
+    """The networks of `tiny_checkpoint`."""
+    with tiny_presets():
+        yield
 
 
 @pytest.fixture(scope="session")

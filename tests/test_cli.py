@@ -196,9 +196,7 @@ def test_every_command_has_help(run, command):
     "arguments",
     [
         ["--help"],
-        ["table3", "--variant", "both"],
-        ["deviations"],
-        ["recipe", "show", "cifar10-ct", "--variant", "released"],
+        ["table3"],
         ["claims"],
         ["records", "validate", "results/records"],
         ["report", "--check"],
@@ -208,12 +206,9 @@ def test_tables_and_the_report_need_no_torch(arguments):
     missing = ["torch"] if arguments[0] in ("claims", "report") else ["torch", "pandas", "numpy"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"  # as if not installed
-        f"sys.argv = ['cmrepro', *{arguments}]\n"
-        "from cmrepro.cli.main import main; main()"
+        f"from cmrepro.cli.main import cli; cli({arguments})"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout
+    assert subprocess.check_output([sys.executable, "-c", code])
 
 
 def test_an_interrupt_leaves_no_partial_file(tmp_path):

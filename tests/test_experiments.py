@@ -1,7 +1,7 @@
 """Runs and the main job, with a network too small to matter."""
 
 import pytest
-from tiny_checkpoint import save_tiny, tiny_presets
+from tiny_checkpoint import save_tiny
 
 from cmrepro.checkpoints.load import load_model
 from cmrepro.checkpoints.registry import released_checkpoints
@@ -12,11 +12,7 @@ from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import SampleProvenance, read_records
 from cmrepro.sampling import sample, sample_provenance, sampler_settings
 
-
-@pytest.fixture(autouse=True)
-def presets():
-    with tiny_presets():
-        yield
+pytestmark = pytest.mark.usefixtures("presets")
 
 
 def test_reproduce_writes_the_same_records_twice(tmp_path):

@@ -25,11 +25,7 @@ from cmrepro.sampling import (
     write_sample_set,
 )
 
-
-@pytest.fixture(autouse=True)
-def presets():
-    with tiny_presets():
-        yield
+pytestmark = pytest.mark.usefixtures("presets")
 
 
 @pytest.fixture

@@ -41,9 +41,7 @@ from cmrepro.training.step import Training
 @click.option("--plan", "planned", is_flag=True, help="Estimate memory and duration; no training.")
 @FORMAT
 @click.option("--out", type=PATH, metavar="DIR", default=Path(), help="Folder of all its files.")
-def train(
-    recipe: str, variant: Variant, settings: list[str], format_: str, out: Path, **options: Any
-) -> None:
+def train(recipe: str, variant: Variant, format_: str, out: Path, **options: Any) -> None:
     """Train RECIPE: an EDM teacher, CD or CT.
 
     A preview is a grid of samples with a quick score. By default precision is the recipe's (fp16
@@ -61,7 +59,7 @@ def train(
     """  # noqa: D301
     if threads := options.pop("threads"):
         torch.set_num_threads(threads)
-    changes = parse_settings(settings)
+    changes = parse_settings(options.pop("settings"))
     for key in changes.keys() & {"name", "variant", "method"}:
         raise ValueError(f"got --set {key}=…, which identifies the recipe; leave it out")
     changed = load_recipe(recipe, variant).replace(**changes)
@@ -75,10 +73,8 @@ def train(
         return
     with process_group() as rank:
         model = load_model(teacher, device) if teacher else None
-        training, size = (
-            Training(changed, seed, model, device, **how),
-            IMAGE_SIZES[changed.network],
-        )
+        training = Training(changed, seed, model, device, **how)
+        size = IMAGE_SIZES[changed.network]
         images = training_images(data or changed.dataset, size, max_unreadable)
         path = run(training, images, out, provenance=provenance(), **options)
     if rank == 0:
