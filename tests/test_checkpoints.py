@@ -1,4 +1,4 @@
-"""Checkpoints of ours: what is written comes back, what is broken or foreign is refused."""
+"""Checkpoints of ours and files of any format: what is written or converted comes back exactly."""
 
 import dataclasses
 import hashlib
@@ -6,20 +6,23 @@ import json
 import pathlib
 from typing import Any
 
+import golden
 import pytest
 import torch
-from official_files import TINY, use_small_networks, weights_of
+from official_files import TINY, use_small_networks, weights_of, write_flax, write_torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cmrepro.checkpoints.convert import CONVERSION_VERSION, convert
 from cmrepro.checkpoints.io import FORMAT, bundled_checkpoints, read_info, save_checkpoint
-from cmrepro.checkpoints.load import find_checkpoint, load_model
+from cmrepro.checkpoints.load import contents, find_checkpoint, load_model
 from cmrepro.networks.adm import UNet
 from cmrepro.networks.presets import PRESETS, build_network
-from cmrepro.records import CheckpointInfo
+from cmrepro.records import CheckpointInfo, ConvertedFile
 from cmrepro.schema import to_builtins
 from cmrepro.settings import Selection
 
+NETWORKS = {"torch": "tiny", "flax": "tiny-flax"}
 INFO = CheckpointInfo(
     network="tiny",
     parameterization="edm",
@@ -31,9 +34,26 @@ INFO = CheckpointInfo(
 
 
 @pytest.fixture(autouse=True)
-def small_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def presets(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     use_small_networks(monkeypatch, tmp_path / "cache")
     monkeypatch.setitem(PRESETS, "wide", (UNet, dataclasses.replace(TINY, num_channels=64)))
+
+
+@pytest.fixture(params=NETWORKS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def source(kind: str, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A state dict of "tiny", or a training state of "tiny-flax" at step 7."""
+    write = {"torch": write_torch, "flax": write_flax}[kind]
+    return write(tmp_path / "file")
+
+
+@pytest.fixture
+def out(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "x.safetensors"
 
 
 @pytest.fixture
@@ -57,10 +77,13 @@ def written(
     return path
 
 
-def error_of(path: str | pathlib.Path) -> str:
+def error_of(source: Any, out: pathlib.Path, **choices: Any) -> str:
+    """The one-line error of a conversion that leaves nothing behind."""
+    before = sorted(out.parent.iterdir())
     with pytest.raises(ValueError) as caught:
-        load_model(path)
+        convert(source, out, **choices)
     assert "\n" not in str(caught.value)
+    assert sorted(out.parent.iterdir()) == before
     return str(caught.value)
 
 
@@ -103,36 +126,24 @@ def test_fp16_comes_back_within_its_rounding(
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_a_cut_off_file_is_refused(path: pathlib.Path, length: int) -> None:
-    path.write_bytes(path.read_bytes()[:length])
-    assert str(path) in error_of(path)
-
-
-def test_foreign_safetensors_are_refused(path: pathlib.Path, weights: dict[str, Tensor]) -> None:
-    save_file(weights, path, {"format": "pt"})
-    assert f"has header 'format', allowed is '{FORMAT}'" in error_of(path)
-
-
-def test_a_foreign_header_is_refused(path: pathlib.Path, weights: dict[str, Tensor]) -> None:
-    save_file(weights, path, metadata(colour=1))
-    assert f"{path}: unknown key 'colour'" in error_of(path)
-
-
-def test_each_parameter_that_does_not_fit_is_named(
-    path: pathlib.Path, weights: dict[str, Tensor]
+def test_a_cut_off_checkpoint_is_refused(
+    path: pathlib.Path, length: int, out: pathlib.Path
 ) -> None:
-    without = {key: value for key, value in weights.items() if key != "out.2.bias"}
-    for changed, message in (
-        (without, "it lacks parameter out.2.bias"),
-        (weights | {"out.3.bias": torch.zeros(1)}, "it has a surplus parameter out.3.bias"),
-        (weights | {"out.2.bias": torch.zeros(4)}, "it has out.2.bias (4,), not (3,)"),
-    ):
-        save_file(changed, path, metadata())
-        assert f"{path} is not of network 'tiny': {message}" in error_of(path)
-    save_file(weights, path, metadata(network="wide"))
-    assert f"{path} is not of network 'wide': it has input_blocks." in error_of(path)
-    save_file(weights, path, metadata(network="tinny"))
-    assert "unknown network 'tinny': did you mean 'tiny'?" in error_of(path)
+    path.write_bytes(path.read_bytes()[:length])
+    assert str(path) in error_of(path, out)
+
+
+def test_foreign_files_are_refused(
+    path: pathlib.Path, weights: dict[str, Tensor], out: pathlib.Path
+) -> None:
+    def error(header: dict[str, str]) -> str:
+        save_file(weights, path, header)
+        return error_of(path, out)
+
+    assert f"has header 'format', allowed is '{FORMAT}'" in error({"format": "pt"})
+    assert f"{path}: unknown key 'colour'" in error(metadata(colour=1))
+    assert f"{path} is not of network 'wide': it has input" in error(metadata(network="wide"))
+    assert "'tinny': did you mean 'tiny'?" in error(metadata(network="tinny"))
 
 
 @pytest.mark.parametrize("name", bundled_checkpoints())
@@ -144,6 +155,146 @@ def test_bundled_names_stand_for_their_files(name: str) -> None:
 
 
 def test_unknown_names_list_the_nearest(tmp_path: pathlib.Path) -> None:
-    message = error_of("imagenet64-cd-l3")
+    message = error_of("imagenet64-cd-l3", tmp_path / "x")
     assert "did you mean 'imagenet64-cd-l2'" in message and "checkpoints list" in message
-    assert "no such file either" in error_of(tmp_path / "missing.safetensors")
+    assert "no such file either" in error_of(tmp_path / "missing", tmp_path / "x")
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["official file", "saved here"])
+@pytest.mark.parametrize("case", ["cond", "uncond"])
+def test_an_official_state_dict_gives_the_official_output(
+    case: str, official: bool, out: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """adm/cond and adm/uncond of the stored outputs: the head order of flash-attention too."""
+    file = golden.path(f"adm/{case}/state_dict.pt") if official else tmp_path / "a.pt"
+    if not official:
+        torch.save(golden.adm_weights(case), file)
+    stored = golden.arrays(f"adm/{case}/io.npz")
+    model = load_model(convert(file, out, parameterization="edm"))
+    assert model.info.network == case  # found by names and shapes
+    with torch.no_grad():
+        output = model.network(stored["x"], stored["timesteps"] / 1000, stored.get("y"))
+    # Float32 through some twenty layers, summed in another order.
+    assert golden.relative_error(output, stored["out"]) < 1e-5
+
+
+def test_a_converted_file_has_the_same_bits_and_names_its_source(
+    kind: str, source: pathlib.Path, out: pathlib.Path
+) -> None:
+    """Of flax, the bits of the EMA weights."""
+    expected, step = weights_of(NETWORKS[kind]), 7 if kind == "flax" else None
+    convert(source, out, parameterization="edm")
+    again = convert(out, out.with_name("again"))
+    for path in (out, again):
+        got = load_file(path)
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[key], expected[key]) for key in expected)
+    info = read_info(out)
+    assert info == read_info(again)
+    assert (info.network, info.parameterization) == (NETWORKS[kind], "edm")
+    assert (info.sigma_data, info.sigma_min, info.sigma_max) == (0.5, 0.002, 80.0)
+    assert (info.recipe, info.training) == (None, None)
+    assert info.selection == Selection(rule="not stated")
+    assert info.converted == ConvertedFile(
+        file=source.name,
+        sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        format=kind,  # type: ignore[arg-type]
+        conversion=CONVERSION_VERSION,
+        step=step,
+    )
+    assert contents(str(source)) == {
+        "format": kind,
+        "bytes": source.stat().st_size,
+        "num_parameters": sum(tensor.numel() for tensor in expected.values()),
+        "dtype": "float32",
+        "step": step,
+        "network": NETWORKS[kind],
+    }
+
+
+def test_half_precision_keeps_the_constants(out: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    source = write_flax(tmp_path / "checkpoint_7")
+    convert(source, out, parameterization="boundary", dtype=torch.float16)
+    types = {key: tensor.dtype for key, tensor in load_file(out).items()}
+    assert {key for key, t in types.items() if t == torch.float32} == {"fourier.frequencies"}
+    assert set(types.values()) == {torch.float32, torch.float16}
+
+
+def test_a_second_time_and_its_selection_are_put_into_the_header(out: pathlib.Path) -> None:
+    selection = Selection(rule="least fid of 8 candidates", metric="fid", seeds=(1000,))
+    source = "demo-cifar10-cd"
+    info = read_info(convert(source, out, two_step_time=1.5, two_step_selection=selection))
+    assert (info.two_step_time, info.two_step_selection) == (1.5, selection)
+    assert info.training == load_model(source).info.training
+    info = read_info(convert(out, two_step_time=2.5, out=out.with_name("y")))
+    assert (info.two_step_time, info.two_step_selection) == (2.5, None)  # given by hand
+    assert "allowed is 0.002 to 80" in error_of(source, out, two_step_time=90)
+
+
+def test_each_parameter_that_does_not_fit_is_named(
+    out: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    good, path = weights_of("tiny"), tmp_path / "bad.pt"
+    without = {key: value for key, value in good.items() if key != "out.2.bias"}
+    for changed, message in (
+        (without, "it lacks parameter out.2.bias"),
+        (without | {"a": torch.zeros(1)}, "out.2.bias, it has a surplus parameter a"),
+        (good | {"b": torch.zeros(1), "a": torch.zeros(1)}, "surplus parameter a (and 1 more)"),
+        (good | {"out.2.bias": torch.zeros(4)}, "it has out.2.bias (4,), not (3,)"),
+    ):
+        torch.save(changed, path)
+        for choices in ({"network": "tiny"}, {}):
+            text = error_of(path, out, **choices)
+            assert str(path) in text and "'tiny'" in text and message in text
+
+
+def test_parameters_of_a_flax_file_have_their_official_names(
+    out: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    tree = {"Conv_9": {"bias": torch.zeros(3).numpy()}}
+    path = write_flax(tmp_path / "checkpoint_80", params_ema=tree)
+    assert "is not of network 'tiny'" in error_of(path, out, network="tiny")
+    text = error_of(path, out, network="tiny-flax")
+    assert "surplus parameter Conv_9/bias" in text and "lacks parameter AttnBlockpp_0" in text
+
+
+def test_two_networks_of_the_same_shapes_are_not_guessed(
+    out: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "twin", PRESETS["tiny"])
+    source = write_torch(tmp_path / "tiny.pt")
+    message = error_of(source, out, parameterization="edm")
+    assert "tiny, twin" in message and "--network" in message
+    convert(source, out, network="twin", parameterization="edm")
+    assert read_info(out).network == "twin"
+    assert "got --network tiny" in error_of(out, tmp_path / "y.safetensors", network="tiny")
+
+
+def test_the_user_names_parameterization_and_output(
+    source: pathlib.Path, out: pathlib.Path
+) -> None:
+    assert "give --parameterization" in error_of(source, out)
+    with pytest.raises(ValueError, match="give one with --out"):
+        convert(source, parameterization="edm")
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.99])
+def test_a_cut_off_file_is_refused(
+    fraction: float, source: pathlib.Path, out: pathlib.Path
+) -> None:
+    content = source.read_bytes()
+    source.write_bytes(content[: int(fraction * len(content))])
+    assert f"{source} is cut off" in error_of(source, out, parameterization="edm")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"text, not weights", bytes(100)])
+def test_unknown_formats_are_refused(content: bytes, out: pathlib.Path) -> None:
+    path = out.with_name("file")
+    path.write_bytes(content)
+    assert f"{path} is of no known format" in error_of(path, out)
+
+
+@pytest.mark.parametrize("content", [{"state": {"a": torch.zeros(1)}}, [torch.zeros(1)], {"a": 1}])
+def test_other_things_than_a_state_dict_are_refused(content: Any, out: pathlib.Path) -> None:
+    torch.save(content, path := out.with_name("a.pt"))
+    assert "other things than named tensors" in error_of(path, out)

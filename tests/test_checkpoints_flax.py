@@ -14,6 +14,7 @@ from official_files import ema_tree, packed
 from random_weights import randomise
 
 from cmrepro.checkpoints.flax import flax_layout, ncsnpp_state_dict, read_flax_checkpoint
+from cmrepro.checkpoints.io import shapes
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.networks.ncsnpp import NCSNpp
 
@@ -22,7 +23,6 @@ def state(parameters: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """An official training state with `parameters` as its EMA and in each other tree."""
     return {
         "step": np.array(800_000, dtype=np.int32),
-        "lr": np.array(4e-4, dtype=np.float32),
         "params": parameters,
         "target_params": parameters,
         "params_ema": parameters,
@@ -35,14 +35,6 @@ def state(parameters: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def write(path: pathlib.Path, content: Any) -> pathlib.Path:
     path.write_bytes(msgpack.packb(content, default=packed, strict_types=True))
     return path
-
-
-def error_of(path: pathlib.Path) -> str:
-    with pytest.raises(ValueError) as caught:
-        read_flax_checkpoint(path)
-    text = str(caught.value)
-    assert "\n" not in text and str(path) in text
-    return text
 
 
 @pytest.mark.parametrize(
@@ -77,17 +69,11 @@ def test_kernels_are_transposed(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / "checkpoint_80", state(ema_tree(weights, network)))
     parameters, step = read_flax_checkpoint(path)
     assert step == 800_000
-    assert {k: v.shape for k, v in parameters.items()} == {
-        k: tuple(v.shape) for k, v in flax_layout(network).items()
-    }
+    assert shapes(parameters) == shapes(flax_layout(network))
     kernel = parameters["ResnetBlockBigGANpp_2/Conv_0/kernel"]  # (3, 3, 8, 16)
-    ours = weights["down_levels.1.blocks.0.conv1.weight"].numpy()
-    for y, x, i, o in np.ndindex(kernel.shape):
-        assert ours[o, i, y, x] == kernel[y, x, i, o]
-    x = np.linspace(-1, 1, 16, dtype=np.float32)
-    got = torch.nn.functional.linear(torch.from_numpy(x), weights["time_embed.0.weight"])
-    # Float32 sums in another order.
-    np.testing.assert_allclose(got, x @ parameters["Dense_0/kernel"], rtol=1e-5, atol=1e-6)
+    ours = weights["down_levels.1.blocks.0.conv1.weight"]
+    np.testing.assert_array_equal(ours.permute(2, 3, 1, 0), kernel)
+    np.testing.assert_array_equal(weights["time_embed.0.weight"].T, parameters["Dense_0/kernel"])
     back = ncsnpp_state_dict(parameters, golden_jax.TINY)
     assert list(back) == list(weights)
     assert all(torch.equal(back[key], weights[key]) for key in weights)
@@ -110,15 +96,15 @@ def test_memory_beyond_the_result_is_small(tmp_path: pathlib.Path) -> None:
     assert result < peak < result + 0.2 * size
 
 
-@pytest.mark.parametrize("trees", [1, 3])
-def test_every_shortened_file_is_refused(tmp_path: pathlib.Path, trees: int) -> None:
+def test_every_shortened_file_is_refused(tmp_path: pathlib.Path) -> None:
     content = state({"Conv_0": {"bias": np.ones(3, np.float32)}})
-    content = {name: content[name] for name in ("params_ema", "step", "params")[-trees:]}
+    content = {name: content[name] for name in ("params_ema", "step", "params")}
     whole = write(tmp_path / "whole", content).read_bytes()
     path = tmp_path / "checkpoint_80"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert "is cut off" in error_of(path)
+        with pytest.raises(ValueError, match=f"{path} is cut off"):
+            read_flax_checkpoint(path)
 
 
 def array(dtype: str, content: bytes = b"\0\0\0\0\0\0\0\0", shape: Any = (1,)) -> msgpack.ExtType:
@@ -130,14 +116,13 @@ def array(dtype: str, content: bytes = b"\0\0\0\0\0\0\0\0", shape: Any = (1,)) -
     [
         ([1, 2], ""),
         ({"step": 1, "params": {}}, "lacks params_ema or step"),
-        (state({}, step="many"), "invalid literal for int"),
         (state({}, step=msgpack.ExtType(9, b"")), "extension of type 9"),
         (state({}, step=array("object")), "OBJECT array"),
-        (state({}, step=array("bfloat16")), "bfloat16"),
         (state({}, step=array("float32", shape=(3,))), "cannot reshape"),
         (state({}, step=array("float32", shape=("a",))), ""),
     ],
 )
 def test_other_contents_are_refused(tmp_path: pathlib.Path, content: Any, reason: str) -> None:
-    text = error_of(write(tmp_path / "model", content))
-    assert "not a flax checkpoint" in text and reason in text
+    path = write(tmp_path / "model", content)
+    with pytest.raises(ValueError, match=f"{path}.* not a flax checkpoint.*{reason}"):
+        read_flax_checkpoint(path)

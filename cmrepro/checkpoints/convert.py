@@ -80,9 +80,7 @@ def read_checkpoint(
     fields |= released.info_fields if released else {}
     for key, value in {"network": network, "parameterization": parameterization}.items():
         if value and fields.setdefault(key, value) != value:
-            raise ValueError(
-                f"{path} is of {key} '{fields[key]}', got --{key} {value}; leave it out"
-            )
+            raise ValueError(f"{path} has {key} {fields[key]}, got --{key} {value}; leave it out")
     if "parameterization" not in fields:
         raise ValueError(
             f"{path} does not state what it computes; give --parameterization boundary "

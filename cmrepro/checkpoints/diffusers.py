@@ -135,7 +135,10 @@ def weights_file(path: Path) -> Path:
 
 
 def _unet_folder(path: Path) -> Path:
-    return path / "unet" if (path / "unet").is_dir() else path
+    folder = path / "unet" if (path / "unet").is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{path} has no [unet/]config.json; give a file or diffusers folder")
+    return folder
 
 
 def folder_network(path: Path) -> str:

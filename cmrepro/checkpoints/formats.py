@@ -80,7 +80,7 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a crafted file can make the unpickler raise anything
         raise ValueError(
-            f"{path} is cut off, of torch < 1.6, or holds more than tensors "
+            f"{path} is cut off or holds more than tensors "
             f"({type(error).__name__}); download it again, or save its state dict alone"
         ) from error
     if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
