@@ -228,7 +228,7 @@ def test_a_second_time_and_its_selection_are_put_into_the_header(out: pathlib.Pa
     assert info.training == load_model(source).info.training
     info = read_info(convert(out, two_step_time=2.5, out=out.with_name("y")))
     assert (info.two_step_time, info.two_step_selection) == (2.5, None)  # given by hand
-    assert "allowed is 0.002 to 80" in error_of(source, out, two_step_time=90)
+    assert "allowed is between 0.002 and 80" in error_of(source, out, two_step_time=90)
 
 
 def test_each_parameter_that_does_not_fit_is_named(

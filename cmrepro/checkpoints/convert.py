@@ -48,7 +48,7 @@ def convert(
         low, high = info.sigma_min, info.sigma_max
         if not low < two_step_time < high:
             raise ValueError(
-                f"got two-step time {two_step_time:g}; allowed is {low:g} to {high:g}"
+                f"got two-step time {two_step_time:g}; allowed is between {low:g} and {high:g}"
             )
         info = info.replace(two_step_time=two_step_time, two_step_selection=two_step_selection)
     with torch.device("meta"):

@@ -56,7 +56,7 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is no whole safetensors file ({error}); copy it again"
+            f"{path} is not a valid safetensors file ({error}); copy or download it again"
         ) from error
 
 
