@@ -183,3 +183,13 @@ class EfficientNetDistance(nn.Module):
         """Distance of images in [-1, 1], (B,)."""
         perceptual = unit_feature_distance(self.features(x), self.features(y))
         return perceptual + self.HUBER_WEIGHT * pseudo_huber(x, y)
+
+
+DISTANCES: dict[str, Callable[[], Distance]] = {
+    "l1": lambda: l1,
+    "l2": lambda: l2,
+    "pseudo-huber": lambda: pseudo_huber,
+    "lpips": LPIPS,
+    "lpips-average": lambda: LPIPS("average"),
+    "efficientnet": EfficientNetDistance,
+}

@@ -4,6 +4,7 @@ All of it is a function of (seed, step, position in the global batch). So a resu
 batches of an undisturbed one, and any number of processes sees the same global batch.
 """
 
+import functools
 import math
 import operator
 from collections import deque
@@ -60,50 +61,31 @@ class BatchSource:
     ) -> None:
         self.dataset, self.recipe, self.seed = dataset, recipe, seed
         self.rows = shard(recipe.batch_size, rank, world_size)
-        self._epoch = -1
-        self._order = np.empty(0, np.int64)
 
     def batch(self, step: int) -> Batch:
         """This process's shard of the batch of a step."""
-        recipe, rows = self.recipe, self.rows
-        indices = self._image_indices(step * recipe.batch_size)
+        recipe, rows, num_images = self.recipe, self.rows, self.dataset.num_images
+        positions = step * recipe.batch_size + np.arange(rows.start, rows.stop)
+        epochs, offsets = np.divmod(positions, num_images)
+        orders = {n: epoch_order(self.seed, n, num_images) for n in np.unique(epochs).tolist()}
+        indices = np.concatenate([orders[n][offsets[epochs == n]] for n in orders])
         images = self.dataset.take(indices)
-        generator = seeded_generator(self.seed, step, "step")
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, 2 * step + 1))
         if recipe.horizontal_flip:
             flipped = (torch.rand(recipe.batch_size, generator=generator) < 0.5).numpy()[rows]
             images[flipped] = images[flipped, :, ::-1]
         z = self._noise(step, (3, *images.shape[1:3]), generator)
         t, s = METHODS[recipe.method].draw_times(recipe, step, generator)
         # After the images: reading may replace the labels of images that cannot be decoded.
-        labels = self.dataset.labels
-        return Batch(
-            torch.from_numpy(images).permute(0, 3, 1, 2),
-            z,
-            t[rows],
-            s[rows],
-            None if labels is None else torch.from_numpy(labels[indices]),
-        )
-
-    def _image_indices(self, first: int) -> NDArray[np.int64]:
-        """Indices of this process's images in the batch that starts at a position of the run."""
-        indices: list[NDArray[np.int64]] = []
-        position, stop = first + self.rows.start, first + self.rows.stop
-        while position < stop:
-            epoch, offset = divmod(position, self.dataset.num_images)
-            if epoch != self._epoch:
-                generator = seeded_generator(self.seed, epoch, "epoch")
-                self._order = torch.randperm(self.dataset.num_images, generator=generator).numpy()
-                self._epoch = epoch
-            indices.append(self._order[offset : offset + stop - position])
-            position += len(indices[-1])
-        return np.concatenate(indices)
+        numbers = self.dataset.labels
+        labels = None if numbers is None else torch.from_numpy(numbers[indices])
+        return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), z, t[rows], s[rows], labels)
 
     def _noise(self, step: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Noise of this process's images; that of the first block comes from `generator`."""
         count, start, stop = self.recipe.batch_size, self.rows.start, self.rows.stop
         size = max(NOISE_BLOCK // math.prod(shape), 1)  # images a block
-        first = torch.randn(min(size, count), *shape, generator=generator)
-        parts = [first[start:stop]]
+        parts = [torch.randn(min(size, count), *shape, generator=generator)[start:stop]]
         for block in range(max(start // size, 1), -(-stop // size)):
             offset = block * size
             key = np.array([self.seed, (step << 24) + block], np.uint64)
@@ -137,10 +119,11 @@ def prefetched(source: BatchSource, steps: range, device: torch.device) -> Gener
         thread.shutdown(cancel_futures=True)
 
 
-def seeded_generator(seed: int, step: int, purpose: str) -> torch.Generator:
-    """A generator that depends on (seed, step, purpose) alone."""
-    stream = {"epoch": 0, "step": 1}[purpose]
-    return torch.Generator().manual_seed(mixed_seed(seed, (step << 1) + stream))
+@functools.lru_cache(2)  # a batch may span two epochs
+def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
+    """Order of the images in an epoch; even numbers are for epochs, odd ones for steps."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, 2 * epoch))
+    return torch.randperm(num_images, generator=generator).numpy()
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -30,7 +30,7 @@ from cmrepro.training.methods import learning_rate_at, scales_and_mu
 from cmrepro.training.state import checkpoint_info, load_newest, save_state, state_files
 from cmrepro.training.step import Training
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Images = NDArray[np.uint8]
 # A mean loss this many times the median of the earlier ones is no fluctuation: in healthy runs it
 # stays below the median, which includes the larger losses of the start.
 DIVERGED_RATIO = 100.0
@@ -44,13 +44,13 @@ def train(
     dataset: ImageSource,
     out: Path,
     *,
-    name: str | None = None,
-    resume: bool = False,
-    save_every: int = 500,
-    log_every: int = 50,
-    sample_every: int = 2000,
-    keep: int = 2,
-    provenance: Provenance | None = None,
+    name: str | None = None,  # name of the checkpoint; the recipe's by default
+    resume: bool = False,  # continue from the newest whole state in `out`, if there is one
+    save_every: int = 500,  # steps between states
+    log_every: int = 50,  # steps between lines of the log
+    sample_every: int = 2000,  # steps between grids of samples with a quick score; 0 for none
+    keep: int = 2,  # number of states to keep
+    provenance: Provenance | None = None,  # code and machine, for the checkpoint
 ) -> Path:
     """Train to the recipe's last step and write the checkpoint of the averaged weights.
 
@@ -58,25 +58,6 @@ def train(
     log.jsonl, samples/ and scores.jsonl. Ctrl-C and SIGTERM save the first two and end the run
     after the step in progress. Every process of `torchrun` calls this with the same arguments
     and the same folder (over several nodes, on a shared file system); rank 0 writes.
-
-    Args:
-        training: Training at its first step.
-        dataset: Training images.
-        out: Folder.
-        name: Name of the checkpoint; the recipe's by default.
-        resume: Continue from the newest whole state in `out`, or start where there is none.
-        save_every: Steps between states.
-        log_every: Steps between lines of the log.
-        sample_every: Steps between grids of samples with a quick score; 0 for none.
-        keep: Number of states to keep.
-        provenance: Code and machine, for the checkpoint.
-
-    Returns:
-        Path of the checkpoint.
-
-    Raises:
-        ValueError: Another run in the folder, images of another size, a teacher of other data.
-        FloatingPointError: The gradient is not finite, or the loss has diverged.
     """
     recipe, teacher, rank = training.recipe, training.teacher, training.rank
     size = IMAGE_SIZES[recipe.network]
@@ -103,13 +84,9 @@ def train(
             "another --out or --name"
         )
     make_folder(out)
-
-    def say(text: str) -> None:
-        if rank == 0:
-            tqdm.write(f"{recipe.name}: {text}", file=sys.stderr)
-
+    log = Log(training, dataset, out)
     if resume and not resumed:
-        say(f"no state in {out}; starting with the first step")
+        log.say(f"no state in {out}; starting with the first step")
 
     def save() -> None:
         if rank == 0:
@@ -121,7 +98,7 @@ def train(
     source = BatchSource(dataset, recipe, training.seed, rank, training.world_size)
     batches = prefetched(source, range(training.step, recipe.total_steps), training.device)
     try:
-        with stop_signals() as received, contextlib.closing(batches), Log(training, out) as log:
+        with stop_signals() as received, contextlib.closing(batches), log.bar:
             while training.step < recipe.total_steps:
                 start = time.perf_counter()
                 try:
@@ -134,10 +111,10 @@ def train(
                 log.after_step(loss, log_every)
                 if stop := all_reduce_max(max(received, default=0)):
                     save()
-                    say(f"saved at step {training.step}; continue with --resume")
+                    log.say(f"saved at step {training.step}; continue with --resume")
                     raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
                 if sample_every and training.step % sample_every == 0:
-                    log.preview(dataset)
+                    log.preview()
                 if training.step % save_every == 0 and training.step < recipe.total_steps:
                     save()
     except FloatingPointError as error:
@@ -152,18 +129,16 @@ def train(
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[set[int]]:
-    """The signals to stop that were received; without `torchrun`, a second one stops at once.
-
-    `torchrun` passes on to its processes what they have received already.
-    """
+    """The signals to stop that were received; without `torchrun`, a second one stops at once."""
     received: set[int] = set()
 
     def note(number: int, frame: FrameType | None) -> None:
+        # `torchrun` passes on to its processes what they have received already.
         if received and not distributed.is_initialized():
             raise KeyboardInterrupt
         received.add(number)
 
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -171,82 +146,65 @@ def stop_signals() -> Iterator[set[int]]:
             signal.signal(number, handler)
 
 
-class Log(contextlib.AbstractContextManager["Log"]):
+class Log:
     """Progress bar, log and previews of a run, at rank 0.
 
-    A line of log.jsonl holds step, images seen, mean loss since the last line, seconds trained,
-    images a second, and N, mu, learning rate and scale of the loss where they change. A resumed
-    run continues the log at its step.
+    Losses in log.jsonl are means since the line before. A resumed run continues at its step.
     """
 
-    def __init__(self, training: Training, out: Path) -> None:
-        self.training, self.out = training, out
+    def __init__(self, training: Training, dataset: ImageSource, out: Path) -> None:
+        self.training, self.dataset, self.out = training, dataset, out
         self._losses: list[float] = []
         self._means: list[float] = []
-        self._score: Callable[[NDArray[np.uint8]], float] | None = None
+        self._score: Callable[[Images], float] | None = None
         self._last = time.perf_counter(), training.step
-        recipe, first = training.recipe, training.rank == 0
-        if first:
+        if training.rank == 0:
             self._means = [entry["loss"] for entry in trim_log(out / "log.jsonl", training.step)]
             trim_log(out / "scores.jsonl", training.step)
-        self._bar = tqdm(
-            total=recipe.total_steps * recipe.batch_size,
-            initial=training.step * recipe.batch_size,
-            desc=recipe.name,
-            unit="images",
-            unit_scale=True,
-            mininterval=5,
-            disable=not first,
-        )
+        name, steps, quiet = training.recipe.name, training.recipe.total_steps, training.rank > 0
+        self.bar = tqdm(None, name, steps, initial=training.step, unit="step", disable=quiet)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.training.rank == 0:
+            tqdm.write(f"{self.training.recipe.name}: {text}", file=sys.stderr)
 
     def after_step(self, loss: float, log_every: int) -> None:
-        """Count a step; every `log_every` steps write a line.
-
-        Raises:
-            FloatingPointError: The mean loss is out of proportion.
-        """
-        training, recipe = self.training, self.training.recipe
+        """Count a step; every `log_every` steps write a line and compare the loss."""
+        training, recipe, step = self.training, self.training.recipe, self.training.step
         self._losses.append(loss)
-        self._bar.update(recipe.batch_size)
-        if training.rank > 0 or training.step % log_every:
+        self.bar.update()
+        if training.rank > 0 or step % log_every:
             return
-        mean, now, (then, step) = statistics.fmean(self._losses), time.perf_counter(), self._last
-        self._losses, self._last = [], (now, training.step)
+        mean, now, (then, before) = statistics.fmean(self._losses), time.perf_counter(), self._last
+        self._losses, self._last = [], (now, step)
         entry = {
-            "step": training.step,
-            "images": training.step * recipe.batch_size,
+            "step": step,
+            "images": step * recipe.batch_size,
             "loss": mean,
             "duration_s": round(training.duration_s, 1),
-            "images_per_s": round((training.step - step) * recipe.batch_size / (now - then), 2),
+            "images_per_s": round((step - before) * recipe.batch_size / (now - then), 2),
+            "learning_rate": learning_rate_at(recipe, step - 1),
+            "loss_scale": training.scaler.get_scale(),
         }
-        if recipe.inverse_sqrt_after or recipe.linear_decay_share:
-            entry["learning_rate"] = learning_rate_at(recipe, training.step - 1)
-        if training.method.has_target:
-            entry["num_scales"], entry["mu"] = scales_and_mu(recipe, training.step - 1)
-        if training.scaler.is_enabled():
-            entry["loss_scale"] = training.scaler.get_scale()
+        if training.method.parameterization == "boundary":
+            entry["num_scales"], entry["mu"] = scales_and_mu(recipe, step - 1)
         append(self.out / "log.jsonl", entry)
-        self._bar.set_postfix(step=training.step, loss=f"{mean:.4g}", refresh=False)
+        self.bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
         usual = statistics.median(self._means or [mean])
         self._means.append(mean)
         if mean > DIVERGED_RATIO * usual:
-            raise FloatingPointError(
-                f"the loss has diverged at step {training.step}: its mean is {mean:g}, the "
-                f"median of the earlier ones {usual:g}"
-            )
+            grown = f"its mean is {mean:g}, the median of the earlier ones {usual:g}"
+            raise FloatingPointError(f"the loss has diverged at step {step}: {grown}")
 
-    def preview(self, dataset: ImageSource) -> None:
+    def preview(self) -> None:
         """Write samples/STEP.png and a line of scores.jsonl; the processes sample together."""
         images, step = preview(self.training), self.training.step
-        if self.training.rank > 0:
-            return
-        write_grid(self.out / "samples" / f"{step:08d}.png", images)
-        self._score = self._score or quick_score(dataset, str(self.training.device))
-        score = round(self._score(images), 2)
-        append(self.out / "scores.jsonl", {"step": step, "quick_fd": score})
+        if self.training.rank == 0:
+            write_grid(self.out / "samples" / f"{step:08d}.png", images)
+            self._score = self._score or quick_score(self.dataset, str(self.training.device))
+            score = round(self._score(images), 2)
+            append(self.out / "scores.jsonl", {"step": step, "quick_fd": score})
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
@@ -266,7 +224,7 @@ def trim_log(path: Path, step: int) -> list[dict[str, Any]]:
     return entries
 
 
-def preview(training: Training) -> NDArray[np.uint8]:
+def preview(training: Training) -> Images:
     """Images of the averaged weights, always from the same noise, (N, H, W, 3).
 
     One step of a consistency function, Heun's method for a denoiser. The processes share the work.
@@ -278,7 +236,7 @@ def preview(training: Training) -> NDArray[np.uint8]:
     return stages[-1] if stages else np.empty(0, np.uint8)
 
 
-def quick_score(dataset: ImageSource, device: str) -> Callable[[NDArray[np.uint8]], float]:
+def quick_score(dataset: ImageSource, device: str) -> Callable[[Images], float]:
     """Fréchet distance of samples to the data in the features of the `embedded` protocol.
 
     Of far too few samples for a record, and biased upwards by that; it shows a run's progress.
@@ -290,7 +248,7 @@ def quick_score(dataset: ImageSource, device: str) -> Callable[[NDArray[np.uint8
 
     extractor = load_extractor(load_protocol("embedded").extractor, device)
 
-    def moments(images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def moments(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
         features = extract(images, extractor).features
         return features.mean(0, dtype=np.float64), np.cov(features, rowvar=False, dtype=np.float64)
 

@@ -22,16 +22,15 @@ EDM_LOG_MEAN, EDM_LOG_STD = -1.2, 1.2  # Karras et al. (2022), Table 1: ln(t) of
 
 def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:
     """N and mu at a step: fixed, or N(k) and mu(k)."""
-    if recipe.num_scales is not None:
-        num_scales = recipe.num_scales
-    else:
+    num_scales, mu = recipe.num_scales, recipe.target_ema
+    if num_scales is None:
         assert recipe.s0 is not None and recipe.s1 is not None
         schedule_steps = recipe.schedule_steps or recipe.total_steps
         num_scales = num_scales_at(step, schedule_steps, recipe.s0, recipe.s1)
-    if recipe.target_ema is not None:
-        return num_scales, recipe.target_ema
-    assert recipe.mu0 is not None and recipe.s0 is not None
-    return num_scales, target_ema_at(num_scales, recipe.s0, recipe.mu0, recipe.mu_form)
+    if mu is None:
+        assert recipe.mu0 is not None and recipe.s0 is not None
+        mu = target_ema_at(num_scales, recipe.s0, recipe.mu0, recipe.mu_form)
+    return num_scales, mu
 
 
 def learning_rate_at(recipe: Recipe, step: int) -> float:
@@ -43,8 +42,8 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
     if recipe.inverse_sqrt_after:
         rate /= math.sqrt(max(step * recipe.batch_size / recipe.inverse_sqrt_after, 1))
     if recipe.linear_decay_share:
-        left = recipe.total_steps - step
-        rate *= min(left / (recipe.linear_decay_share * recipe.total_steps), 1)
+        decay_steps = recipe.linear_decay_share * recipe.total_steps
+        rate *= min((recipe.total_steps - step) / decay_steps, 1)
     return rate
 
 
@@ -68,9 +67,9 @@ def two_step_time(recipe: Recipe) -> float | None:
 class Models(NamedTuple):
     """Everything that a loss evaluates; the last three are None for methods without them."""
 
+    sigma_data: float
     online: Model
     target: Model
-    sigma_data: float
     teacher: Any
     solver: Any
     distance: Any
@@ -80,12 +79,9 @@ class Method(NamedTuple):
     """A way to train."""
 
     parameterization: Parameterization
-    # Recipe, step, generator -> t and s < t of the global batch, each (B,) float32.
-    draw_times: Callable[[Recipe, int, Generator], tuple[Tensor, Tensor]]
+    draw_times: Callable[[Recipe, int, Generator], tuple[Tensor, Tensor]]  # t and s, (B,) each
     # Models, x, z, t, s, labels -> loss of each image, (B,).
     loss: Callable[[Models, Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    has_target: bool = False  # the loss compares with the target network
-    distills: bool = False  # the loss evaluates a teacher
 
 
 def log_normal_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -114,8 +110,6 @@ METHODS = {
         lambda m, x, z, t, s, labels: consistency_distillation_loss(
             m.online, m.target, m.teacher, x, z, t, s, m.solver, m.distance, labels
         ),
-        has_target=True,
-        distills=True,
     ),
     "ct": Method(
         "boundary",
@@ -123,6 +117,5 @@ METHODS = {
         lambda m, x, z, t, s, labels: consistency_training_loss(
             m.online, m.target, x, z, t, s, m.distance, labels
         ),
-        has_target=True,
     ),
 }

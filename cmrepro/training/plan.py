@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import trange
 
 from cmrepro.consistency.distances import LPIPS
@@ -20,23 +20,16 @@ ENOUGH_S = 60.0  # no further step after this
 
 
 def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> list[dict[str, str]]:
-    """Parameters, memory and duration of a recipe on this device.
+    """Parameters, memory and duration of a recipe on this device, as rows of quantity and value.
 
     All networks have random weights and the images are synthetic. A timed step takes one micro
     batch; a step of the recipe takes as many micro batches as its batch has on one device.
-
-    Args:
-        recipe: Recipe to train.
-        device: Device to train on.
-        settings: `precision`, `micro_batch` and `compiled` of `Training`.
-
-    Returns:
-        Rows of quantity and value.
+    `settings` are `precision`, `micro_batch` and `compiled` of `Training`.
     """
     teacher = None
     if needs_teacher(recipe):
         teacher = PreconditionedModel(build_network(recipe.network), "edm", recipe.sigma_data)
-        teacher = teacher.to(device).eval().requires_grad_(False)
+        teacher = teacher.to(device).eval()
     distance = LPIPS(pretrained=False) if recipe.distance in ("lpips", "lpips-average") else None
     training = Training(recipe, 0, teacher, device, distance=distance, **settings)
     micro_batch = min(training.micro_batch, recipe.batch_size)
@@ -45,8 +38,7 @@ def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> list[dict[str,
     training.recipe = recipe.replace(batch_size=micro_batch)
     batch = BatchSource(synthetic(16, IMAGE_SIZES[recipe.network]), training.recipe, 0).batch(0)
     durations: list[float] = []
-    text = f"{millions:.1f} M parameters, {held:.3g} GB"
-    for _ in trange(NUM_STEPS + 1, desc=text, unit="step"):
+    for _ in trange(NUM_STEPS + 1, desc=f"{millions:.1f} M parameters, {held:.3g} GB"):
         start = time.perf_counter()
         training.train_step(batch)  # waits for the device, since it returns the loss as a number
         durations.append(time.perf_counter() - start)
@@ -64,17 +56,14 @@ def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> list[dict[str,
     if training.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 1e9
         rows["memory"] += f", {peak:.3g} GB with the passes"
-    if recipe.num_gpus > 1:
-        shared = hours / recipe.num_gpus
-        rows[f"duration on {recipe.num_gpus} devices"] = f"{shared:,.3g} hours and communication"
+    if (n := recipe.num_gpus) > 1:
+        rows[f"duration on {n} devices"] = f"{hours / n:,.3g} hours and communication"
     return [{"quantity": quantity, "value": value} for quantity, value in rows.items()]
 
 
-def held_bytes(training: Training, *others: object) -> int:
+def held_bytes(training: Training, *others: nn.Module | None) -> int:
     """Bytes of weights, averages, gradients, RAdam's moments and other models."""
-    models = {training.online, training.target, training.ema, *others}
-    held: list[Tensor] = [
-        tensor for m in models if isinstance(m, nn.Module) for tensor in m.state_dict().values()
-    ]
+    models = {training.online, training.target, training.ema, *filter(None, others)}
+    held = [tensor for model in models for tensor in model.state_dict().values()]
     held += 3 * list(training.online.parameters())  # gradient and two moments
     return sum(tensor.nbytes for tensor in held)

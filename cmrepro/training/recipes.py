@@ -2,14 +2,17 @@
 
 import functools
 import tomllib
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
-from msgspec.structs import fields
+from msgspec.structs import asdict
 
 from cmrepro.paper import TABLE3_RECIPES, deviations
 from cmrepro.schema import convert, unknown
-from cmrepro.settings import Recipe, Variant
+from cmrepro.settings import Recipe
+
+VARIANTS = {"paper": ("paper",), "released": ("released",), "both": ("paper", "released")}
 
 
 @functools.cache
@@ -37,61 +40,46 @@ def recipe_rows(name: str, variant: str = "paper") -> list[dict[str, str]]:
     """Rows of field, value, the other variant's value where it differs, and its deviation."""
     recipe = load_recipe(name, variant)
     other = load_recipe(name, "released" if variant == "paper" else "paper")
+    ids = {
+        field: d.id
+        for d in deviations()
+        for field in d.fields
+        if d.follow == "both" and name in d.recipes
+    }
     rows = []
-    for field in fields(Recipe):
-        value, differs = getattr(recipe, field.name), getattr(other, field.name)
-        row = {"field": field.name, "value": _text(value)}
-        if value != differs and field.name != "variant":
-            row |= {
-                f"in {other.variant}": _text(differs),
-                "deviation": _deviation(name, field.name),
-            }
-        rows.append(row)
+    for field, value in asdict(recipe).items():
+        rows.append({"field": field, "value": _text(value)})
+        if (differs := getattr(other, field)) != value and field != "variant":
+            rows[-1] |= {f"in {other.variant}": _text(differs), "deviation": ids[field]}
     return rows
 
 
-def _deviation(recipe: str, field: str) -> str:
-    """Id of the deviation of which the variants take different sides in this field."""
-    for d in deviations():
-        if d.follow == "both" and field in d.fields and recipe in d.recipes:
-            return d.id
-    raise ValueError(f"recipe '{recipe}' differs in {field}; deviations.toml must say why")
+def table3_rows(variant: str = "paper") -> list[dict[str, str]]:
+    """Table 3 of a variant: 13 rows of a label and six cells, as the paper prints them.
 
+    In the variant "both", cells that differ read "paper | released".
+    """
+    if variant not in VARIANTS:
+        raise ValueError(unknown("variant", variant, VARIANTS))
 
-def table3(variant: Variant = "paper") -> list[dict[str, str]]:
-    """Table 3, 13 rows of a label and six cells, printed as the paper prints it."""
-    recipes = {column: load_recipe(name, variant) for column, name in TABLE3_RECIPES.items()}
-    return [
-        {"hyperparameter": label} | {column: cell(r) for column, r in recipes.items()}
-        for label, cell in TABLE3_ROWS.items()
-    ]
-
-
-def table3_rows(variant: str) -> list[dict[str, str]]:
-    """Table 3 of a variant, or of "both": cells that differ then read "paper | released"."""
-    tables = {"paper": table3("paper"), "released": table3("released")}
-    tables["both"] = [
-        {k: v if v == released[k] else f"{v} | {released[k]}" for k, v in paper.items()}
-        for paper, released in zip(tables["paper"], tables["released"], strict=True)
-    ]
-    if variant not in tables:
-        raise ValueError(unknown("variant", variant, tables))
-    return tables[variant]
+    rows = []
+    for label, cell in TABLE3_ROWS.items():
+        rows.append({"hyperparameter": label})
+        for column, name in TABLE3_RECIPES.items():
+            cells = [cell(load_recipe(name, v)) for v in VARIANTS[variant]]
+            rows[-1][column] = " | ".join(dict.fromkeys(cells))
+    return rows
 
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
-
-
-TABLE3_ROWS = {
+TABLE3_ROWS: dict[str, Callable[[Recipe], str]] = {
     "Learning rate": lambda r: f"{r.learning_rate:.0e}".replace("e-0", "e-"),
     "Batch size": lambda r: str(r.batch_size),
-    "mu": lambda r: _number(r.target_ema),
-    "mu0": lambda r: _number(r.mu0),
+    "mu": lambda r: "" if r.target_ema is None else f"{r.target_ema:g}",
+    "mu0": lambda r: _text(r.mu0),
     "s0": lambda r: _text(r.s0),
     "s1": lambda r: _text(r.s1),
     "N": lambda r: _text(r.num_scales),

@@ -1,9 +1,7 @@
 """The folder of a run: states to resume from, and the checkpoint of the averaged weights.
 
-A state holds weights, averages, optimizer, scale of the loss and counters. Random numbers and the
-place in the data need no state of their own: seed and step fix them. Files of `torch.save` are
-zips whose entries carry checksums (CRC-32). PyTorch ignores them, so a changed bit would pass;
-here they are compared first.
+Random numbers and the place in the data are no part of a state: seed and step fix them. Files of
+`torch.save` are zips with checksums (CRC-32), which PyTorch does not compare; here they are.
 """
 
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import asdict
 
 from cmrepro.checkpoints.load import CheckpointModel
 from cmrepro.distributed import broadcast
@@ -22,11 +21,8 @@ from cmrepro.settings import Recipe
 from cmrepro.training.methods import learning_rate_at, two_step_time
 from cmrepro.training.step import Training
 
-# Checksums of data and teacher, to which a state belongs: dataset_sha256, teacher_sha256.
-Checksums = dict[str, str | None]
-OF_RECIPE = (  # fields of `TrainingRun`
-    *("method", "scale", "stands_for", "initialisation", "ema_rate", "distance", "batch_size"),
-)
+Checksums = dict[str, str | None]  # dataset_sha256, teacher_sha256
+PARTS = ("online", "target", "ema", "optimizer", "scaler")  # objects with a state of their own
 
 
 def state_files(folder: Path) -> list[Path]:
@@ -36,24 +32,14 @@ def state_files(folder: Path) -> list[Path]:
 
 def save_state(training: Training, checksums: Checksums, folder: Path, keep: int) -> None:
     """Write folder/state-STEP.pt, then delete all states but the newest `keep`."""
-    state = {
-        "recipe": to_builtins(training.recipe),
-        "seed": training.seed,
-        "precision": training.precision,
-        "checksums": checksums,
-        "step": training.step,
-        "duration_s": training.duration_s,
-        "online": training.online.state_dict(),
-        "target": training.target.state_dict(),
-        "ema": training.ema.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "scaler": training.scaler.state_dict(),
-    }
+    state = {"recipe": to_builtins(training.recipe), "checksums": checksums}
+    for name in ("seed", "precision", "step", "duration_s"):
+        state[name] = getattr(training, name)
+    for name in PARTS:
+        state[name] = getattr(training, name).state_dict()
+    path = folder / f"state-{training.step:08d}.pt"
     # Through Python's file: PyTorch's own does not say why it cannot be written.
-    with (
-        atomic_path(folder / f"state-{training.step:08d}.pt") as temporary,
-        open(temporary, "wb") as file,
-    ):
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # PyTorch raises it while it closes a file it cannot write
@@ -63,64 +49,25 @@ def save_state(training: Training, checksums: Checksums, folder: Path, keep: int
 
 
 def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
-    """Put the newest whole state of a folder into `training`; False if there is no state.
+    """Put the newest whole state of the same training into `training`; False if there is no state.
 
-    Raises:
-        ValueError: All states are damaged, or the state is of another training.
+    The recipe may have more steps than the state's where that leaves N(k) as it was.
     """
-    path, damaged = None, []
-    if training.rank == 0:
-        states = state_files(folder)
-        path = next((path for path in states if is_whole(path)), None)
-        damaged = states[: states.index(path)] if path else states
-        if damaged and not path:
-            names = ", ".join(map(str, damaged))
-            raise ValueError(f"{names}: cut off or damaged; start again in another folder")
-    if (path := broadcast(path)) is None:
-        return False
-    load_state(training, checksums, path)
-    for each in damaged:
-        each.rename(f"{each}.damaged")
-        print(f"{each} is cut off or damaged; resuming from {path}", file=sys.stderr)
-    if training.rank == 0:  # files that a killed process did not finish
-        for pattern in (".state-*.pt.*", ".*.safetensors.*", ".tmp??????"):
-            for each in folder.glob(pattern):
-                each.unlink()
-    return True
-
-
-def is_whole(path: Path) -> bool:
-    """True if every byte of a state is as it was written."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return False
-        torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # as PyTorch reads zips
-        return True
-    except Exception:  # the libraries raise errors of many types for a changed byte
-        return False
-
-
-def load_state(training: Training, checksums: Checksums, path: Path) -> None:
-    """Put the state of an earlier run of the same recipe, seed and data into `training`.
-
-    The recipe may have more steps than the earlier one where that leaves N(k) as it was.
-
-    Raises:
-        ValueError: The state is of another training.
-    """
+    states = state_files(folder)
+    newest = next(filter(is_whole, states), None) if training.rank == 0 else None
+    if (path := broadcast(newest)) is None:
+        if not states:
+            return False
+        names = ", ".join(map(str, states))
+        raise ValueError(f"{names}: cut off or damaged; start again in another folder")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if "origin" in state:  # written before states had checksums, scale and stands_for
-        origin = state.pop("origin")
-        state["checksums"] = {
-            "dataset_sha256": origin["data_sha256"],
-            "teacher_sha256": origin["teacher_sha256"],
-        }
-        recipe = training.recipe
+    recipe, step = training.recipe, state["step"]
+    if origin := state.get("origin"):  # written before states had checksums, scale and stands_for
+        teacher = origin["teacher_sha256"]
+        state["checksums"] = {"dataset_sha256": origin["data_sha256"], "teacher_sha256": teacher}
         state["recipe"] |= {"scale": recipe.scale, "stands_for": recipe.stands_for}
-    step = state["step"]
     found = _course(convert(Recipe, state["recipe"], str(path)), step) | state["checksums"]
-    expected = _course(training.recipe, step) | checksums
+    expected = _course(recipe, step) | checksums
     for key in ("seed", "precision"):
         found[key], expected[key] = state[key], getattr(training, key)
     for key, value in expected.items():
@@ -129,27 +76,36 @@ def load_state(training: Training, checksums: Checksums, path: Path) -> None:
                 f"{path} is of another training: {key} is {found[key]!r}, not {value!r}; resume "
                 "with the same recipe, seed, data and teacher"
             )
-    training.online.load_state_dict(state["online"])
-    if training.target is not training.online:
-        training.target.load_state_dict(state["target"])
-    training.ema.load_state_dict(state["ema"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.scaler.load_state_dict(state["scaler"])
-    training.step, training.duration_s = state["step"], state["duration_s"]
+    for name in PARTS:
+        getattr(training, name).load_state_dict(state[name])
+    training.step, training.duration_s = step, state["duration_s"]
+    if training.rank == 0:
+        for damaged in states[: states.index(path)]:
+            damaged.rename(f"{damaged}.damaged")
+            print(f"{damaged} is cut off or damaged; resuming from {path}", file=sys.stderr)
+        for pattern in (".state-*.pt.*", ".*.safetensors.*", ".tmp??????"):
+            for unfinished in folder.glob(pattern):  # by a killed process
+                unfinished.unlink()
+    return True
+
+
+def is_whole(path: Path) -> bool:
+    """True if every entry of a state has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # of many types, for a changed byte between the entries
+        return False
 
 
 def _course(recipe: Recipe, step: int) -> dict[str, Any]:
-    """Everything of a recipe that the first `step` steps depend on.
-
-    Its end is no part of it, unless N(k) depends on it or the final decay of the rate has begun.
-    """
+    """Everything of a recipe that the first `step` steps depend on."""
     schedule_steps = recipe.schedule_steps or recipe.total_steps
-    changed = {
+    return to_builtins(recipe) | {
         "total_steps": None,
         "schedule_steps": schedule_steps if recipe.s0 else None,
         "learning_rate at that step": learning_rate_at(recipe, step),
     }
-    return to_builtins(recipe) | changed
 
 
 def checkpoint_info(
@@ -157,8 +113,9 @@ def checkpoint_info(
 ) -> CheckpointInfo:
     """Header of the checkpoint of a run's averaged weights, trained on the named images."""
     recipe, teacher = training.recipe, training.teacher
-    run = {
-        **{field: getattr(recipe, field) for field in OF_RECIPE},
+    fields = asdict(recipe)
+    run = {name: fields[name] for name in TrainingRun.__struct_fields__ if name in fields}
+    run |= {
         **checksums,
         "dataset": dataset,
         "weights": "ema",
@@ -171,13 +128,10 @@ def checkpoint_info(
         "duration_s": round(training.duration_s, 1),
         "provenance": provenance,
     }
+    header = {name: fields[name] for name in CheckpointInfo.__struct_fields__ if name in fields}
     return CheckpointInfo(
-        network=recipe.network,
+        **header,
         parameterization=training.online.parameterization,
-        sigma_data=recipe.sigma_data,
-        sigma_min=recipe.sigma_min,
-        sigma_max=recipe.sigma_max,
-        rho=recipe.rho,
         recipe=recipe,
         training=TrainingRun(**run),
         two_step_time=two_step_time(recipe),

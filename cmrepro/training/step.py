@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cmrepro.checkpoints.io import check_parameters
-from cmrepro.consistency.distances import (
-    LPIPS,
-    Distance,
-    EfficientNetDistance,
-    l1,
-    l2,
-    pseudo_huber,
-)
+from cmrepro.consistency.distances import DISTANCES, Distance
 from cmrepro.consistency.losses import Model
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.solvers import SOLVERS
@@ -29,21 +22,13 @@ from cmrepro.training.data import MAX_SEED, Batch, dropout_seed
 from cmrepro.training.methods import METHODS, Models, learning_rate_at, scales_and_mu
 
 T = TypeVar("T")
-DISTANCES: dict[str, Callable[[], Distance]] = {
-    "l1": lambda: l1,
-    "l2": lambda: l2,
-    "pseudo-huber": lambda: pseudo_huber,
-    "lpips": LPIPS,
-    "lpips-average": lambda: LPIPS("average"),
-    "efficientnet": EfficientNetDistance,
-}
 OPTIMIZERS = {"radam": torch.optim.RAdam}
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def needs_teacher(recipe: Recipe) -> bool:
     """True if the loss or the initial weights come from a teacher."""
-    return METHODS[recipe.method].distills or recipe.initialisation == "teacher"
+    return recipe.method == "cd" or recipe.initialisation == "teacher"
 
 
 def _choice(kind: str, name: str, choices: Mapping[str, T]) -> T:
@@ -62,35 +47,21 @@ class Training:
     """Networks, optimizer and counters of a run, in each of its processes.
 
     Weights, averages and optimizer are in float32 in every precision; only the networks' passes
-    are in half precision, not scalings, distances and losses.
-
-    Args:
-        recipe: Recipe to train.
-        seed: Seed of initial weights, order, flips, noise and times.
-        teacher: EDM denoiser: CD's teacher, and the initial weights where the recipe says so.
-        device: Device to train on.
-        precision: "fp32", "bf16", or "fp16" with scaled losses; by default the recipe's.
-        micro_batch: Images of one forward pass, whose gradients add up; by default a device's
-            share of the batch in the source.
-        compiled: Compile the networks.
-        distance: d of the consistency losses, in the place of the recipe's.
-
-    Raises:
-        ValueError: A teacher that is missing, superfluous or of another network, an unknown name,
-            a seed out of range, fewer images than processes, dropout in compiled networks.
+    are in half precision, not scalings, distances and losses. fp16 scales the losses.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        seed: int,
-        teacher: PreconditionedModel | None = None,
+        seed: int,  # seed of initial weights, order, flips, noise and times
+        teacher: PreconditionedModel | None = None,  # EDM denoiser, where the recipe needs one
         device: str | torch.device = "cpu",
         *,
-        precision: str | None = None,
+        precision: str | None = None,  # "fp32", "bf16" or "fp16"; the recipe's by default
+        # Images of one forward pass; by default a device's share of the batch in the source
         micro_batch: int | None = None,
-        compiled: bool = False,
-        distance: Distance | None = None,
+        compiled: bool = False,  # compile the networks
+        distance: Distance | None = None,  # d in the place of the recipe's
     ) -> None:
         self.rank, self.world_size = rank_and_world_size()
         self.recipe, self.seed, self.teacher = recipe, seed, teacher
@@ -108,8 +79,7 @@ class Training:
 
         torch.manual_seed(seed)
         network = build_network(recipe.network, recipe.dropout)
-        if recipe.initialisation == "teacher":
-            assert teacher is not None
+        if teacher and recipe.initialisation == "teacher":
             weights = teacher.network.state_dict()
             check_parameters(network.state_dict(), weights, "the teacher", recipe.network)
             network.load_state_dict(weights)
@@ -119,7 +89,7 @@ class Training:
         self.ema = copy.deepcopy(self.online).eval().requires_grad_(False)
         # With mu = 0 the target network is the online network.
         self.target = self.online
-        if self.method.has_target and recipe.target_ema != 0:
+        if kind == "boundary" and recipe.target_ema != 0:
             self.target = copy.deepcopy(self.online).requires_grad_(False)
         # Listed once: to walk through the modules takes nearly as long as an average.
         self._weights: list[Tensor] = [*self.online.parameters()]
@@ -130,13 +100,11 @@ class Training:
         if compiled:
             for module in {m.network for m in (self.online, self.target, teacher) if m}:
                 module.compile()
-        self._trained: nn.Module = self.online
-        if self.world_size > 1:
-            self._trained = DistributedDataParallel(self.online)
+        self._parallel = DistributedDataParallel(self.online) if self.world_size > 1 else None
         self._models = Models(
-            online=self._in_precision(self._trained),
+            recipe.sigma_data,
+            online=self._in_precision(self._parallel or self.online),
             target=self._in_precision(self.target),
-            sigma_data=recipe.sigma_data,
             teacher=self._in_precision(teacher) if teacher else None,
             solver=solver,
             distance=distance,
@@ -154,23 +122,19 @@ class Training:
         if teacher and teacher.parameterization != "edm":
             raise ValueError("the teacher is no EDM denoiser; give one trained by EDM")
         if recipe.batch_size < self.world_size:
-            got = f"got batch_size = {recipe.batch_size} for {self.world_size} processes"
-            raise ValueError(f"{got}; each needs an image: start fewer")
-        if compiled and recipe.dropout:
             raise ValueError(
-                f"got --compile with dropout = {recipe.dropout}; compiled, the online and the "
-                "target network do not get the same mask: leave out one of the two"
+                f"got batch_size = {recipe.batch_size}; start at most as many processes"
+            )
+        if compiled and recipe.dropout:
+            # Compiled, the online and the target network do not get the same mask.
+            raise ValueError(
+                f"got --compile with dropout = {recipe.dropout}; leave out one of them"
             )
 
-    def _in_precision(self, model: Model) -> Model:
+    def _in_precision(self, model: nn.Module) -> Model:
         if self._dtype is None:
             return model
-
-        def call(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-            with torch.autocast(self.device.type, self._dtype):
-                return model(x_t, t, labels)
-
-        return call
+        return torch.autocast(self.device.type, self._dtype)(model.__call__)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch on the device."""
@@ -183,23 +147,19 @@ class Training:
         """Set the gradients of the global batch's mean loss (scaled in fp16); return that loss.
 
         Each image has the same weight, whatever the sizes of parts and shards.
-
-        Args:
-            batch: This process's shard.
         """
         torch.manual_seed(dropout_seed(self.seed, self.step, self.rank))
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.parts(self.micro_batch)
         loss = torch.zeros((), device=self.device)
+        # DDP takes the mean over processes, with the gradients of the last part.
         for i, part in enumerate(parts):
-            # DDP takes the mean over processes, with the gradients of the last part.
             weight = len(part.images) * self.world_size / self.recipe.batch_size
-            with contextlib.ExitStack() as stack:
-                if isinstance(self._trained, DistributedDataParallel) and i < len(parts) - 1:
-                    stack.enter_context(self._trained.no_sync())
-                # From pinned memory the copy runs beside the computation.
-                on_device = part.map(lambda tensor: tensor.to(self.device, non_blocking=True))
-                part_loss = weight * self.loss(on_device)
+            # From pinned memory the copy runs beside the computation.
+            part = part.map(lambda tensor: tensor.to(self.device, non_blocking=True))
+            parallel = self._parallel if i < len(parts) - 1 else None
+            with parallel.no_sync() if parallel else contextlib.nullcontext():
+                part_loss = weight * self.loss(part)
                 self.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
         return all_reduce_mean(loss)
@@ -209,28 +169,20 @@ class Training:
 
         Where the gradient overflows in fp16, the step is repeated with half the scale, so that
         steps count and see images as in the other precisions.
-
-        Args:
-            batch: This process's shard of the batch of the present step.
-
-        Raises:
-            FloatingPointError: The gradient is not finite.
         """
-        loss = self.gradients(batch)
-        while not self._gradient_is_finite():
+        while True:
+            loss = self.gradients(batch)
+            self.scaler.unscale_(self.optimizer)
+            gradients = [p.grad for p in self._weights if p.grad is not None]
+            if torch.nn.utils.get_total_norm(gradients).isfinite():
+                break
             if self.scaler.get_scale() <= 1:  # without scaling it is 1 throughout
                 raise FloatingPointError(
                     f"the gradient of step {self.step} is not finite (loss {loss.item():g})"
                 )
             self.scaler.update()
-            loss = self.gradients(batch)
         self.update()
         return loss.item()
-
-    def _gradient_is_finite(self) -> bool:
-        self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self._weights if p.grad is not None]
-        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
     def update(self) -> None:
         """Take the optimizer's step from the present gradients, then update both averages."""
