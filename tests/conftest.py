@@ -1,10 +1,12 @@
 """Fixtures of several test files."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from report_folder import make_results
+from tiny import tiny_networks, tiny_recipe, tiny_train
 from tiny_checkpoint import tiny_presets
 
 from cmrepro.cli import main as cli
@@ -33,6 +35,19 @@ def presets():
     """The networks of `tiny_checkpoint`."""
     with tiny_presets():
         yield
+
+
+@pytest.fixture(scope="module")
+def networks() -> Iterator[None]:
+    """The presets "tiny" and "deep"."""
+    with tiny_networks():
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(networks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a denoiser after 2 steps."""
+    return tiny_train(tiny_recipe("edm", total_steps=2), tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")

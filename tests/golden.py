@@ -7,7 +7,6 @@ CMREPRO_GOLDEN or in ../shared/golden, where it is there. Tests of cases in neit
 import math
 import os
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -38,15 +37,6 @@ SEEDS = {
     "jcm_losses/params_student.npz": 1401,
     "jcm_losses/params_target.npz": 1402,
     "jcm_losses/params_teacher.npz": 1403,
-}
-# Factors by which the official losses can multiply each image. The released models use "uniform"
-# (CD, CT), "karras" (EDM, with sigma_data = 0.5) and "truncated-snr" (progressive distillation).
-WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": torch.ones_like,
-    "snr": lambda t: t**-2,
-    "snr+1": lambda t: t**-2 + 1,
-    "karras": lambda t: t**-2 + 0.5**-2,
-    "truncated-snr": lambda t: (t**-2).clamp(min=1),
 }
 
 

@@ -15,8 +15,6 @@ NCSNPP = {
     "b": NCSNppConfig(num_channels=8, channel_mult=(2, 2, 2), num_res_blocks=2),
     "edm_tiny": TINY,
 }
-# Official names of `golden.WEIGHTINGS`
-WEIGHTINGS = {"snr": "snr", "snrp1": "snr+1", "truncated_snr": "truncated-snr"}
 
 
 def channels_first(images: Tensor) -> Tensor:

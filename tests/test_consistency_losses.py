@@ -11,9 +11,8 @@ import torch
 from gaussian import Gaussian, fitted_order, noise
 from random_weights import randomise
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cmrepro.checkpoints.flax import AXES, flax_names
+from cmrepro.checkpoints.flax import flax_names
 from cmrepro.consistency.distances import Distance, l1, l2
 from cmrepro.consistency.losses import (
     Model,
@@ -145,17 +144,6 @@ def test_both_models_see_the_same_dropout_mask(own_target: bool) -> None:
     assert torch.equal(online(x_t, 2.0), first)
 
 
-def recorded(
-    online: nn.Module, target: nn.Module
-) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
-    """Inputs and outputs of the target network and the online model, in this order."""
-    inputs, outputs = [], []
-    for model in {online, target}:
-        model.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
-        model.register_forward_hook(lambda _, arguments, output: outputs.append(output))
-    return inputs, outputs
-
-
 def total_norm(network: nn.Module) -> Tensor:
     """Norm of all gradients."""
     return torch.nn.utils.get_total_norm(
@@ -163,25 +151,7 @@ def total_norm(network: nn.Module) -> Tensor:
     )
 
 
-def check_target(
-    stored: dict[str, Tensor], inputs: list[tuple[Tensor, ...]], outputs: list[Tensor], *keys: str
-) -> None:
-    """The target's input x_s, and what both models return."""
-    # The official CT reaches x_t2 by a step from x_t, whose float32 digits up to 300 cancel.
-    scale = inputs[1][0].abs().max()
-    assert (inputs[0][0] - stored["x_t2"]).abs().max() < 1e-6 * scale
-    for got, key in zip(outputs, keys, strict=True):
-        # At N = 2 the target returns the digits that its input has lost.
-        tolerance = 5e-5 if stored["num_scales"] == 2 else 1e-5
-        assert golden.relative_error(got, stored[key]) < tolerance
-
-
-def l2_32(x: Tensor, y: Tensor) -> Tensor:
-    """The official "l2-32", which no released model is trained with."""
-    return l2(*(F.interpolate(i, size=32, mode="bilinear") for i in (x, y)))
-
-
-@pytest.mark.parametrize("distance", [l2, l1, l2_32])
+@pytest.mark.parametrize("distance", [l2, l1])
 @pytest.mark.parametrize("case", ["cd_heun_N40", "ct_euler_N2", "ct_euler_N18"])
 def test_consistency_losses_equal_the_official_pytorch_ones(case: str, distance: Distance) -> None:
     stored = golden.arrays(f"cm_losses/{case}.npz")
@@ -189,20 +159,15 @@ def test_consistency_losses_equal_the_official_pytorch_ones(case: str, distance:
     teacher = golden.adm_weights("cond")
     mean = {name: (student[name] + teacher[name]) * 0.5 for name in student}
     online, target = (golden.model("boundary", "cond", weights) for weights in (student, mean))
-    inputs, outputs = recorded(online, target)
     grid, indices = golden.times(int(stored["num_scales"])), stored["indices"]
     t, s, x, z = grid[indices], grid[indices + 1], stored["x"], stored["noise"]
     denoiser = golden.model("edm", "cond", teacher)
     loss = loss_of(case[:2], online, target, denoiser, x, z, t, s, distance, stored["y"])
     loss.mean().backward()
-    check_target(stored, inputs, outputs, "distiller_target", "distiller")
     assert torch.equal(t, stored["t"]) and torch.equal(s, stored["t2"])
-    name = distance.__name__.replace("_", "-")
+    name = distance.__name__
     # Float32 through up to four networks.
     torch.testing.assert_close(loss, stored[f"loss.{name}"], rtol=1e-5, atol=0)
-    for key in (key for key in stored if key.startswith(f"loss.{name}.")):
-        weight = golden.WEIGHTINGS[key.removeprefix(f"loss.{name}.")](t)
-        torch.testing.assert_close(weight * loss, stored[key], rtol=1e-5, atol=0)
     norm = total_norm(online.network)
     torch.testing.assert_close(norm, stored[f"gradnorm.{name}"], rtol=1e-5, atol=0)
     for key in (key for key in stored if key.startswith(f"grad.{name}/")):
@@ -212,12 +177,7 @@ def test_consistency_losses_equal_the_official_pytorch_ones(case: str, distance:
         assert golden.relative_error(gradient, stored[key]) < 5e-5
 
 
-def linf(x: Tensor, y: Tensor) -> Tensor:
-    """The third distance of the JAX code, which no released model is trained with."""
-    return (x - y).abs().flatten(1).amax(1)
-
-
-@pytest.mark.parametrize("distance", [l2, l1, linf])
+@pytest.mark.parametrize("distance", [l2, l1])
 @pytest.mark.parametrize(
     "case", ["cd_heun", "cd_heun_stopgrad_self", "ct_euler_N2", "ct_euler_N7", "ct_euler_N33"]
 )
@@ -226,25 +186,16 @@ def test_consistency_losses_equal_the_official_jax_ones(case: str, distance: Dis
     x = golden_jax.images("jcm_losses/images.npz")["x"]
     online, teacher = golden_jax.model("boundary", "student"), golden_jax.model("edm", "teacher")
     target = online if case.endswith("self") else golden_jax.model("boundary", "target")
-    inputs, outputs = recorded(online, target)
     grid, indices = karras_times(int(stored["num_scales"])).float(), stored["indices"].long()
     t, s = stored["t"], stored["t2"]
     # The official grid is a power in float32, the seventh of numbers rounded to 6e-8.
     torch.testing.assert_close(grid[indices], t, rtol=2e-6, atol=0)
     torch.testing.assert_close(grid[indices + 1], s, rtol=2e-6, atol=0)
     loss = loss_of(case[:2], online, target, teacher, x, stored["z"], t, s, distance)
-    check_target(stored, inputs, outputs, "F_t2", "F_t")
     # Float32 through up to four networks; N = 2 steps from t = 80 to 0.002.
     name = distance.__name__
     torch.testing.assert_close(loss, stored[f"per_sample_{name}"], rtol=2e-5, atol=0)
     torch.testing.assert_close(loss.mean(), stored[f"loss_{name}"], rtol=1e-5, atol=0)
-    # The official mask takes the images that fill up a batch out of the mean: here the last one.
-    masked = stored[f"loss_{name}_mask_last_off"]
-    torch.testing.assert_close(loss[:-1].mean(), masked, rtol=1e-5, atol=0)
-    for weighting in golden_jax.WEIGHTINGS if distance is l2 else ():
-        weight = golden.WEIGHTINGS[golden_jax.WEIGHTINGS[weighting]](t)
-        expected = stored[f"loss_l2_{weighting}"]
-        torch.testing.assert_close((weight * loss).mean(), expected, rtol=1e-5, atol=0)
     if f"grad_{name}_global_norm" not in stored:
         return
     loss.mean().backward()
@@ -266,9 +217,6 @@ def test_consistency_losses_equal_the_official_jax_ones(case: str, distance: Dis
         else:
             # Sums over pixels that cancel; the bare network's error of 3e-6 grows.
             torch.testing.assert_close(gradients[official].norm(), expected, rtol=1e-4, atol=0)
-    raw = golden.arrays(f"jcm_losses/{case}.npz", f"grad_{name}/")
-    for key, value in raw.items():
-        assert golden.relative_error(gradients[key], value.permute(AXES[value.ndim])) < 5e-5, key
 
 
 def test_edm_loss_equals_the_official_ones() -> None:
@@ -276,12 +224,8 @@ def test_edm_loss_equals_the_official_ones() -> None:
     x, y, z, t = (stored[name] for name in ("x", "y", "noise", "sigmas"))
     with torch.no_grad():
         loss = edm_loss(golden.model("edm", "cond"), x, z, t, labels=y)
-    unweighted = loss / golden.WEIGHTINGS["karras"](t)
     # Float32 through one network, here and below.
-    torch.testing.assert_close(unweighted, stored["xs_mse"], rtol=1e-5, atol=0)
-    for weighting in ("karras", "uniform", "snr+1"):
-        got = unweighted * golden.WEIGHTINGS[weighting](t)
-        torch.testing.assert_close(got, stored[f"{weighting}.loss"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss, stored["karras.loss"], rtol=1e-5, atol=0)
     stored = golden_jax.images("jcm_losses/edm_dsm.npz")
     x = golden_jax.images("jcm_losses/images.npz")["x"]
     with torch.no_grad():
@@ -289,15 +233,3 @@ def test_edm_loss_equals_the_official_ones() -> None:
     loss = loss * x[0].numel()  # a sum over pixels there
     torch.testing.assert_close(loss, stored["per_sample"], rtol=1e-5, atol=0)
     torch.testing.assert_close(loss.mean(), stored["loss"], rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("weighting", golden.WEIGHTINGS)
-def test_weightings_equal_the_official_ones(weighting: str) -> None:
-    stored = golden.arrays("karras/denoise.npz")
-    t, expected = stored["sigmas"], stored[f"weighting.{weighting}"]
-    # Squares and sums in float32.
-    torch.testing.assert_close(golden.WEIGHTINGS[weighting](t), expected, rtol=1e-6, atol=0)
-    if weighting == "karras":
-        x = z = torch.zeros(len(t), 1, 2, 2)
-        loss = edm_loss(lambda x_t, t, labels: x_t + 1, x, z, t)  # an error of 1
-        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)

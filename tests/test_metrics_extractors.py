@@ -1,7 +1,6 @@
 """Extractors against the networks of other tools on the same weights, and their features."""
 
 import pathlib
-import urllib.error
 from typing import Any
 
 import cleanfid.inception_pytorch
@@ -22,7 +21,6 @@ from cmrepro.files import sha256
 from cmrepro.metrics.extractors import (
     BATCH_SIZE,
     FeatureExtractor,
-    check_images,
     extract,
     load_extractor,
     resize,
@@ -180,13 +178,7 @@ def test_dinov2_equals_torch_fidelitys(
             network.load_state_dict(torch.load(path, weights_only=True))
         return network
 
-    def unreachable(*_: Any, **__: Any) -> nn.Module:
-        raise urllib.error.URLError("no route to host")
-
     settings = settings_with_file("dinov2-vitl14", path)
-    monkeypatch.setattr(torch.hub, "load", unreachable)
-    with pytest.raises(ValueError, match=r"cannot load dinov2_vitl14 .*no route.*a clone"):
-        load_extractor(settings)
     monkeypatch.setattr(torch.hub, "load", hub_load)
     peer = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
     with torch.inference_mode():
@@ -245,14 +237,6 @@ def test_features_depend_neither_on_other_images_nor_on_the_batch_size() -> None
     one_by_one = extract(images[:3], extractor, batch_size=1).features
     # Convolutions choose their blocking by the batch: rounding only.
     assert_equal_up_to_rounding(one_by_one, torch.from_numpy(features[:3]))
-
-
-def test_other_arrays_are_refused() -> None:
-    with pytest.raises(ValueError, match="images are float32, must be a uint8 array"):
-        check_images(np.zeros((2, 8, 8, 3), np.float32))
-    for shape in ((2, 3, 8, 8), (0, 8, 8, 3)):
-        with pytest.raises(ValueError, match=r"must be \(N, H, W, 3\) with N >= 1"):
-            check_images(np.zeros(shape, np.uint8))
 
 
 # ---- Files of weights

@@ -11,18 +11,7 @@ import torch_fidelity.feature_extractor_dinov2
 import torch_fidelity.feature_extractor_inceptionv3
 from torch_fidelity.defaults import DEFAULTS
 
-from cmrepro.metrics.protocols import load_extractor_settings, load_protocol, protocol_names
-
-
-@pytest.mark.parametrize("name", protocol_names())
-def test_every_protocol_can_have_a_regular_covariance(name: str) -> None:
-    protocol = load_protocol(name)
-    assert protocol.name == name
-    # N images span at most N - 1 dimensions.
-    assert protocol.num_images > protocol.extractor.feature_dim
-    if protocol.kernel and protocol.stored_features:
-        assert protocol.kernel.subset_size <= protocol.stored_features.num_images
-    assert hash(protocol) == hash(load_protocol(name))  # a key of the cache of extractors
+from cmrepro.metrics.protocols import load_extractor_settings, load_protocol
 
 
 @pytest.mark.parametrize("name", ["embedded", "torch-fidelity"])
@@ -39,14 +28,6 @@ def test_settings_are_torch_fidelitys_defaults(name: str) -> None:
     assert manifold.neighborhood == DEFAULTS["prc_neighborhood"]
     if name == "torch-fidelity":  # the embedded protocol has fewer; its comment says why
         assert kernel.num_subsets == DEFAULTS["kid_subsets"]
-
-
-def test_is_of_cm_cifar10_is_torch_fidelitys() -> None:
-    cm_cifar10, fidelity = load_protocol("cm-cifar10"), load_protocol("torch-fidelity")
-    assert cm_cifar10.inception_score and fidelity.inception_score
-    assert cm_cifar10.logits_extractor == fidelity.extractor != cm_cifar10.extractor
-    settings = fidelity.inception_score.replace(extractor=fidelity.extractor)
-    assert cm_cifar10.inception_score == settings
 
 
 def test_extractors_are_those_of_the_installed_packages() -> None:
@@ -125,20 +106,20 @@ def test_a_users_file_adds_to_the_tables_of_the_package(tmp_path: pathlib.Path) 
         ("[protocols.lab]", "[protocols.embedded]", "protocols.embedded comes with the package"),
         ("[protocols.lab]", "[protocol.lab]", "'protocol'.*mean 'protocols'"),
         ("[weights.lab]", "[protocols.more]\n[weights.lab]", r"has 2 tables \[protocols.NAME\]"),
-        ("version = 3", "version =", "cannot be read as TOML"),
-        ("version = 3", "", "'version' is missing"),
-        ("version = 3", "version = 3.5", "version = 3.5"),
         ("num_images", "num_image", "'num_image'.*did you mean 'num_images'"),
         ('weights = "lab"', 'weights = "labb"', "unknown weights 'labb': did you mean 'lab'"),
         ('extractor = "lab"', 'extractor = "la"', "unknown extractor 'la'"),
         ("inception-2015", "inception-2016", "unknown network 'inception-2016'"),
-        ('checksum = "sha256:0', 'checksum = "md5:0', "checksum.*md5:0"),
         ('url = "https://example.org/lab.pth"', "", "must have a package or a url"),
         ('["fid"]', '["fid", "fid"]', "each once"),
-        ('["fid"]', '["fid", "iss"]', "'iss'"),
         ('["fid"]', '["fid", "recall"]', "'manifold' is missing, which recall needs"),
         ('["fid"]', '["fid", "is"]', "'inception_score' is missing, which is needs"),
         ('["fid"]', '["fid", "sfid"]', "lab gives no spatial features for sfid"),
+        (
+            '["fid"]\nreference = "lab.npz"',
+            f'["is"]\nreference = "x"\n{IS}num_splits = 2',
+            "no logits for is",
+        ),
         ('"lab.npz"\n', f'"x"\n{IS}shuffle = true\nnum_splits = 2', "needs a seed"),
         ('"lab.npz"\n', f'"x"\n{IS}', "either num_splits or split_size"),
     ],
@@ -151,10 +132,3 @@ def test_a_wrong_file_is_refused(old: str, new: str, message: str, tmp_path: pat
         load_protocol(path)
     assert re.search(message, str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_is_needs_logits(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "lab.toml"
-    path.write_text(USER_FILE.replace('["fid"]', '["is"]') + IS + "num_splits = 2")
-    with pytest.raises(ValueError, match="lab gives no logits for is"):
-        load_protocol(path)

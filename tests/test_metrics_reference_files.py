@@ -1,11 +1,9 @@
 """Files of reference statistics: all formats that are read, and refusals in one line."""
 
-import json
 import os
 import pathlib
 import pickle
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -97,17 +95,6 @@ def test_edms_pickles(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(read_statistics(path).sigma, fortran["sigma"])
 
 
-def test_pickles_of_older_numpy_are_read(tmp_path: pathlib.Path) -> None:
-    content = pickle.dumps(TTUR, 4)
-    assert content.count(b"numpy._core.multiarray") == 1
-    old = content.replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
-    frame = content[3:11]
-    old = old.replace(frame, (int.from_bytes(frame, "little") - 1).to_bytes(8, "little"), 1)
-    path = tmp_path / "old.pkl"
-    path.write_bytes(old)
-    np.testing.assert_array_equal(read_statistics(path).mu, MU)
-
-
 class Malicious:
     """Runs a command when it is unpickled without care."""
 
@@ -148,70 +135,25 @@ def test_a_pickle_cannot_change_numpy(tmp_path: pathlib.Path) -> None:
     [
         (MU, "does not hold"),
         ({"fd_dinov2": TTUR}, "KeyError: 'fid'"),
-        ({"fid": {"mu": MU}}, "KeyError: 'sigma'"),
         ({"mu": MU, "sigma": SIGMA.astype(int)}, "sigma int64, must be floats"),
-        ({"mu": MU, "sigma": SIGMA[:-1, :-1]}, r"mu has shape \(6,\) and sigma \(5, 5\)"),
         ({"mu": MU + np.nan, "sigma": SIGMA}, "not finite"),
+        (ADM | {"sigma": SIGMA + np.triu(SIGMA, 1)}, "sigma differs from its transpose"),
+        (ADM | {"mu": np.arange(DIM)}, "mu is int64"),
+        (ADM | {"mu": np.array([{}], dtype=object)}, "Object arrays cannot be loaded"),
+        ({"mu": MU, "arr_0": IMAGES}, "it holds arr_0, mu, must hold mu and sigma"),
+        (ADM | {"sigma_s": SIGMA_S + np.triu(SIGMA_S)}, "sigma differs from its transpose"),
+        (ADM | {"arr_0": IMAGES.astype(np.float32)}, "arr_0 is float32 .*must be uint8"),
     ],
 )
-def test_a_pickle_of_something_else_is_refused(
+def test_what_cannot_be_statistics_is_refused(
     tmp_path: pathlib.Path, content: Any, message: str
 ) -> None:
-    path = tmp_path / "other.pkl"
-    path.write_bytes(pickle.dumps(content))
-    check_refused(path, message)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"sigma": SIGMA + np.triu(SIGMA, 1)}, "sigma differs from its transpose"),
-        ({"sigma": np.full_like(SIGMA, np.nan)}, "hold values that are not finite"),
-        ({"sigma": SIGMA[:-1, :-1]}, r"mu has shape \(6,\) and sigma \(5, 5\)"),
-        ({"mu": np.arange(DIM)}, "mu is int64"),
-        ({"mu": np.array([{}], dtype=object)}, "Object arrays cannot be loaded"),
-        ({"sigma": None}, "it holds arr_0, mu, mu_s, sigma_s, must hold mu and sigma"),
-        ({"feats": MU}, "it holds arr_0, feats"),
-        ({"sigma_s": SIGMA_S + np.triu(SIGMA_S)}, "sigma differs from its transpose"),
-        ({"mu_s": None}, "KeyError: 'mu_s'"),
-        ({"arr_0": IMAGES.astype(np.float32)}, "arr_0 is float32 .*must be uint8"),
-        ({"arr_0": IMAGES[0]}, r"arr_0 is uint8 \(8, 8, 3\), must be"),
-        ({"arr_0": np.asfortranarray(IMAGES)}, "arr_0 is uint8 "),
-    ],
-)
-def test_arrays_that_cannot_be_statistics_are_refused(
-    change: Arrays, message: str, tmp_path: pathlib.Path
-) -> None:
-    path = tmp_path / "reference.npz"
-    np.savez(path, **{key: value for key, value in (ADM | change).items() if value is not None})
-    check_refused(path, message)
-
-
-def metadata(**change: Any) -> Callable[[Arrays], Any]:
-    def changed(arrays: Arrays) -> np.ndarray:
-        values = json.loads(arrays["metadata"].tobytes()) | change
-        return np.frombuffer(json.dumps(values).encode(), np.uint8)
-
-    return changed
-
-
-@pytest.mark.parametrize(
-    ("key", "changed", "message"),
-    [
-        ("features", lambda arrays: FEATURES[:, :-1], "features and mu have other dimensions"),
-        ("metadata", metadata(num_image=1), "'num_image'.*did you mean 'num_images'"),
-        ("metadata", metadata(num_images="1"), 'num_images = "1"'),
-        ("metadata", lambda arrays: arrays["metadata"][:-1], "JSONDecodeError"),
-    ],
-)
-def test_a_wrong_file_of_ours_is_refused(
-    key: str, changed: Callable[[Arrays], Any], message: str, tmp_path: pathlib.Path
-) -> None:
-    path = tmp_path / "reference.npz"
-    write_statistics(path, BUILT)
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    np.savez(path, **(arrays | {key: changed(arrays)}))
+    """The first four as pickles."""
+    path = tmp_path / "reference"
+    if isinstance(content, dict) and "arr_0" in content:
+        np.savez(path := path.with_suffix(".npz"), **content)
+    else:
+        (path := path.with_suffix(".pkl")).write_bytes(pickle.dumps(content))
     check_refused(path, message)
 
 
@@ -223,7 +165,7 @@ def test_a_damaged_file_is_refused(suffix: str, tmp_path: pathlib.Path) -> None:
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 3] ^= 255
-    for content in (whole[: len(whole) // 2], whole[:-1], b"{}", b"", flipped):
+    for content in (whole[: len(whole) // 2], b"", flipped):
         path.write_bytes(content)
         if content is not flipped or suffix == ".npz":  # a pickle has no checksum
             check_refused(path, "does not hold reference statistics")

@@ -9,12 +9,11 @@ import torch
 from random_weights import randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from cmrepro.networks import cpu
 from cmrepro.networks.adm import UNet
 from cmrepro.networks.ncsnpp import NCSNpp
-from cmrepro.networks.presets import DEMO, PRESETS, build_network
+from cmrepro.networks.presets import DEMO, build_network
 
 NETWORKS = pytest.mark.parametrize("name", ["cond", "uncond", "demo", "ncsnpp"])
 
@@ -75,14 +74,6 @@ def test_half_precision_is_close_to_float32(
 
 
 @NETWORKS
-def test_the_graph_has_no_breaks(name: str) -> None:
-    network, arguments = randomise(new_network(name)), inputs(name)
-    compiled = torch.compile(network, fullgraph=True, backend="eager")  # an error where it breaks
-    with torch.no_grad():
-        assert torch.equal(compiled(*arguments), network(*arguments))
-
-
-@NETWORKS
 def test_a_new_network_is_zero_and_trains_every_parameter(name: str) -> None:
     network, arguments = new_network(name), inputs(name)
     assert torch.equal(network(*arguments), torch.zeros_like(arguments[0]))
@@ -97,20 +88,6 @@ def test_labels_are_given_exactly_when_there_are_classes(name: str) -> None:
     got = "got no labels" if labels else "got labels"
     with pytest.raises(ValueError, match=f"{got} for a network of {10 * len(labels)} classes"):
         new_network(name)(x, c_noise, *wrong)
-
-
-def test_unknown_network_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean 'adm-imagenet64'") as error:
-        build_network("adm-imagenet")
-    assert all(name in str(error.value) for name in PRESETS)
-
-
-def test_the_demo_network_is_cheap() -> None:
-    network, arguments = build_network("demo"), inputs("demo", batch=2)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(*arguments)
-    assert 0.1e9 < counter.get_total_flops() / 2 <= 0.4e9  # an image; 2 x multiply-adds
-    assert sum(p.numel() for p in network.parameters()) < 4e6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

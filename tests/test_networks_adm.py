@@ -5,28 +5,19 @@ import json
 import golden
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmrepro.networks.adm import C_NOISE_SCALE, PatchUNet, UNet
-from cmrepro.networks.layers import GroupNorm32, SelfAttention, timestep_embedding
+from cmrepro.networks.layers import SelfAttention, timestep_embedding
 from cmrepro.networks.presets import DEMO, IMAGE_SIZES, build_network
 
 
 @pytest.mark.parametrize("case", ["cond", "uncond"])
 def test_outputs_equal_the_official_network(case: str) -> None:
     network, stored = golden.adm(case), golden.arrays(f"adm/{case}/io.npz")
-    expected = {key[4:]: value for key, value in stored.items() if key.startswith("act.")}
-    activations: dict[nn.Module, Tensor] = {}
-    for name in expected:
-        network.get_submodule(name).register_forward_hook(
-            lambda module, _, output: activations.update({module: output})
-        )
     with torch.no_grad():
         output = network(stored["x"], stored["timesteps"] / 1000, stored.get("y"))
     # Float32 through some twenty layers, summed in another order.
-    for name, value in expected.items():  # where an error begins, if there is one
-        got = activations[network.get_submodule(name)][: len(value)]
-        assert golden.relative_error(got, value) < 1e-5, name
     assert golden.relative_error(output, stored["out"]) < 1e-5
     # 1000 ln(sigma) / 4 up to 1,100 in float32
     timesteps = C_NOISE_SCALE * stored["sigma"].log() / 4
@@ -67,18 +58,3 @@ def test_patches_of_two_by_two_pixels_are_the_channels(monkeypatch: pytest.Monke
     assert torch.equal(PatchUNet(DEMO)(x, torch.zeros(3)), x)
     pixels = x.reshape(3, 3, 4, 2, 4, 2)  # B, colour, then each axis as patch and pixel
     assert torch.equal(seen[0], pixels.permute(0, 1, 3, 5, 2, 4).reshape(3, 12, 4, 4))
-
-
-def test_heads_are_separate() -> None:
-    """Attention of each head is that of a layer with this head's channels alone."""
-    layer = SelfAttention(64, 32, GroupNorm32(32, 64))
-    x = torch.randn(1, 64, 2, 3)
-    with torch.no_grad():
-        layer.proj_out.weight.copy_(torch.eye(64)[:, :, None, None])
-        got = layer(x) - x
-        qkv = layer.qkv(layer.norm(x)).flatten(2)[0].reshape(3, 2, 32, 6)
-        for head in range(2):
-            q, k, v = qkv[:, head]
-            weights = (q.T @ k / 32**0.5).softmax(dim=1)  # query pixel, key pixel
-            expected = (weights @ v.T).T
-            torch.testing.assert_close(got[0, 32 * head : 32 * (head + 1)].flatten(1), expected)

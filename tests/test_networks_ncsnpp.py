@@ -6,20 +6,14 @@ import golden
 import golden_jax
 import pytest
 import torch
-from random_weights import randomise
-from torch import Tensor
-from torch.nn import functional as F
 
-from cmrepro.checkpoints.flax import AXES, BLOCKS, LEAVES, flax_names
+from cmrepro.checkpoints.flax import AXES, flax_names
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.solvers import ode_slope
 from cmrepro.networks.ncsnpp import (
     Attention,
-    FIRDownsample,
-    FIRUpsample,
     FourierEmbedding,
     NCSNppConfig,
-    PyramidDownsample,
     ResBlock,
     group_norm,
 )
@@ -33,22 +27,9 @@ TOLERANCE = 1e-5
 def test_outputs_equal_the_official_network(case: str) -> None:
     network = golden_jax.network(f"ncsnpp/{case}/params.npz", golden_jax.NCSNPP[case])
     stored = golden_jax.images(f"ncsnpp/{case}/io.npz")
-    # "A/B/c" -> the module of which "B" and "c" are parts, "A/c" -> the one with the parameter
-    modules = {
-        official.partition("/")[0]: ours.rsplit(".", official.count("/"))[0]
-        for ours, official in flax_names(network).items()
-    }
-    activations: dict[str, Tensor] = {}
-    for key in (key for key in stored if key.startswith("inter.")):
-        network.get_submodule(modules[key.removeprefix("inter.")]).register_forward_hook(
-            lambda module, _, output, key=key: activations.update({key: output})
-        )
     torch.testing.assert_close(stored["t"].log() / 4, stored["time_cond"], rtol=0, atol=2e-7)
     with torch.no_grad():
         output = network(stored["x"], stored["time_cond"])
-    assert len(activations) == sum(key.startswith("inter.") for key in stored)
-    for key, got in activations.items():  # where an error begins, if there is one
-        assert golden.relative_error(got[: len(stored[key])], stored[key]) < TOLERANCE, key
     assert golden.relative_error(output, stored["out"]) < TOLERANCE
 
 
@@ -74,39 +55,6 @@ def test_consistency_function_and_denoiser_equal_the_official_ones(case: str) ->
     torch.testing.assert_close(norm, stored["score_out_norm"], rtol=1e-5, atol=0)
 
 
-MODULES = {
-    "resblock_plain": lambda: ResBlock(8, 12, golden_jax.TINY),
-    "resblock_same": lambda: ResBlock(8, 8, golden_jax.TINY),
-    "resblock_down": lambda: ResBlock(8, 8, golden_jax.TINY, FIRDownsample()),
-    "resblock_up": lambda: ResBlock(8, 8, golden_jax.TINY, FIRUpsample()),
-    "attn_wide": lambda: Attention(160),
-    "pyr_down": lambda: PyramidDownsample(3, 12),
-}
-
-
-@pytest.mark.parametrize("case", MODULES)
-def test_blocks_equal_the_official_ones(case: str) -> None:
-    stored, block = golden.arrays("ncsnpp_modules/modules.npz", f"{case}."), MODULES[case]()
-    names = BLOCKS[type(block)][1]
-    weights = {}
-    for key in block.state_dict():
-        module, _, leaf = key.partition(".")
-        official = f"{names[module]}/{LEAVES[names[module].rpartition('_')[0]][leaf]}"
-        value = stored.pop(f"param.{official}")
-        weights[key] = value.permute(AXES[value.ndim])
-    assert not any(key.startswith("param.") for key in stored)
-    block.load_state_dict(weights)
-    # Each official block applies the activation to the embedding, the network does so once.
-    emb = []
-    if case.startswith("resblock"):
-        emb = [F.silu(golden.arrays("ncsnpp_modules/modules.npz", "resblock.")["temb"])]
-    with torch.no_grad():
-        output = block(golden_jax.channels_first(stored["x"]), *emb)
-    expected = golden_jax.channels_first(stored["out"])
-    # Float32 sums of up to 160 terms in another order.
-    assert golden.relative_error(output, expected) < 2e-6
-
-
 @pytest.mark.parametrize("case", ["gn_wide", "gn_small_var"])
 def test_normalisation_equals_the_official_one(case: str) -> None:
     stored = golden.arrays("ncsnpp_modules/modules.npz")
@@ -120,34 +68,6 @@ def test_normalisation_equals_the_official_one(case: str) -> None:
         assert golden.relative_error(norm(x), expected) < 1e-5
         norm.eps = 1e-5  # the usual one: where the variance is small, the test can tell
         assert case == "gn_wide" or golden.relative_error(norm(x), expected) > 1e-2
-
-
-def test_filters_equal_the_official_ones() -> None:
-    stored = golden.arrays("ncsnpp_modules/modules.npz")
-    x = golden_jax.channels_first(stored["fir.x"])
-    pyramid = PyramidDownsample(4, 6)
-    with torch.no_grad():
-        pyramid.conv.weight.copy_(stored["fir.w"].permute(AXES[4]))
-        got = {
-            "kernel_2d": pyramid.kernel[0, 0],
-            "downsample_2d": FIRDownsample()(x),
-            "upsample_2d": FIRUpsample()(x),
-            "conv_downsample_2d": pyramid(x),
-        }
-    for name, output in got.items():
-        expected = stored[f"fir.{name}"]
-        expected = golden_jax.channels_first(expected) if expected.ndim == 4 else expected
-        assert golden.relative_error(output, expected) < 1e-6, name  # sums of 144 terms at most
-
-
-def test_fourier_features_equal_the_official_ones() -> None:
-    stored = golden.arrays("ncsnpp_modules/modules.npz")
-    embedding = FourierEmbedding(32)
-    embedding.load_state_dict({"frequencies": stored["fourier.param.W"]})
-    # Sines of angles up to 300, whose ulp in float32 is 3e-5.
-    torch.testing.assert_close(
-        embedding(stored["fourier.time_cond"]), stored["fourier.out"], rtol=0, atol=3e-5
-    )
 
 
 def test_the_full_size_network_has_the_official_parameters() -> None:
@@ -166,18 +86,6 @@ def test_the_full_size_network_has_the_official_parameters() -> None:
         config["nf"], tuple(config["ch_mult"]), config["num_res_blocks"], config["dropout"]
     )
     assert config["attn_resolutions"] == [IMAGE_SIZES["ncsnpp-cifar10"] // 2]
-
-
-def test_attention_is_a_softmax_over_pixels() -> None:
-    layer = Attention(8)
-    randomise(layer)
-    x = torch.randn(1, 8, 2, 3, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        pixels = layer.norm(x)[0].flatten(1).T  # (6, 8)
-        q, k, v = layer.query(pixels), layer.key(pixels), layer.value(pixels)
-        out = layer.out((q @ k.T / 8**0.5).softmax(dim=1) @ v)
-        expected = (x + out.T.reshape(x.shape)) / 2**0.5
-        torch.testing.assert_close(layer(x), expected)
 
 
 def test_initial_weights_have_the_official_variance() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import DATA, SIZE, assert_equal, state_of, tiny_networks, tiny_recipe, tiny_train
+from tiny import DATA, SIZE, assert_equal, state_of, tiny_recipe, tiny_train
 from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import read_info
@@ -23,16 +23,7 @@ from cmrepro.training import step
 from cmrepro.training.data import Batch, BatchSource
 from cmrepro.training.step import Training
 
-
-@pytest.fixture(autouse=True, scope="module")
-def networks() -> Iterator[None]:
-    with tiny_networks():
-        yield
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return tiny_train(tiny_recipe("edm", total_steps=2), tmp_path_factory.mktemp("teacher"))
+pytestmark = pytest.mark.usefixtures("networks")
 
 
 def losses_of(folder: pathlib.Path) -> list[tuple[int, float]]:
@@ -112,18 +103,6 @@ def test_a_signal_ends_the_run_after_its_step(
     assert signal.getsignal(number) == handler
     assert state_of(tmp_path)["step"] == 6
     assert read_info(tmp_path / "demo-cifar10-edm.safetensors").training.total_steps == 6
-
-
-def test_a_second_signal_ends_the_run_at_once(tmp_path: pathlib.Path) -> None:
-    """Between the optimizer's step and the average's, where nothing can be saved."""
-
-    def press() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    twice = before_call(Training, "loss", 5, press), before_call(step, "ema_update", 5, press)
-    with twice[0], twice[1], pytest.raises(KeyboardInterrupt):
-        tiny_train(tiny_recipe("edm"), tmp_path, save_every=4)
-    assert state_of(tmp_path)["step"] == 4
 
 
 def test_the_checkpoint_holds_the_average_and_its_provenance(tmp_path: pathlib.Path) -> None:
@@ -225,16 +204,11 @@ def test_the_parts_of_a_batch_are_the_batch(monkeypatch: pytest.MonkeyPatch, met
     assert gradients[0].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("method", "longer"),
-    [("edm", {"total_steps": 20}), ("ct", {"total_steps": 20, "schedule_steps": 12})],
-)
-def test_a_finished_run_can_be_continued(
-    tmp_path: pathlib.Path, method: str, longer: dict[str, Any]
-) -> None:
-    whole = tiny_train(tiny_recipe(method, **longer), tmp_path / "whole")
-    tiny_train(tiny_recipe(method, total_steps=12), tmp_path / "legs")
-    path = tiny_train(tiny_recipe(method, **longer), tmp_path / "legs", resume=True)
+def test_a_finished_run_can_be_continued(tmp_path: pathlib.Path) -> None:
+    longer = tiny_recipe("ct", total_steps=20, schedule_steps=12)
+    whole = tiny_train(longer, tmp_path / "whole")
+    tiny_train(tiny_recipe("ct", total_steps=12), tmp_path / "legs")
+    path = tiny_train(longer, tmp_path / "legs", resume=True)
     assert_equal(load_file(path), load_file(whole))
 
 
@@ -256,9 +230,6 @@ def test_the_optimizer_takes_the_rate_of_its_step() -> None:
         ("cd", {}, {"method": "ct"}, "no EDM denoiser"),
         ("cd", {}, {"dataset": "cifar10-train"}, "trained on cifar10-train, the recipe is for"),
         ("cd", {"solver": "hein"}, {}, "unknown solver 'hein': did you mean 'heun'?"),
-        ("edm", {"optimizer": "radm"}, None, "did you mean 'radam'?"),
-        ("ct", {"distance": "pseudo_huber"}, None, "did you mean 'pseudo-huber'?"),
-        ("edm", {"network": "tinny"}, None, "did you mean 'tiny'?"),
         ("edm", {"network": "demo"}, None, "takes 32 x 32"),
     ],
 )
@@ -279,14 +250,8 @@ def test_wrong_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("seed", "settings", "message"),
-    [
-        (1 << 32, {}, "seed = 4294967296; allowed is 0 to 4294967295"),
-        (0, {"precision": "fp8"}, "unknown precision 'fp8'"),
-        (0, {"compiled": True}, "--compile with dropout = 0.1"),
-    ],
-)
-def test_wrong_settings_are_refused(seed: int, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Training(tiny_recipe("edm"), seed, **settings)
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="seed = 4294967296; allowed is 0 to 4294967295"):
+        Training(tiny_recipe("edm"), 1 << 32)
+    with pytest.raises(ValueError, match=r"--compile with dropout = 0\.1"):
+        Training(tiny_recipe("edm"), 0, compiled=True)

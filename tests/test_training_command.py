@@ -2,16 +2,14 @@
 
 import json
 import pathlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import state_names, tiny_networks, tiny_recipe
+from tiny import state_names, tiny_recipe
 
 from cmrepro.checkpoints.io import read_info
-from cmrepro.cli import main as cli
 from cmrepro.consistency.distances import LPIPS
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.networks.presets import build_network
@@ -20,30 +18,7 @@ from cmrepro.training.plan import held_bytes
 from cmrepro.training.step import Training
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def networks() -> Iterator[None]:
-    with tiny_networks():
-        yield
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process; gives exit code, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cmrepro", *map(str, arguments)])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return call
+pytestmark = pytest.mark.usefixtures("networks")
 
 
 @pytest.fixture
@@ -81,35 +56,18 @@ def test_every_option_reaches_the_training(
     assert state_names(path.parent)[-1] == "state-00000008.pt"
 
 
-@pytest.mark.parametrize(
-    ("settings", "options", "message"),
-    [
-        ("network=tiny,batchsize=5", [], "did you mean 'batch_size'"),
-        ("network=tiny,method=cd", [], "--set method"),
-        ("network=tinny", [], "did you mean 'tiny'"),
-        ("network=tiny", ["--precision", "fp61"], "fp61"),
-    ],
-)
-def test_bad_input_is_one_line(
-    run: Run, tmp_path: pathlib.Path, settings: str, options: list[str], message: str
-) -> None:
+def test_bad_input_is_one_line(run: Run, tmp_path: pathlib.Path) -> None:
     arguments = ["train", "demo-cifar10-ct", "--data", "synthetic", "--out", tmp_path / "out"]
-    code, out, err = run(*arguments, "--set", settings, *options)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    for settings, message in (("method=cd", "--set method"), ("batchsize=5", "batch_size")):
+        code, out, err = run(*arguments, "--set", settings)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+        assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("method", "copies"),
-    [
-        ("edm", 5),  # weights, their average, gradient and two moments
-        ("ct", 6),  # and the target network
-        ("cd", 7),  # and the teacher
-    ],
-)
+@pytest.mark.parametrize(("method", "copies"), [("edm", 5), ("ct", 6), ("cd", 7)])
 def test_memory_held_is_that_of_the_networks(method: str, copies: int) -> None:
+    """Weights, average, gradient and two moments; of CT the target, of CD the teacher too."""
     changes = {"target_ema": 0.5} if method == "cd" else {}
     teacher = PreconditionedModel(build_network("tiny"), "edm") if method == "cd" else None
     training = Training(tiny_recipe(method, **changes), 0, teacher)
@@ -127,14 +85,10 @@ def test_a_plan_multiplies_and_writes_nothing(
     assert code == 0, err
     values = {row["quantity"]: row["value"] for row in json.loads(out)}
     assert values["network"] == "tiny, 0.2 million parameters"
-    images_per_s = float(values["speed"].split()[0].replace(",", ""))
-    assert values["speed"].endswith(" images/s in fp32, 2 at once")
-    one, three = (
-        float(values[f"duration on {n}"].split()[0].replace(",", ""))
-        for n in ("1 device", "3 devices")
-    )
+    names = ("speed", "duration on 1 device", "duration on 3 devices")
+    speed, one, three = (float(values[name].split()[0].replace(",", "")) for name in names)
     # Three digits are printed.
-    assert one == pytest.approx(1_000_000 * 4 / images_per_s / 3600, rel=0.02)
+    assert one == pytest.approx(1_000_000 * 4 / speed / 3600, rel=0.02)
     assert three == pytest.approx(one / 3, rel=0.02)
     assert not list(tmp_path.iterdir())
 

@@ -1,12 +1,11 @@
 """Half precision for the passes of the networks alone; compiled networks."""
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from tiny import DATA, state_of, tiny_networks, tiny_recipe, tiny_train
+from tiny import DATA, tiny_recipe
 from torch import Tensor, nn
 
 from cmrepro.checkpoints.load import load_model
@@ -14,18 +13,9 @@ from cmrepro.consistency.distances import pseudo_huber
 from cmrepro.training.data import BatchSource
 from cmrepro.training.step import Training
 
+pytestmark = pytest.mark.usefixtures("networks")
+
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def networks() -> Iterator[None]:
-    with tiny_networks():
-        yield
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return tiny_train(tiny_recipe("edm", total_steps=2), tmp_path_factory.mktemp("teacher"))
 
 
 def training_of(method: str, teacher: pathlib.Path, **settings: Any) -> Training:
@@ -84,16 +74,6 @@ def test_half_precision_trains_nearly_as_float32(
     assert run(training_of(method, teacher, precision=precision), 8) == pytest.approx(
         exact, rel=tolerance
     )
-
-
-def test_a_recipe_in_mixed_precision_is_trained_in_fp16(tmp_path: pathlib.Path) -> None:
-    path = tiny_train(tiny_recipe("edm", mixed_precision=True, total_steps=2), tmp_path)
-    run = load_model(path).info.training
-    assert run is not None
-    assert run.precision == "fp16"
-    scaler = state_of(tmp_path)["scaler"]
-    assert scaler["scale"] > 0
-    assert scaler["_growth_tracker"] <= 2
 
 
 def test_an_overflow_repeats_the_step_with_half_the_scale(teacher: pathlib.Path) -> None:

@@ -3,7 +3,8 @@
 Along the ODE the consistency function is constant, so the losses measure its derivative there,
 the "tangent" v = df/dt + (df/dx) dx/dt. The weighting cancels the factor that the time grid gives
 each t in the limit of many points, as in the released code. The derivative is taken in forward
-mode, which costs about a second evaluation and can itself be differentiated.
+mode, which costs about a second evaluation and can itself be differentiated. Arguments are those
+of `losses`.
 """
 
 from collections.abc import Callable
@@ -13,11 +14,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmrepro.consistency.distances import Distance
-from cmrepro.consistency.losses import Model, noisy
+from cmrepro.consistency.losses import Labels, Model, noisy
 from cmrepro.consistency.solvers import ode_slope
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""(f (B, C, H, W), v (B, C, H, W)) -> (B,)."""
+Objective = Callable[[Tensor, Tensor], Tensor]  # (f, v), (B, C, H, W) both -> (B,)
 
 
 def tangent_l1(prediction: Tensor, tangent: Tensor) -> Tensor:
@@ -26,10 +26,7 @@ def tangent_l1(prediction: Tensor, tangent: Tensor) -> Tensor:
 
 
 def tangent_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
-    """||v||, (B,), as the released code, whose models are published; the paper has its square.
-
-    See deviation `continuous-l2-norm`.
-    """
+    """||v||, (B,), as released; the paper has its square (deviation `continuous-l2-norm`)."""
     return torch.linalg.vector_norm(tangent.flatten(1), dim=1)
 
 
@@ -58,11 +55,10 @@ def stop_gradient(distance: Distance) -> Objective:
 
 
 def consistency_tangent(
-    online: Model, x_t: Tensor, t: Tensor, slope: Tensor, labels: Tensor | None = None
+    online: Model, x_t: Tensor, t: Tensor, slope: Tensor, labels: Labels = None
 ) -> tuple[Tensor, Tensor]:
     """f(x_t, t) and v = df/dt + (df/dx) slope, both (B, C, H, W), for slope dx/dt at (x_t, t)."""
-    # The fused attention kernels have no forward-mode derivative.
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no forward-mode derivative
         outputs = torch.func.jvp(
             lambda x_t, t: online(x_t, t, labels), (x_t, t), (slope, torch.ones_like(t))
         )
@@ -76,12 +72,12 @@ def continuous_distillation_loss(
     z: Tensor,
     t: Tensor,
     objective: Objective,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
     """CD in continuous time: objective(f, v) with dx/dt = (x_t - D(x_t, t)) / t, the teacher's.
 
-    Arguments as `consistency_distillation_loss`, with t in (sigma_min, sigma_max]. The objectives
-    of the released models are all in this module, `stop_gradient` with LPIPS.
+    Here t is in (sigma_min, sigma_max]. The objectives of the released models are all in this
+    module, `stop_gradient` with LPIPS.
     """
     x_t = noisy(x, z, t)
     with torch.no_grad():
@@ -90,18 +86,11 @@ def continuous_distillation_loss(
 
 
 def continuous_training_loss(
-    online: Model,
-    x: Tensor,
-    z: Tensor,
-    t: Tensor,
-    objective: Objective,
-    labels: Tensor | None = None,
+    online: Model, x: Tensor, z: Tensor, t: Tensor, objective: Objective, labels: Labels = None
 ) -> Tensor:
     """CT in continuous time: dx/dt is estimated by (x_t - x) / t, which is z.
 
     The estimate is unbiased, so that `stop_gradient_l2`, linear in v, has CD's expected gradient
     (Appendix B.2). The released code also trains `tangent_l2`, which its variance biases.
-
-    Arguments as `continuous_distillation_loss`, without a teacher.
     """
     return objective(*consistency_tangent(online, noisy(x, z, t), t, z, labels))

@@ -7,7 +7,7 @@ l1 and l2 are means over pixels as in both released repositories; the paper writ
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cmrepro.files import cache_folder, download
 
 Distance = Callable[[Tensor, Tensor], Tensor]
+Features = Sequence[Tensor]
 
 VGG16_FILE = "vgg16-397923af.pth"
 VGG16_URL = f"https://download.pytorch.org/models/{VGG16_FILE}"
@@ -47,18 +48,12 @@ def pseudo_huber(x: Tensor, y: Tensor) -> Tensor:
 
 
 def unit_feature_distance(
-    x_features: Sequence[Tensor],
-    y_features: Sequence[Tensor],
-    weights: Sequence[Tensor] | None = None,
+    x_features: Features, y_features: Features, weights: Features | None = None
 ) -> Tensor:
     """LPIPS from feature maps (Zhang et al. 2018, Equation 1), (B,).
 
-    sum_l mean_pixels sum_channels w_l (x_l / |x_l| - y_l / |y_l|)^2.
-
-    Args:
-        x_features: Feature maps (B, C_l, H_l, W_l) of layers l.
-        y_features: The same layers for the other images.
-        weights: The learned weights w_l, (1, C_l, 1, 1) each; 1 by default.
+    sum_l mean_pixels sum_channels w_l (x_l / |x_l| - y_l / |y_l|)^2 for the feature maps x_l and
+    y_l (B, C_l, H_l, W_l) of layers l and their learned weights w_l (1, C_l, 1, 1), 1 by default.
     """
     total = x_features[0].new_zeros(len(x_features[0]))
     for layer, (a, b) in enumerate(zip(x_features, y_features, strict=True)):
@@ -85,17 +80,12 @@ class LPIPS(nn.Module):
     The paper does not name an implementation, and its repositories have two (deviation
     `lpips-implementation`): the JAX code, for CIFAR-10, pools by the maximum, as the network did
     that the weights were fitted to; the PyTorch code, for the other data sets, by the mean (piq
-    0.7.0 with `replace_pooling`).
-
-    Args:
-        pooling: "max" or "average".
-        pretrained: Read the weights, downloaded once (553 MB and 7 kB); random weights otherwise.
+    0.7.0 with `replace_pooling`). The pretrained weights are downloaded once (553 MB and 7 kB).
     """
 
     # Of torchvision's `vgg16().features`: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
     TAPS = (3, 8, 15, 22, 29)
     CHANNELS = (64, 128, 256, 512, 512)
-
     shift: Tensor
     scale: Tensor
 
@@ -106,9 +96,9 @@ class LPIPS(nn.Module):
         from torchvision.models import vgg
 
         self.layers = vgg.make_layers(vgg.cfgs["D"])[: self.TAPS[-1] + 1]
-        if pooling == "average":
-            for i, layer in enumerate(self.layers):
-                self.layers[i] = nn.AvgPool2d(2) if isinstance(layer, nn.MaxPool2d) else layer
+        for i, layer in enumerate(self.layers):
+            if pooling == "average" and isinstance(layer, nn.MaxPool2d):
+                self.layers[i] = nn.AvgPool2d(2)
         for i, channels in enumerate(self.CHANNELS):
             self.register_buffer(f"weight{i}", torch.ones(1, channels, 1, 1))
         if pretrained:
@@ -169,7 +159,7 @@ class EfficientNetDistance(nn.Module):
         self.blocks = network._blocks[: self.TAPS[-1] + 1]
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "EfficientNetDistance":
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: the stored batch statistics are part of the metric."""
         return super().train(False)
 

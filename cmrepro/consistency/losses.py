@@ -1,5 +1,9 @@
 """Losses of consistency distillation and training, and EDM's denoising loss, each (B,).
 
+x (B, C, H, W) are images in [-1, 1], z (B, C, H, W) is standard normal. The times t (B,) are of
+the grid but its last, s (B,) those that follow on the grid, s < t. `online` is f with the weights
+that are trained, `target` f with the target network's, `online` itself where mu = 0.
+
 The weighting is lambda = 1 throughout, as in the paper. The gradient reaches the online model
 only. Both models see the same dropout mask.
 """
@@ -12,7 +16,8 @@ from torch import Tensor
 from cmrepro.consistency.distances import Distance, l2
 from cmrepro.consistency.solvers import OdeStep
 
-Model = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Labels = Tensor | None
+Model = Callable[[Tensor, Tensor, Labels], Tensor]
 
 
 def noisy(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
@@ -20,21 +25,11 @@ def noisy(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return x + t[:, None, None, None] * z
 
 
-def _self_consistency(
-    online: Model,
-    target: Model,
-    x_t: Tensor,
-    t: Tensor,
-    x_s: Tensor,
-    s: Tensor,
-    distance: Distance,
-    labels: Tensor | None,
-) -> Tensor:
-    """d(f(x_t, t), stop-gradient(f_target(x_s, s))), with one dropout mask for both."""
-    devices = [x_t.device] if x_t.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices):  # leaves the masks to `online`
-        goal = target(x_s, s, labels)
-    return distance(online(x_t, t, labels), goal)
+def _goal(target: Model, x_s: Tensor, s: Tensor, labels: Labels) -> Tensor:
+    """stop-gradient(f_target(x_s, s)); the online model gets the same dropout mask next."""
+    devices = [x_s.device] if x_s.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        return target(x_s, s, labels)
 
 
 def consistency_distillation_loss(
@@ -47,26 +42,17 @@ def consistency_distillation_loss(
     s: Tensor,
     step: OdeStep,
     distance: Distance,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
     """Loss of Algorithm 2 (CD): d(f(x + t z, t), f_target(x_s, s)) with x_s = step(D, x + t z).
 
-    Args:
-        online: f with the weights that are trained.
-        target: f with the target network's weights; `online` itself where mu = 0.
-        teacher: EDM denoiser D.
-        x: (B, C, H, W), images in [-1, 1].
-        z: (B, C, H, W), standard normal.
-        t: (B,), times of the grid but its last.
-        s: (B,), the times that follow `t` on the grid, s < t.
-        step: ODE solver from t to s, Heun in the paper.
-        distance: d.
-        labels: (B,) int64 for class-conditional models.
+    `teacher` is the EDM denoiser D, `step` the ODE solver from t to s, Heun's in the paper.
     """
     x_t = noisy(x, z, t)
     with torch.no_grad():
         x_s = step(lambda x_t, t: teacher(x_t, t, labels), x_t, t, s)
-    return _self_consistency(online, target, x_t, t, x_s, s, distance, labels)
+    goal = _goal(target, x_s, s, labels)
+    return distance(online(x_t, t, labels), goal)
 
 
 def consistency_training_loss(
@@ -77,14 +63,11 @@ def consistency_training_loss(
     t: Tensor,
     s: Tensor,
     distance: Distance,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
-    """Loss of Algorithm 3 (CT): d(f(x + t z, t), f_target(x + s z, s)).
-
-    Arguments as `consistency_distillation_loss`, without a teacher.
-    """
-    x_t, x_s = noisy(x, z, t), noisy(x, z, s)
-    return _self_consistency(online, target, x_t, t, x_s, s, distance, labels)
+    """Loss of Algorithm 3 (CT): d(f(x + t z, t), f_target(x + s z, s))."""
+    goal = _goal(target, noisy(x, z, s), s, labels)
+    return distance(online(noisy(x, z, t), t, labels), goal)
 
 
 def edm_loss(
@@ -93,7 +76,7 @@ def edm_loss(
     z: Tensor,
     t: Tensor,
     sigma_data: float = 0.5,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
     """Denoising loss of Karras et al. (2022, Equation 2 and Table 1), weighted by 1 / c_out^2.
 

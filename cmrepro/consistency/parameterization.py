@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 Parameterization = Literal["boundary", "edm"]
 Scalings = tuple[Tensor, Tensor, Tensor]
+# (x_t (B, C, H, W), t (B,)) -> images of the same shape: D or f with its labels bound.
+Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def edm_scalings(t: Tensor, sigma_data: float = 0.5) -> Scalings:
@@ -63,7 +65,3 @@ class PreconditionedModel(nn.Module):
         t = torch.as_tensor(t, dtype=torch.float32, device=x_t.device).expand(len(x_t))
         c_skip, c_out, c_in = (c[:, None, None, None] for c in self.scalings(t))
         return c_skip * x_t + c_out * self.network(c_in * x_t, t.log() / 4, labels).float()
-
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, C, H, W), t (B,)) -> images of the same shape: D or f with its labels bound."""

@@ -9,11 +9,7 @@ from cmrepro.consistency.parameterization import Denoiser
 
 
 def check_times(times: Sequence[float], sigma_min: float, sigma_max: float) -> None:
-    """Refuse times of Algorithm 1 that are empty, not decreasing or outside the model's range.
-
-    Raises:
-        ValueError: With the times and what is allowed.
-    """
+    """Refuse times of Algorithm 1 that are empty, not decreasing or outside the model's range."""
     decreasing = all(s < t for t, s in pairwise(times))  # False with NaN
     if not times or not decreasing or not sigma_min < times[-1] <= times[0] <= sigma_max:
         raise ValueError(
@@ -35,16 +31,9 @@ def multistep_stages(
     sqrt(t_n^2 - sigma_min^2) to the images of stage n - 1 and applies f at t_n. The images of
     fewer steps are thus stages of those of more steps from the same noise, at no further cost.
 
-    Args:
-        f: Consistency function.
-        times: Decreasing times t_1 = sigma_max > t_2 > ... > sigma_min, one an evaluation.
-        z: (len(times), B, C, H, W), standard normal.
-        sigma_min: The paper's epsilon.
-        clip_denoised: Clip the images of each stage to [-1, 1], as the released PyTorch code does;
-            the paper's algorithm does not say.
-
-    Yields:
-        (B, C, H, W) images.
+    The times decrease, t_1 = sigma_max > t_2 > ... > sigma_min; z (len(times), B, C, H, W) is
+    standard normal. `clip_denoised` clips the images of each stage to [-1, 1], as the released
+    PyTorch code does; the paper's algorithm does not say.
     """
     x = None
     for t, noise in zip(times, z, strict=True):

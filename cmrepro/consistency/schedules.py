@@ -14,19 +14,9 @@ def karras_times(
 ) -> Tensor:
     """Time grid of Karras et al. (2022, Equation 5), decreasing.
 
-    t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho.
-
-    Args:
-        num_scales: N >= 2, the number of points.
-        sigma_min: Last time, > 0.
-        sigma_max: First time, > sigma_min.
-        rho: Exponent; larger values crowd the points at small times.
-
-    Returns:
-        (N,) float64, from exactly sigma_max to exactly sigma_min.
-
-    Raises:
-        ValueError: Fewer than 2 points, or 0 < sigma_min < sigma_max does not hold.
+    t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, (N,)
+    float64, from exactly sigma_max to exactly sigma_min. N = `num_scales` is at least 2; a larger
+    rho crowds the points at small times.
     """
     if num_scales < 2 or not 0 < sigma_min < sigma_max:
         raise ValueError(

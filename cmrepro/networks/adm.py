@@ -21,33 +21,18 @@ C_NOISE_SCALE = 1000.0  # cm/karras_diffusion.py: rescaled_t = 1000 * ln(t) / 4
 
 @dataclass(frozen=True)
 class ADMConfig:
-    """Shape of one ADM U-Net.
+    """Shape of one ADM U-Net."""
 
-    Attributes:
-        num_channels: Width of the first level.
-        channel_mult: Width of each level in units of `num_channels`.
-        num_res_blocks: Residual blocks a level on the way down; one more on the way up.
-        attention_factors: Down-sampling factors at which attention follows each block.
-        num_head_channels: Channels of one attention head, a divisor of the widths with attention.
-        use_scale_shift_norm: The noise level scales and shifts the second normalisation (ImageNet)
-            instead of being added (LSUN).
-        num_classes: Number of class labels; 0 for an unconditional network.
-        dropout: Probability in [0, 1).
-        in_channels: Image channels, in and out.
-        min_group_channels: Fewest channels of a normalisation group (EDM's rule); groups are 32
-            where channels allow it. 1 gives the official 32 groups.
-    """
-
-    num_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-    attention_factors: tuple[int, ...]
-    num_head_channels: int
-    use_scale_shift_norm: bool = True
-    num_classes: int = 0
-    dropout: float = 0.0
-    in_channels: int = 3
-    min_group_channels: int = 1
+    num_channels: int  # width of the first level
+    channel_mult: tuple[int, ...]  # width of each level in units of `num_channels`
+    num_res_blocks: int  # residual blocks a level on the way down; one more on the way up
+    attention_factors: tuple[int, ...]  # down-sampling factors at which attention follows a block
+    num_head_channels: int  # of one attention head, a divisor of the widths with attention
+    use_scale_shift_norm: bool = True  # by the noise level (ImageNet), which else is added (LSUN)
+    num_classes: int = 0  # number of class labels; 0 for an unconditional network
+    dropout: float = 0.0  # probability in [0, 1)
+    in_channels: int = 3  # image channels, in and out
+    min_group_channels: int = 1  # of a normalisation group (EDM's rule); 1: the official 32 groups
 
     def norm(self, channels: int) -> GroupNorm32:
         """Group normalisation of `channels` channels."""
@@ -69,20 +54,13 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = config.use_scale_shift_norm
         self.resample = resample
         emb_out = 2 * out_channels if self.use_scale_shift_norm else out_channels
-        self.in_layers = nn.Sequential(
-            config.norm(in_channels), nn.SiLU(), conv3(in_channels, out_channels)
-        )
+        conv = conv3(in_channels, out_channels)
+        self.in_layers = nn.Sequential(config.norm(in_channels), nn.SiLU(), conv)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.num_channels, emb_out))
-        self.out_layers = nn.Sequential(
-            config.norm(out_channels),
-            nn.SiLU(),
-            nn.Dropout(config.dropout),
-            zero_init(conv3(out_channels, out_channels)),
-        )
+        norm, conv = config.norm(out_channels), zero_init(conv3(out_channels, out_channels))
+        self.out_layers = nn.Sequential(norm, nn.SiLU(), nn.Dropout(config.dropout), conv)
         same = in_channels == out_channels
-        self.skip_connection = (
-            nn.Identity() if same else nn.Conv2d(in_channels, out_channels, kernel_size=1)
-        )
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, _, conv = self.in_layers  # `silu` stands for the second, which has no parameters
@@ -166,11 +144,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(config.norm(channels), nn.SiLU(), out)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """F(x, c_noise), (B, C, H, W) in the type of the weights.
-
-        Raises:
-            ValueError: Labels are missing or superfluous.
-        """
+        """F(x, c_noise), (B, C, H, W) in the type of the weights."""
         if (labels is None) == bool(self.config.num_classes):
             raise ValueError(
                 f"got {'no labels' if labels is None else 'labels'} for a network of "

@@ -27,19 +27,12 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 @dataclass(frozen=True)
 class NCSNppConfig:
-    """Shape of one NCSN++.
+    """Shape of one NCSN++."""
 
-    Attributes:
-        num_channels: Width in units of which `channel_mult` counts, even.
-        channel_mult: Width of each level.
-        num_res_blocks: Residual blocks a level on the way down; one more on the way up.
-        dropout: Probability in [0, 1).
-    """
-
-    num_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-    dropout: float = 0.0
+    num_channels: int  # width in units of which `channel_mult` counts, even
+    channel_mult: tuple[int, ...]  # width of each level
+    num_res_blocks: int  # residual blocks a level on the way down; one more on the way up
+    dropout: float = 0.0  # probability in [0, 1)
 
     def width(self, level: int) -> int:
         """Channels of a level."""
@@ -182,10 +175,7 @@ class Attention(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution on the way down; appends features for the way up to `skips`.
-
-    Takes and returns features and pyramid image.
-    """
+    """One resolution on the way down; appends features for the way up to `skips`."""
 
     def __init__(
         self, in_channels: int, pyramid_channels: int, level: int, config: NCSNppConfig
@@ -247,13 +237,9 @@ class NCSNpp(nn.Module):
         self.config = config
         width, emb_channels = config.num_channels, 4 * config.num_channels
         self.fourier = FourierEmbedding(2 * width)
+        first, second = (init(nn.Linear(n, emb_channels)) for n in (2 * width, emb_channels))
         # Each block applies the activation to the embedding first: here, once.
-        self.time_embed = nn.Sequential(
-            init(nn.Linear(2 * width, emb_channels)),
-            nn.SiLU(),
-            init(nn.Linear(emb_channels, emb_channels)),
-            nn.SiLU(),
-        )
+        self.time_embed = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
         self.conv_in = init(nn.Conv2d(3, width, 3, padding=1))
 
         channels, pyramid_channels, skips = width, 3, [width]
@@ -277,11 +263,7 @@ class NCSNpp(nn.Module):
         self.conv_out = init(nn.Conv2d(channels, 3, 3, padding=1), scale=0)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """F(x, c_noise), (B, 3, H, W) in the type of the weights; c_noise is their `time_cond`.
-
-        Raises:
-            ValueError: Labels are given.
-        """
+        """F(x, c_noise), (B, 3, H, W) in the type of the weights; c_noise is their `time_cond`."""
         if labels is not None:
             raise ValueError("got labels for a network of 0 classes; NCSN++ takes labels=None")
         dtype = self.conv_in.weight.dtype

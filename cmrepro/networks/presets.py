@@ -32,11 +32,7 @@ IMAGE_SIZES = {"adm-imagenet64": 64, "adm-lsun256": 256} | dict.fromkeys(
 
 
 def build_network(name: str, dropout: float = 0.0) -> nn.Module:
-    """Build the network of a preset with fresh weights.
-
-    Raises:
-        ValueError: The name is not in `PRESETS`.
-    """
+    """Build the network of a preset with fresh weights."""
     if name not in PRESETS:
         raise ValueError(unknown("network", name, PRESETS))
     network_class, config = PRESETS[name]
