@@ -125,11 +125,8 @@ class UNet(nn.Module):
                 self.input_blocks.append(Stage(ResBlock(channels, channels, config, "down")))
                 skips.append(channels)
 
-        self.middle_block = Stage(
-            ResBlock(channels, channels, config),
-            attention(channels),
-            ResBlock(channels, channels, config),
-        )
+        before, middle = ResBlock(channels, channels, config), attention(channels)
+        self.middle_block = Stage(before, middle, ResBlock(channels, channels, config))
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):

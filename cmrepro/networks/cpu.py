@@ -1,8 +1,4 @@
-"""Faster forms of three formulas, for inference on a CPU.
-
-Each function stands for a plain formula, named in its docstring, and equals it up to the rounding
-of float32.
-"""
+"""Faster forms of three formulas on a CPU, equal to them up to the rounding of float32."""
 
 import torch
 from torch import Tensor, nn

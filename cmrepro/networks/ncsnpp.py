@@ -23,6 +23,7 @@ ATTENTION_LEVEL = 1  # at half the resolution: 16 of 32 pixels
 INV_SQRT2 = 0.5**0.5
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Resample = nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ def group_norm(channels: int) -> GroupNorm32:
 class LowPass(nn.Module):
     """Low-pass filter: outer product of (1, 3, 3, 1) with itself, (1, 1, 4, 4), of sum `gain`."""
 
+    gain = 1.0
     kernel: Tensor
 
-    def __init__(self, gain: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        kernel = gain * torch.outer(taps, taps)[None, None] / 64
+        kernel = self.gain * torch.outer(taps, taps)[None, None] / 64
         self.register_buffer("kernel", kernel, persistent=False)
 
     def kernels(self, x: Tensor) -> Tensor:
@@ -78,8 +80,7 @@ class FIRDownsample(LowPass):
 class FIRUpsample(LowPass):
     """(B, C, H, W) -> (B, C, 2H, 2W): zeros between the pixels, then the low-pass filter."""
 
-    def __init__(self) -> None:
-        super().__init__(gain=4)
+    gain = 4.0
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv_transpose2d(x, self.kernels(x), stride=2, padding=1, groups=x.shape[1])
@@ -130,11 +131,7 @@ class ResBlock(nn.Module):
     """Residual block with the noise embedding; `resample` acts before its first convolution."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        config: NCSNppConfig,
-        resample: nn.Module | None = None,
+        self, in_channels: int, out_channels: int, config: NCSNppConfig, resample: Resample = None
     ) -> None:
         super().__init__()
         self.resample = resample
