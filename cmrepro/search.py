@@ -80,14 +80,8 @@ def search_time(
 ) -> TimeSearch:
     """Search the second time t of Algorithm 1 by the FID of images sampled at (sigma_max, t).
 
-    Args:
-        model: Consistency function.
-        protocol: Way of scoring and rounding.
-        method: "ternary" or "grid".
-        num_scales: N of the grid; by default that of the recipe (at its end, where N grows).
-        num_images: Images at each time; by default the number that the protocol asks for.
-        seed: Seed of the noise, the same at each time; at least `FIRST_SEARCH_SEED`.
-        device: Device of the extractor.
+    By default N of the grid is that of the recipe (at its end, where N grows), and the number of
+    images at each time that of the protocol. The noise is the same at each time.
     """
     info = model.info
     if seed < FIRST_SEARCH_SEED:

@@ -5,7 +5,7 @@ import pytest
 
 from cmrepro.data import ImageDataset, synthetic
 from cmrepro.experiments.anchors import anchor_images
-from cmrepro.experiments.explain import Requantized, explain, explanation_rows
+from cmrepro.experiments.explain import Requantized, explain
 from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
@@ -36,34 +36,34 @@ def test_changes_add_up_from_one_protocol_to_the_other(tmp_path):
         metrics=("is", "fid", "recall", "precision"),
     )
     second = saved_reference(tmp_path, second, synthetic(60, size=16, seed=3))
-    steps = explain(IMAGES, first, second, real=REAL)
-    assert [step.change for step in steps] == [
-        *("", "rounding (emulated)", "reference", "extractor", "reference"),
+    rows = explain(IMAGES, first, second, real=REAL)
+    assert [row["change"] for row in rows] == [
+        *("as it is", "rounding (emulated)", "reference", "extractor", "reference"),
         *("number of images", "metric settings"),
     ]
-    assert steps[6].detail == "inception_score"
-    rows = explanation_rows(steps)
-    for metric in ("fid", "is", "recall"):
+    assert rows[6]["detail"] == "inception_score"
+    assert "precision" not in rows[0]
+    steps = [{metric: row[metric] for metric in ("fid", "is", "recall")} for row in rows]
+    for metric in steps[0]:
         moved = sum(row[f"{metric} moved"] for row in rows)
-        assert moved == pytest.approx(steps[-1].scores[metric] - steps[0].scores[metric])
-        assert "precision" not in rows[0]
+        assert moved == pytest.approx(steps[-1][metric] - steps[0][metric])
     # Both ends are the scores of an evaluation, the last one of the truncated images.
     [scores] = score(IMAGES, [Task(first, load_reference(first))])
-    assert steps[0].scores == scores.values
+    assert steps[0] == scores.values
     [scores] = score(Requantized(IMAGES, "truncate"), [Task(second, load_reference(second))])
-    assert steps[-1].scores == pytest.approx({m: scores.values[m] for m in steps[-1].scores})
+    assert steps[-1] == pytest.approx({metric: scores.values[metric] for metric in steps[-1]})
     # The reference was built again from the same images: nothing moves there.
-    assert steps[2].scores == pytest.approx(steps[1].scores)
+    assert steps[2] == pytest.approx(steps[1])
     # Settings of IS do not move the Fréchet distance, the number of images moves all.
-    assert steps[6].scores["fid"] == steps[5].scores["fid"]
-    assert steps[6].scores["is"] != steps[5].scores["is"]
-    assert steps[5].scores["fid"] != steps[4].scores["fid"]
+    assert steps[6]["fid"] == steps[5]["fid"]
+    assert steps[6]["is"] != steps[5]["is"]
+    assert steps[5]["fid"] != steps[4]["fid"]
 
 
 def test_equal_protocols_leave_one_row_and_others_may_have_no_answer(tmp_path):
     first = saved_reference(tmp_path, EMBEDDED)
-    [step] = explain(IMAGES, first, first)
-    assert step.change == ""
+    [row] = explain(IMAGES, first, first)
+    assert row["change"] == "as it is"
     with pytest.raises(ValueError, match="share no metric"):
         explain(IMAGES, first, first.replace(metrics=("precision",)))
     other = first.extractor.replace(name="other", image_size=96)

@@ -9,7 +9,7 @@ from cmrepro.cli import options
 from cmrepro.data import load_dataset, open_images
 from cmrepro.distributed import process_group
 from cmrepro.experiments.anchors import anchor_records
-from cmrepro.experiments.explain import explain, explanation_rows
+from cmrepro.experiments.explain import explain
 from cmrepro.experiments.run import evaluate as run
 from cmrepro.files import require_writable
 from cmrepro.metrics.protocols import load_protocol
@@ -63,7 +63,7 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
         path = out / f"results/figures/explain_{names}.svg"
         options.require_new(path, overwrite)
         real_images, device = open_images(real) if real else None, arguments["device"]
-        rows = explanation_rows(explain(images, *protocols, real=real_images, device=device))
+        rows = explain(images, *protocols, real=real_images, device=device)
         options.print_rows(rows, format_)
         waterfall_figure(rows, path)
         click.echo(f"wrote {path}", err=True)

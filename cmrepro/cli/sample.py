@@ -24,7 +24,6 @@ from cmrepro.report.render import require_own_report, write_report
 from cmrepro.sampling import sample as run_sampler
 from cmrepro.sampling import sample_provenance, sampler_settings, write_sample_set
 from cmrepro.search import search_time
-from cmrepro.settings import Rounding
 
 
 @click.command()
@@ -58,16 +57,7 @@ def reproduce(
 @options.DEVICE
 @options.OUT_NPZ
 @options.OVERWRITE
-def sample(
-    checkpoint: str,
-    steps: str,
-    num_images: int,
-    seed: int,
-    to_uint8: Rounding,
-    device: str,
-    out: Path,
-    overwrite: bool,
-) -> None:
+def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) -> None:
     """Sample images from CHECKPOINT into FILE.npz, with their provenance in a JSON beside it.
 
     The official code truncates to uint8. N points of an EDM model's grid take 2N - 1 evaluations
@@ -76,15 +66,15 @@ def sample(
     if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
     options.require_new(out, overwrite)
-    model = load_model(checkpoint, device)
+    model, seed = load_model(checkpoint, how["device"]), how["seed"]
     try:
         times = [float(t) for t in steps.split(",")] if "," in steps else int(steps)
     except ValueError:
         raise ValueError(f"got --steps {steps}; allowed are 1, 2, … or times: 80,0.8") from None
-    settings = sampler_settings(model.info, times, to_uint8)
+    settings = sampler_settings(model.info, times, how["to_uint8"])
     with process_group() as rank:
-        name = model.path.stem
-        samples = run_sampler(model, settings, num_images, seed, model.image_size, name)
+        size, label = model.image_size, model.path.stem
+        samples = run_sampler(model, settings, how["num_images"], seed, size, label)
     if rank == 0:
         provenance = sample_provenance(model, settings, seed, samples)
         write_sample_set(out, samples.stages[-1], provenance, samples.labels, overwrite)

@@ -7,7 +7,7 @@ Each row differs from the row above in one change, so that they add up to the wh
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,9 @@ from cmrepro.data import ImageSource
 from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.reference_files import ReferenceStatistics
 from cmrepro.metrics.references import build_reference, load_reference
-from cmrepro.settings import Metric, Protocol
+from cmrepro.settings import Protocol
 
 METRIC_SETTINGS = ("stored_features", "inception_score", "kernel", "manifold")
-
-
-class Step(NamedTuple):
-    """One row: a change and the scores after it."""
-
-    change: str
-    detail: str  # values before and after
-    scores: dict[Metric, float]
 
 
 @dataclass(frozen=True)
@@ -67,11 +59,12 @@ def explain(
     *,
     real: ImageSource | None = None,
     device: str = "cpu",
-) -> list[Step]:
+) -> list[dict[str, Any]]:
     """Attribute the difference between two protocols' scores of one sample set.
 
     `images` were made uint8 by the first protocol's rule. References are built from `real` images
-    where the extractors differ.
+    where the extractors differ. Each row has a change, its values, and every metric's score with
+    its difference to the row above.
     """
     shared = tuple(metric for metric in first.metrics if metric in second.metrics)
     if not shared:
@@ -80,8 +73,8 @@ def explain(
     first, second = (p.replace(metrics=shared, dataset=None) for p in (first, second))
     if first.extractor != second.extractor and real is None:
         raise ValueError(
-            f"protocols {first.name} and {second.name} have different extractors; the references "
-            "in between are built from real images: give them with --real"
+            f"protocols {first.name} and {second.name} have different extractors; references in "
+            "between are built from real images: give them with --real"
         )
 
     def built(protocol: Protocol) -> ReferenceStatistics:
@@ -94,7 +87,7 @@ def explain(
         logits = second.inception_score.extractor
         settings["inception_score"] = first.inception_score.replace(extractor=logits)
     alike = second.replace(num_images=first.num_images, **settings)
-    stages = [("", first.name, Task(first, reference))]
+    stages = [("as it is", first.name, Task(first, reference))]
     rounds = {first.to_uint8, second.to_uint8} == {"round", "truncate"}
     if rounds:
         detail = f"{first.to_uint8} -> {second.to_uint8}"
@@ -123,18 +116,11 @@ def explain(
     if len(tasks) > 1:
         others = Requantized(images, second.to_uint8) if rounds else images
         scores += score(others, tasks[1:], device=device)
-    return [
-        Step(change, detail, result.values)
-        for (change, detail, _), result in zip(stages, scores, strict=True)
-    ]
-
-
-def explanation_rows(steps: list[Step]) -> list[dict[str, object]]:
-    """One row a step: the change, and each metric's value with its difference to the row above."""
-    rows = []
-    for above, step in zip([steps[0], *steps], steps, strict=False):
-        row: dict[str, object] = {"change": step.change or "as it is", "detail": step.detail}
-        for metric, value in step.scores.items():
-            row |= {metric: value, f"{metric} moved": value - above.scores[metric]}
-        rows.append(row)
+    rows: list[dict[str, Any]] = []
+    above = scores[0].values
+    for (change, detail, _), result in zip(stages, scores, strict=True):
+        rows.append({"change": change, "detail": detail})
+        for metric, value in result.values.items():
+            rows[-1] |= {metric: value, f"{metric} moved": value - above[metric]}
+        above = result.values
     return rows

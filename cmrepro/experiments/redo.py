@@ -44,9 +44,8 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
     sampler, checkpoint = record.sampler, record.checkpoint
     if sampler is None or checkpoint is None:
         raise ValueError(
-            f"{record.id} is of images from elsewhere; give them with --samples: the set "
-            f"'{record.model}' whose first {record.num_images} images have sha256 "
-            f"{record.hashes.images}"
+            f"{record.id} is of images from elsewhere; give with --samples the set whose first "
+            f"{record.num_images} images have sha256 {record.hashes.images}"
         )
     if not sampler.clip_denoised:
         raise ValueError(f"{record.id} was sampled without clipping; repeat it from Python")
@@ -54,10 +53,10 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
     path = find_checkpoint(name)
     if sha256(path) != checkpoint.sha256:
         training = checkpoint.training and checkpoint.training.provenance
+        by = f" (it was trained by: {training.command})" if training else ""
         raise ValueError(
             f"{path} is not the checkpoint of {record.id}, which has sha256 {checkpoint.sha256}; "
-            "give its file with --checkpoint"
-            + (f" (it was trained by: {training.command})" if training else "")
+            f"give its file with --checkpoint{by}"
         )
     times = sampler.times
     by_number = sampler.algorithm == "heun" or len(times) == 1

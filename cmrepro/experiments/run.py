@@ -26,19 +26,12 @@ def evaluate(
     progress: bool = False,
     durations_s: Mapping[str, float] | None = None,
 ) -> list[RunRecord]:
-    """Score images under every protocol and make the records: one a protocol, none at ranks > 0.
+    """Score a sample set in one pass: a record for each protocol at rank 0, none elsewhere.
 
-    Args:
-        images: Sample set, read once.
-        protocols: Ways of scoring.
-        samples: Provenance of the images.
-        references: Name or file of the reference statistics of each protocol; by default the
-            protocol's own, which must be of the data set that the model was trained on.
-        num_images: Score the first N images; by default the number that each protocol asks for.
-        device: Device of the extractors.
-        intervals: Give 95 % intervals and measure FID against the number of images.
-        progress: Show a progress bar.
-        durations_s: Seconds of earlier stages, copied into the records.
+    `references` are names or files of the reference statistics of each protocol; by default the
+    protocol's own, which must be of the data set that the model was trained on. `num_images` are
+    by default as many as each protocol asks for. `intervals` adds 95 % intervals and FID against
+    the number of images. `durations_s` are seconds of earlier stages.
     """
     start = time.perf_counter()
     if len(references) not in (0, len(protocols)):

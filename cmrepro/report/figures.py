@@ -190,7 +190,7 @@ def training_figure(path: Path) -> Figure:
 
 
 def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write `explanation_rows` as SVG: one bar a change of protocol, one panel a metric."""
+    """Write the rows of `explain` as SVG: one bar a change of protocol, one panel a metric."""
     metrics: list[Metric] = [m for m in LABELS if f"{m} moved" in rows[0]]
     labels = [f"{row['change']}\n{textwrap.fill(str(row['detail']), 40)}" for row in rows]
     labels.append("final")
