@@ -24,6 +24,13 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(sampling, "BATCH_SIZE", 4)
 
 
+def refusal(run, *arguments):
+    """The line on stderr of bad input."""
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)  # no progress bar has begun
+    return err
+
+
 def files_below(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
@@ -54,9 +61,7 @@ def files_below(folder):
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(*arguments)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert message in err
+    assert message in refusal(run, *arguments)
     assert files_below(tmp_path) == []
 
 
@@ -84,14 +89,10 @@ def test_a_failed_download_is_exit_code_1(run, tmp_path, monkeypatch):
         (BUILD, "x.npz"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(
-    run, tmp_path, arguments, file
-):
+def test_an_output_that_cannot_be_written_is_refused_before_work(run, tmp_path, arguments, file):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "out"  # tests may run as root, whom no permission stops
-    code, _, err = run(*arguments, "--out", below / file)
-    assert (code, err.count("\n")) == (2, 1)  # no progress bar has begun
-    assert f"cannot write {below / file}" in err
+    assert f"cannot write {below / file}" in refusal(run, *arguments, "--out", below / file)
     assert files_below(tmp_path) == ["file"]
 
 
@@ -101,9 +102,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 def test_a_file_that_exists_is_not_replaced(run, tmp_path, arguments):
     path = tmp_path / "x.npz"
     path.write_text("precious")
-    code, out, err = run(*arguments, "--out", path)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "--overwrite" in err
+    assert "--overwrite" in refusal(run, *arguments, "--out", path)
     assert path.read_text() == "precious"
 
 
@@ -111,9 +110,7 @@ def test_a_file_that_exists_is_not_replaced(run, tmp_path, arguments):
 def test_a_foreign_report_is_not_replaced(run, tmp_path, arguments):
     (tmp_path / "results").symlink_to(pathlib.Path("results").resolve())
     (tmp_path / "REPORT.md").write_text("precious")
-    code, out, err = run(*arguments, "--out", tmp_path)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "--overwrite" in err
+    assert "--overwrite" in refusal(run, *arguments, "--out", tmp_path)
     assert (tmp_path / "REPORT.md").read_text() == "precious"
 
 
@@ -122,8 +119,7 @@ def test_sample_then_evaluate(run, tmp_path):
     options = ["--steps", 2, "--num-images", 12, "--seed", 3, "--out", path]
     code, out, err = run("sample", CD, *options)
     assert (code, out) == (0, f"wrote {path}\n"), err
-    with np.load(path) as arrays:
-        images = arrays["arr_0"]
+    images = np.load(path)["arr_0"]
     assert images.shape == (12, 32, 32, 3)
     options = ["--num-images", 12, "--out", tmp_path, "--format", "json"]
     code, out, err = run("evaluate", path, *options)
@@ -135,9 +131,7 @@ def test_sample_then_evaluate(run, tmp_path):
     assert (record["model"], record["nfe"], record["seed"]) == (CD, 2, 3)
     assert record["scores"]["fid"] == row["fid"]
     assert "the covariance is singular" in err
-    code, _, err = run("evaluate", path, *options, "--nfe", 2)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "leave --nfe out" in err
+    assert "leave --nfe out" in refusal(run, "evaluate", path, *options, "--nfe", 2)
     np.savez(tmp_path / "ect.npz", images)  # the same images from elsewhere, described by hand
     code, out, _ = run("evaluate", tmp_path / "ect.npz", *options, "--model", "my-ect", "--nfe", 2)
     [foreign] = json.loads(out)
@@ -194,13 +188,7 @@ def test_every_command_has_help(run, command):
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["--help"],
-        ["table3"],
-        ["claims"],
-        ["records", "validate", "results/records"],
-        ["report", "--check"],
-    ],
+    [["table3"], ["claims"], ["records", "validate", "results/records"], ["report", "--check"]],
 )
 def test_tables_and_the_report_need_no_torch(arguments):
     missing = ["torch"] if arguments[0] in ("claims", "report") else ["torch", "pandas", "numpy"]

@@ -30,9 +30,7 @@ def test_reproduce_writes_the_same_records_twice(tmp_path):
     assert grids == ["tiny-cd_nfe1.png", "tiny-cd_nfe2.png"]
 
 
-def test_second_time_rounding_and_images_make_records_of_their_own(
-    tmp_path,
-):
+def test_second_time_rounding_and_images_make_records_of_their_own(tmp_path):
     model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))
     protocol = load_protocol("embedded")
     ids = []

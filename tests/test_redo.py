@@ -39,8 +39,10 @@ def stored(record, **changes):
     return write_record(altered(record, changes), pathlib.Path("stored"), overwrite=True)
 
 
-def rows_of(text):
-    return {row["what"]: row for row in json.loads(text)}
+def redone(run, *arguments, code=0):
+    found, out, err = run("redo", *arguments, "--run", "--format", "json")
+    assert found == code, err
+    return {row["what"]: row for row in json.loads(out)}, err
 
 
 @pytest.mark.parametrize("nfe", [1, 2])
@@ -59,9 +61,7 @@ def test_a_record_made_again_is_the_same(run, records, nfe):
         f"OMP_NUM_THREADS={threads} cmrepro evaluate {samples} --protocol embedded --reference "
         "cifar10-jpeg-train --num-images 12 --device cpu --out again",
     ]
-    code, out, err = run("redo", path, "--run", "--out", "again", "--format", "json")
-    assert code == 0, err
-    rows = rows_of(out)
+    rows, _ = redone(run, path, "--out", "again")
     assert list(rows)[:5] == ["checkpoint", "reference", "noise", "images", "features"]
     assert {row["same"] for row in rows.values()} == {"yes"}
     assert rows["images"]["now"] == record.hashes.images
@@ -70,12 +70,11 @@ def test_a_record_made_again_is_the_same(run, records, nfe):
 
 def test_other_images_on_the_same_platform_are_a_failure(run, records):
     path = stored(records[0], **{"hashes.images": sha256_of("other")})
-    code, out, _ = run("redo", path, "--run", "--format", "json")
-    assert code == 1
-    assert [what for what, row in rows_of(out).items() if row["same"] == "no"] == ["images"]
+    rows, _ = redone(run, path, code=1)
+    assert [what for what, row in rows.items() if row["same"] == "no"] == ["images"]
     other_cpu = {"hashes.images": sha256_of("other"), "provenance.cpu": "Another CPU, 8 cores"}
-    code, out, err = run("redo", stored(records[0], **other_cpu), "--run", "--format", "json")
-    assert (code, rows_of(out)["images"]["same"]) == (0, "no")
+    rows, err = redone(run, stored(records[0], **other_cpu))
+    assert rows["images"]["same"] == "no"
     assert "another platform (cpu Another CPU there, " in err
 
 
@@ -92,9 +91,8 @@ def test_a_denoiser_made_again_is_the_same(run):
     assert run("evaluate", "edm.npz", "--num-images", 12)[0] == 0
     [path] = pathlib.Path("results/records").iterdir()
     assert read_record(path).num_sampled == 14
-    code, out, err = run("redo", path.stem, "--run", "--format", "json")
-    assert code == 0, err
-    assert {row["same"] for row in rows_of(out).values()} == {"yes"}
+    rows, _ = redone(run, path.stem)
+    assert {row["same"] for row in rows.values()} == {"yes"}
 
 
 @pytest.mark.parametrize(
@@ -122,9 +120,8 @@ def test_images_from_elsewhere_have_to_be_given(run):
     assert run("evaluate", "photos.npz", *options)[0] == 0
     [path] = pathlib.Path("results/records").iterdir()
     files = ["--samples", "photos.npz"]
-    code, out, err = run("redo", path, *files, "--run", "--format", "json")
-    assert code == 0, err
-    assert {row["same"] for row in rows_of(out).values()} == {"yes"}
+    rows, _ = redone(run, path, *files)
+    assert {row["same"] for row in rows.values()} == {"yes"}
     np.savez("photos.npz", arr_0=255 - images)
     code, _, err = run("redo", path, *files, "--run")
     assert (code, err.count("\n")) == (2, 1)
