@@ -6,14 +6,13 @@ claims.toml says which recipe, protocol and tolerance decide them.
 
 import functools
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from msgspec import field
 from msgspec.structs import asdict
 
 from cmrepro import settings
 from cmrepro.paper.tables import FOLDER, Printed, ResultRow, hyperparameters, result_rows
-from cmrepro.schema import Positive, Share, Struct, read_toml, unknown
+from cmrepro.schema import Positive, Struct, convert, read_toml, unknown
 
 Ablated = Literal["distance", "solver", "num_scales", "target_ema"]
 Value = str | int | float
@@ -110,59 +109,21 @@ class Ordering(Struct, frozen=True, kw_only=True):
 Claim = AbsoluteClaim | Ordering
 
 
-class _Tolerance(Struct, frozen=True):
-    spread_absolute: Share  # run-to-run spread under the protocol, in units of the score
-    spread_relative: Share  # the same as a share of the printed value
-    relative: Share  # difference of two correct implementations, as a share of the printed value
-    source: str  # provenance of the spread
-
-
-class _Protocol(Struct, frozen=True):
-    version: Positive
-    num_images: Positive
-    tolerances: dict[settings.Metric, str]
-    source: str
-
-
-class _Side(Struct, frozen=True):
-    method: Literal["CD", "CT"]
-    nfe: Positive
-    changes: dict[Ablated, Value] = field(default_factory=dict)
-
-
-class _Ordering(Struct, frozen=True):
-    name: str
-    statement: str
-    where: str
-    basis: Literal["tables", "text", "figure"]
-    metric: settings.Metric
-    datasets: tuple[str, ...]
-    better: _Side
-    worse: tuple[_Side, ...]
-
-
-class _Demo(Struct, frozen=True):
-    recipes: dict[str, dict[Ablated, Value]]
-    stand_ins: dict[str, str]
-
-
-class _File(Struct, frozen=True):
-    metrics: dict[str, Metric]
-    tolerances: dict[str, _Tolerance]
-    protocols: dict[str, _Protocol]
-    model: dict[str, Model]  # by recipe
-    demo: _Demo
-    ordering: tuple[_Ordering, ...]
+@functools.cache
+def _file() -> dict[str, Any]:
+    return read_toml(dict[str, Any], FOLDER / "claims.toml")
 
 
 @functools.cache
-def _file() -> _File:
-    return read_toml(_File, FOLDER / "claims.toml")
-
-
 def metrics() -> Mapping[str, Metric]:
     """Label and better direction of each metric (Section 6)."""
-    return _file().metrics
+    return convert(dict[str, Metric], _file()["metrics"], "claims.toml")
+
+
+@functools.cache
+def _models() -> dict[str, Model]:
+    """Model of each recipe."""
+    return convert(dict[str, Model], _file()["model"], "claims.toml")
 
 
 @functools.cache
@@ -176,11 +137,10 @@ def ablated_fields(
     """
     found: dict[str, Value | None] = dict.fromkeys(ABLATED)
     if demo:
-        of_demo = _file().demo
-        changed = {field: of_demo.stand_ins.get(str(value), value) for field, value in changes}
-        fields = of_demo.recipes.get(recipe)
-        return None if fields is None else found | fields | changed
-    if (model := _file().model.get(recipe)) is None:
+        recipes, stand_ins = _file()["demo"]["recipes"], _file()["demo"]["stand_ins"]
+        changed = {field: stand_ins.get(value, value) for field, value in changes}
+        return found | recipes[recipe] | changed if recipe in recipes else None
+    if (model := _models().get(recipe)) is None:
         return None
     rows = {row.name: row.cells.get(model.table3, "") for row in hyperparameters()}
     found["distance"] = model.distance
@@ -193,23 +153,24 @@ def ablated_fields(
 @functools.cache
 def claims() -> tuple[Claim, ...]:
     """Every claim: the cells of CD and CT rows in the order of the tables, then the orderings."""
-    recipes = {(m.dataset, m.method): recipe for recipe, m in _file().model.items()}
+    recipes = {(m.dataset, m.method): recipe for recipe, m in _models().items()}
     absolute = [
         _absolute(row, metric, recipe)
         for row in (*result_rows(1), *result_rows(2))
         if (recipe := recipes.get((row.dataset, row.method)))
         for metric in row.scores
     ]
-    orderings = [_ordering(entry, slug) for entry in _file().ordering for slug in entry.datasets]
+    entries = [(entry, slug) for entry in _file()["ordering"] for slug in entry["datasets"]]
+    orderings = [_ordering(entry, slug) for entry, slug in entries]
     return (*absolute, *orderings)
 
 
 def _absolute(row: ResultRow, metric: settings.Metric, recipe: str) -> AbsoluteClaim:
     """The claim of one cell of Table 1 or 2."""
-    model, printed = _file().model[recipe], row.scores[metric]
-    protocol = _file().protocols[model.protocol]
-    tolerance = _file().tolerances[protocol.tolerances[metric]]
-    share = tolerance.spread_relative + tolerance.relative
+    model, printed = _models()[recipe], row.scores[metric]
+    protocol = _file()["protocols"][model.protocol]
+    tolerance = _file()["tolerances"][protocol["tolerances"][metric]]
+    share = tolerance["spread_relative"] + tolerance["relative"]
     table3 = {line.name: line for line in hyperparameters()}
     place = "table1" if row.table == 1 else f"table2/{recipe.rpartition('-')[0]}"
     return AbsoluteClaim(
@@ -218,33 +179,33 @@ def _absolute(row: ResultRow, metric: settings.Metric, recipe: str) -> AbsoluteC
         where=f"Table {row.table}, {row.dataset}, {row.method}, NFE {row.nfe}",
         setting=Setting(recipe, row.nfe, model.protocol, metric),
         printed=printed,
-        margin=printed.rounding + tolerance.spread_absolute + share * printed.value,
-        num_images=protocol.num_images,
-        protocol_version=protocol.version,
+        margin=printed.rounding + tolerance["spread_absolute"] + share * printed.value,
+        num_images=protocol["num_images"],
+        protocol_version=protocol["version"],
         batch_size=int(table3["Batch size"].value(model.table3)),
         total_steps=int(table3["Training iterations"].value(model.table3)),
         ema_rate=table3["EMA decay rate"].value(model.table3),
     )
 
 
-def _ordering(entry: _Ordering, slug: str) -> Ordering:
+def _ordering(entry: dict[str, Any], slug: str) -> Ordering:
     """An ordering on one data set."""
 
-    def setting(side: _Side) -> Setting:
-        recipe = f"{slug}-{side.method.lower()}"
-        protocol, changes = _file().model[recipe].protocol, tuple(side.changes.items())
-        return Setting(recipe, side.nfe, protocol, entry.metric, changes)
+    def setting(side: dict[str, Any]) -> Setting:
+        recipe = f"{slug}-{side['method'].lower()}"
+        protocol, changes = _models()[recipe].protocol, tuple(side.get("changes", {}).items())
+        return Setting(recipe, side["nfe"], protocol, entry["metric"], changes)
 
-    better = setting(entry.better)
+    better = setting(entry["better"])
     return Ordering(
-        id=f"song2023/ordering/{entry.name}/{slug}",
-        statement=entry.statement,
-        where=entry.where,
-        basis=entry.basis,
-        dataset=_file().model[better.recipe].dataset,
+        id=f"song2023/ordering/{entry['name']}/{slug}",
+        statement=entry["statement"],
+        where=entry["where"],
+        basis=entry["basis"],
+        dataset=_models()[better.recipe].dataset,
         better=better,
-        worse=tuple(setting(side) for side in entry.worse),
-        num_images=_file().protocols[better.protocol].num_images,
+        worse=tuple(map(setting, entry["worse"])),
+        num_images=_file()["protocols"][better.protocol]["num_images"],
     )
 
 
