@@ -53,7 +53,7 @@ def unknown(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> 
 
 
 def convert(kind: type[T], values: object, where: str, strict: bool = True) -> T:
-    """Builtins as a declared type; a ValueError names `where` they come from, if not empty.
+    """Builtins as a declared type; the ValueError of a wrong value begins with its source `where`.
 
     `strict` refuses numbers that are written as text, as the cells of a CSV file are.
     """

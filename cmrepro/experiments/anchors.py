@@ -37,10 +37,8 @@ def anchor_images(
 
 def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list[RunRecord]:
     """One record an anchor, each of the number of images that the protocol asks for."""
-    return [
-        record
-        for name, images in anchor_images(dataset, protocol.num_images, seed).items()
-        for record in evaluate(
-            ImageDataset(name, images), [protocol], SampleProvenance(model=name)
-        )
-    ]
+    records = []
+    for name, images in anchor_images(dataset, protocol.num_images, seed).items():
+        source = ImageDataset(name, images)
+        records += evaluate(source, [protocol], SampleProvenance(model=name))
+    return records

@@ -25,8 +25,7 @@ METRIC_SETTINGS = ("stored_features", "inception_score", "kernel", "manifold")
 class Requantized:
     """Images as if the rule `to_uint8` had made them, emulated.
 
-    A pixel does not tell which of two neighbouring levels it was closer to. With a fraction of
-    equal probability everywhere, half of all pixels lose a level by truncation and win one by
+    If the lost fractions are uniform, half of all pixels lose a level by truncation and win one by
     rounding. 0 and 255, to which most values outside the range were clipped, stay.
     """
 
@@ -43,9 +42,8 @@ class Requantized:
     ) -> Iterator[NDArray[np.uint8]]:
         """Images start to stop - 1 in batches; the coins of image i depend on i alone."""
         for batch in self.images.batches(batch_size, start, stop):
-            rngs = [
-                np.random.Generator(np.random.Philox(key=start + i)) for i in range(len(batch))
-            ]
+            streams = [np.random.Philox(key=start + i) for i in range(len(batch))]
+            rngs = map(np.random.Generator, streams)
             coins = np.stack([rng.integers(0, 2, batch.shape[1:], np.uint8) for rng in rngs])
             coins *= (batch > 0) & (batch < 255)
             yield batch - coins if self.to_uint8 == "truncate" else batch + coins
