@@ -251,11 +251,8 @@ def test_weights_are_used_after_their_checksum(
     path.parent.mkdir()
     path.write_bytes(b"abc")
     digits = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
-    settings = with_weights(
-        load_extractor_settings("inception-torch-fidelity"),
-        file="network.pth",
-        checksum=f"sha256-prefix:{digits[:8]}",
-    )
+    inception, checksum = load_extractor_settings("inception-adm"), f"sha256-prefix:{digits[:8]}"
+    settings = with_weights(inception, file="network.pth", checksum=checksum)
     assert weights_file(settings) == path
     path.write_bytes(b"abd")
     with pytest.raises(ValueError, match=r"network.pth has sha256 .*, expected ba7816bf"):

@@ -234,11 +234,7 @@ def test_the_optimizer_takes_the_rate_of_its_step() -> None:
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(
-    tmp_path: pathlib.Path,
-    method: str,
-    changes: dict[str, Any],
-    teacher_changes: dict[str, Any] | None,
-    message: str,
+    tmp_path: pathlib.Path, method: str, changes: Any, teacher_changes: Any, message: str
 ) -> None:
     teacher = None
     if teacher_changes is not None:

@@ -83,23 +83,15 @@ def test_two_and_three_processes_train_as_one(
     assert_close(tmp_path / "1", tmp_path / "legs")
 
 
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-
-
-def torchrun(
-    run: dict[str, Any],
-    *options: str,
-    processes: int = 2,
-    environment: dict[str, str] | None = None,
-    **settings: Any,
-) -> subprocess.Popen[str]:
+def torchrun(run: dict[str, Any], *options: str) -> subprocess.Popen[str]:
     """Start a tiny training under torchrun."""
     script = str(pathlib.Path(__file__).with_name("tiny_run.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += ["--standalone", *options, script, json.dumps({**run, **settings})]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options, script]
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # needed for restarts
     return subprocess.Popen(
-        command,
-        env=os.environ | ENVIRONMENT | (environment or {}),
+        [*command, json.dumps(run)],
+        env=os.environ | environment,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -112,15 +104,8 @@ def test_torchrun_restarts_and_resumes_when_a_process_dies(tmp_path: pathlib.Pat
     run["changes"] = {"batch_size": 4, "dropout": 0.0, "total_steps": 12}
     run |= {"save_every": 2, "log_every": 1}
     tiny_run(**run, out=str(tmp_path / "1"))
-    work = torchrun(
-        run,
-        "--max-restarts=1",
-        processes=3,
-        environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-        out=str(tmp_path / "3"),
-        deaths={"1": 7},
-        resume=True,
-    )
+    run |= {"out": str(tmp_path / "3"), "deaths": {"1": 7}, "resume": True}
+    work = torchrun(run, "--nproc-per-node=3", "--max-restarts=1")
     _, errors = work.communicate()
     assert work.returncode == 0, errors
     assert_close(tmp_path / "1", tmp_path / "3")
@@ -136,8 +121,7 @@ def test_a_signal_to_torchrun_saves_and_ends_all(
     out = tmp_path / "out"
     run: dict[str, Any] = {"method": "ct"}
     run["changes"] = {"batch_size": 4, "total_steps": 100_000}
-    run["save_every"] = 50
-    work = torchrun(run, out=str(out))
+    work = torchrun({**run, "save_every": 50, "out": str(out)}, "--nproc-per-node=2")
     while not state_files(out):
         assert work.poll() is None
         time.sleep(0.1)
