@@ -111,28 +111,18 @@ def test_impossible_scores_are_refused(metric, value):
         altered(RECORD, {f"scores.{metric}": value})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_number_that_json_does_not_have_is_neither_read_nor_written(tmp_path, value):
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(changed("scores.fid", value)))
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
-        read_record(path)
-    with pytest.raises(ValueError):
-        write_record(altered(RECORD, {"scores.fid": value}), tmp_path / "out")
-
-
-def test_another_schema_is_the_only_problem_named(tmp_path):
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(changed("hashes.images") | {"schema": "cmrepro-record-3"}))
-    with pytest.raises(ValueError, match='"cmrepro-record-3", allowed is "cmrepro-record-4"'):
-        read_record(path)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1', "null"])
-def test_a_file_without_a_record_is_refused_with_its_path(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "x.json"),
+        ('{"schema": "cmrepro-record-3"}', '"cmrepro-record-3", allowed is "cmrepro-record-4"'),
+        (json.dumps(changed("scores.fid", math.nan)), "cannot be read as JSON"),
+    ],
+)
+def test_a_file_without_a_record_is_refused(tmp_path, text, words):
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"x\.json"):
+    with pytest.raises(ValueError, match=words):
         read_record(path)
 
 
@@ -192,6 +182,3 @@ def test_the_commands(run, tmp_path):
     code, out, _ = run("records", "merge", good, "--out", tmp_path)
     assert (code, out.count("\n")) == (0, 1)
     assert read_records(tmp_path / FOLDER) == [RECORD]
-    write_record(altered(RECORD, {"warnings": ["x"]}), tmp_path / "third")
-    code, _, err = run("records", "merge", tmp_path / "third", "--out", tmp_path)
-    assert (code, err.count("\n")) == (2, 1) and "differs in warnings" in err

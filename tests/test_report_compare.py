@@ -34,7 +34,6 @@ def test_scores_within_rounding_are_the_same(factor, words):
 
 @pytest.mark.parametrize("stage", ["noise", "labels", "images", "features"])
 def test_the_first_stage_at_which_two_runs_part(stage):
-
     base = changed(hashes__labels=sha256_of("labels"))
     order = ("noise", "labels", "images", "features")
     later = {f"hashes.{s}": sha256_of(f"other {s}") for s in order[order.index(stage) :]}
@@ -63,15 +62,9 @@ def test_intervals_of_differences():
     ("changes", "reason"),
     [
         ({"num_images": 50}, "num_images 2,000 in the first, 50 in the second"),
-        ({"protocol__version": 2}, "protocol embedded-v1 in the first, embedded-v2 in the second"),
-        (
-            {"reference__split": "test"},
-            "reference cifar10-jpeg-train in the first, cifar10-jpeg-t",
-        ),
+        ({"reference__split": "x"}, "reference cifar10-jpeg-train in the first, cifar10-jpeg-x"),
         ({"reference__sha256": sha256_of("x")}, "reference statistics with other checksums"),
         ({"sampler__times": [80.0, 20.0]}, "times 80 → 0.8 in the first, 80 → 20 in the second"),
-        ({"sampler__to_uint8": "truncate"}, "to_uint8 round in the first, truncate in the second"),
-        ({"checkpoint__training__images_seen": 99}, "images_seen 320 in the first, 99 in the"),
         ({"checkpoint__training__weights": "not stated"}, "not known: weights (in the second)"),
         ({"checkpoint": None, "sampler": None}, f"only {BASE.id} states how its model was"),
     ],
@@ -79,11 +72,7 @@ def test_intervals_of_differences():
 def test_reasons_why_scores_cannot_be_compared(changes, reason):
     [found] = compare(BASE, changed(**changes)).reasons
     assert found.startswith(reason)
-
-
-def test_seeds_and_numbers_of_evaluations_are_comparable():
-    assert compare(BASE, demo_record("cd", 2, 1, 90.0)).reasons == []
-    assert compare(BASE, demo_record("cd", 1, 0, 90.0)).reasons == []
+    assert compare(BASE, demo_record("cd", 1, 1, 90.0)).reasons == []  # another seed and NFE
 
 
 def test_the_command(run, tmp_path):
@@ -92,9 +81,7 @@ def test_the_command(run, tmp_path):
     code, out, err = run("compare", *paths, "--format", "json")
     rows = {row["what"]: row for row in json.loads(out)}
     assert code == 0
-    assert (rows["sampler.times"]["first"], rows["sampler.times"]["second"]) == (
-        "[80.0]",
-        "[80.0, 0.8]",
-    )
+    times = rows["sampler.times"]
+    assert (times["first"], times["second"]) == ([80.0], [80.0, 0.8])
     assert rows["fid"]["difference"] == -10.0
     assert "The runs part at the noise" in err and "The scores are comparable." in err

@@ -5,8 +5,6 @@ import io
 import json
 import pathlib
 import re
-import shutil
-import subprocess
 from typing import Any
 
 import pandas as pd
@@ -74,17 +72,6 @@ def test_latex_has_rules_and_escapes(rows: Rows) -> None:
     for escaped in (r"50\% of a\_b \& c", r"\{d\} \#1 \$x\^{}2\$ \textasciitilde{}"):
         assert escaped in text
     assert r"\begin{tabular}{lllp{5cm}}" in render([*rows, {"text": "word " * 20}], "latex")
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-@pytest.mark.parametrize("table", [claims_rows(), deviations_rows(), [{"text": AWKWARD}]])
-def test_latex_compiles(table: Rows, tmp_path: pathlib.Path) -> None:
-    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}" + "\n"
-    document += render(table, "latex") + r"\end{document}"
-    (tmp_path / "t.tex").write_text(document, encoding="utf-8")
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -21,6 +21,12 @@ DATA_AND_SIZE = ("scale", "dataset", "network")
 TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
+# Recipe fields that can move a score; claims do not hold them.
+RECIPE = (
+    *("optimizer", "learning_rate", "inverse_sqrt_after", "linear_decay_share", "dropout"),
+    *("horizontal_flip", "mixed_precision", "sigma_min", "sigma_max", "rho", "sigma_data"),
+    *("mu_form", "mu0", "s0", "s1"),
+)
 FIELDS = ("nfe", *SAMPLING, *SCORING, *DATA_AND_SIZE, *TRAINING, *MODEL)
 # A record without one of these is not set beside a printed score.
 NEEDED = {*SCORING, "dataset", "network", "images_seen", "batch_size", "total_steps"}
@@ -71,10 +77,10 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     known = _claim_facts(score) if isinstance(score, AbsoluteClaim) else _record_facts(score)
     # A recipe field without a value is known too.
     absent = {"num_scales": "by a schedule", "target_ema": "by a schedule"}
-    for name in known.keys() & ABLATED.keys():
+    for name in known.keys() & {*ABLATED, *RECIPE}:
         if known[name] is None:
             known[name] = absent.get(name, "none")
-    return dict.fromkeys(FIELDS) | known
+    return dict.fromkeys((*FIELDS, *RECIPE, "teacher")) | known
 
 
 def _claim_facts(claim: AbsoluteClaim) -> Facts:
@@ -107,11 +113,13 @@ def _record_facts(record: RunRecord) -> Facts:
         known["times"] = times_in_words(sampler.times)
     if checkpoint:
         known |= {"network": checkpoint.network, "selection": checkpoint.selection.rule}
+        known |= {name: getattr(checkpoint.recipe, name) for name in RECIPE if checkpoint.recipe}
     if training := trained(record):
         shared = ("scale", "dataset", "stands_for", *TRAINING[:4])
         known |= {name: getattr(training, name) for name in shared}
         rate = training.ema_rate and f"EMA {training.ema_rate:.6g}"  # the digits of Table 3
         known["weights"] = rate if training.weights == "ema" else training.weights
+        known["teacher"] = training.teacher_sha256 and training.teacher_sha256[:10]
     return known
 
 
@@ -139,6 +147,12 @@ def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
         found.different | sampling_agreement(record).different | needed,
         {field: text for field, text in found.unknown.items() if field not in needed},
     )
+
+
+def scoring(record: RunRecord) -> tuple[object, ...]:
+    """What makes scores of different images comparable: protocol, reference, number of images."""
+    protocol = record.protocol
+    return protocol.name, protocol.version, record.reference.sha256, record.num_images
 
 
 def trained(record: RunRecord) -> TrainingRun | None:
@@ -197,38 +211,28 @@ def group(
 class Side(Struct, frozen=True):
     """One model with one sampler under one protocol."""
 
-    records: dict[int, RunRecord]  # record by seed; all agree but in seed and scores
-    # Seeds on which the checkpoint or its second time was chosen do not count: their scores
-    # flatter the model.
-    chosen_on: set[int]
-
-    @property
-    def first(self) -> RunRecord:
-        """The record of the first seed."""
-        return next(iter(self.records.values()))
-
-    @property
-    def remark(self) -> str:
-        """Note on the seeds that do not count, "" where all do."""
-        seeds = ", ".join(str(seed) for seed in sorted(self.chosen_on))
-        return f"without seed {seeds}, on which checkpoint or time was chosen" if seeds else ""
-
-    def scores(self, metric: Metric) -> dict[int, float]:
-        """Score by seed, of the seeds that count."""
-        counted = self.records.keys() - self.chosen_on
-        return {seed: r.scores[metric] for seed, r in self.records.items() if seed in counted}
+    first: RunRecord  # the record of the first seed; the others agree but in seed and scores
+    records: dict[int, RunRecord]  # record by seed, of the seeds that count
+    remark: str  # note on those that do not, "" where all do
 
 
 def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
-    """Sides with that number of evaluations and that score, in the order of models' names."""
-    usable = [r for r in records if r.nfe == nfe and r.seed is not None and metric in r.scores]
+    """Sides with that number of evaluations and that score, in the order of models' names.
+
+    Scores of the seeds on which a checkpoint or its second time was chosen flatter the model and
+    do not count.
+    """
+    usable = [r for r in records if r.nfe == nfe and metric in r.scores]
     found = []
     for members in group(usable, ignore=("seed", "model")):
         by_seed = {record.seed: record for record in members if record.seed is not None}
         chosen_on: set[int] = set()
         if checkpoint := members[0].checkpoint:
-            chosen_on |= set(checkpoint.selection.seeds)
-            if nfe > 1 and checkpoint.two_step_selection:
-                chosen_on |= set(checkpoint.two_step_selection.seeds)
-        found.append(Side(by_seed, chosen_on & by_seed.keys()))
+            times = checkpoint.two_step_selection if nfe > 1 else None
+            chosen_on = {*checkpoint.selection.seeds, *(times.seeds if times else ())}
+        left_out = ", ".join(str(seed) for seed in sorted(chosen_on & by_seed.keys()))
+        remark = f"without seed {left_out}, on which checkpoint or time was chosen"
+        counted = {seed: r for seed, r in by_seed.items() if seed not in chosen_on}
+        if by_seed:
+            found.append(Side(members[0], counted, remark if left_out else ""))
     return found

@@ -1,6 +1,5 @@
 """Two records side by side: what differs in settings, hashes and scores, and what that means."""
 
-import json
 import math
 from statistics import NormalDist
 from typing import Any
@@ -29,7 +28,7 @@ NO_SETTINGS = ("hashes", "scores", "uncertainty", "warnings", "durations_s")
 class Comparison(Struct, frozen=True):
     """Differences of two records."""
 
-    settings: list[dict[str, Any]]  # `what`, `first`, `second`; lists as JSON
+    settings: list[dict[str, Any]]  # `what`, `first`, `second`
     parted: str  # the stage at which the hashes part, and what that means
     # `what`, `first`, `second`, `difference` (second - first) and `interval`, half the width of
     # its 95 % interval, None where the spread of a score is not known
@@ -44,7 +43,7 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
     noise; it is zero for the same images.
     """
     settings = [
-        {"what": key, "first": _cell(a), "second": _cell(b)}
+        {"what": key, "first": a, "second": b}
         for key, (a, b) in differences(first, second).items()
         if key.partition(".")[0] not in NO_SETTINGS
     ]
@@ -58,10 +57,6 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
         row = {"what": metric, "first": a, "second": b, "difference": b - a, "interval": interval}
         scores.append(row)
     return Comparison(settings, _parted(first, second), scores, _reasons(first, second))
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
 def _half_width(record: RunRecord, metric: Metric) -> float:

@@ -44,12 +44,7 @@ Line = dict[int, Summary]  # mean and interval by position
 
 
 def figures(records: Sequence[RunRecord], training: Path) -> dict[str, dict[str, str]]:
-    """SVG by kind ("score", "fid_by_num_images", "training") and file name without ending.
-
-    Args:
-        records: Ours.
-        training: Folder of the logs of training, *.jsonl.
-    """
+    """SVG by kind and file name without ending; logs of training are *.jsonl in a folder."""
     by_protocol: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_protocol[protocol_of(record)].append(record)
@@ -114,14 +109,13 @@ def _draw_lines(ax: Axes, lines: Mapping[str, Line]) -> None:
 
 
 def _draw_anchors(ax: Axes, levels: Mapping[str, float]) -> None:
-    """Dashed levels, or only names in the legend where they would leave the lines no room."""
+    """Dashed levels; those that would leave the lines no room only get a name in the legend."""
     low, high = ax.get_ylim()
-    ends = [low, high, *levels.values()]
-    fits = high - low >= LEAST_SHARE * (max(ends) - min(ends))
     for name, value in levels.items():
-        if fits:
-            ax.axhline(value, color="black", linestyle="--", linewidth=0.8, alpha=0.6)
-        ax.plot([], [], "k--", label=f"{'' if fits else 'not drawn: '}{name} {value:.4g}")
+        ax.axhline(value, ls="--", lw=0.8, alpha=0.6, color="k", label=f"{name} {value:.4g}")
+    bottom, top = ax.get_ylim()
+    if high - low < LEAST_SHARE * (top - bottom):
+        ax.set_ylim(low, high)
 
 
 def _direction(metric: Metric, levels: Sequence[float]) -> str:
@@ -165,11 +159,8 @@ def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
 
 def training_figure(path: Path) -> Figure:
     """Loss against images seen; a dashed line where the number of time points N changes."""
-    try:
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        xs, ys = zip(*[(entry["images"], entry["loss"]) for entry in entries], strict=True)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a log of training ({error}); remove it") from error
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    xs, ys = ([entry[key] for entry in entries] for key in ("images", "loss"))
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.add_subplot()
     every = math.ceil(len(xs) / CURVE_POINTS)

@@ -2,10 +2,9 @@
 
 import functools
 import html
-import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,8 @@ from markupsafe import Markup
 
 from cmrepro.files import atomic_path, sha256
 from cmrepro.records import FOLDER, RunRecord, read_records
+from cmrepro.report import results
 from cmrepro.report.comparability import is_demo
-from cmrepro.report.results import (
-    AS_PUBLISHED,
-    anchors,
-    model_rows,
-    paper_rows,
-    record_rows,
-    results_rows,
-    verdict_rows,
-)
 from cmrepro.report.tables import LABELS, deviations_rows, later_work_rows, render
 from cmrepro.report.verdicts import verdicts
 from cmrepro.schema import flat, to_builtins
@@ -121,22 +112,12 @@ def _texts(out: Path) -> dict[str, str]:
         texts[f"{SITE}/records/{record.id}.html"] = record_page.render(
             record=record,
             labels=LABELS,
-            anchors=anchors(record, records),
-            fields=_fields(record),
+            anchors=results.anchors(record, records),
+            fields=flat({k: v for k, v in to_builtins(record).items() if isinstance(v, dict)}),
             file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
             bundled=bundled.is_file() and sha256(bundled) == checksum,
         )
     return texts
-
-
-def _fields(record: RunRecord) -> dict[str, dict[str, str]]:
-    """Every nested field of a record as text, by its group."""
-    fields: dict[str, dict[str, str]] = defaultdict(dict)
-    for key, value in flat(to_builtins(record)).items():
-        name, _, field = key.partition(".")
-        if field:
-            fields[name][field] = value if isinstance(value, str) else json.dumps(value)
-    return fields
 
 
 def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
@@ -144,14 +125,16 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     from cmrepro.report.figures import figures  # other commands do without matplotlib
 
     decided = verdicts(records)
-    paper = {f"table{number}": paper_rows(number, records, decided) for number in (1, 2)}
-    orderings, absolute = (verdict_rows(decided, kind) for kind in ("ordering", "absolute"))
+    paper = {f"table{number}": results.paper_rows(number, records, decided) for number in (1, 2)}
+    orderings, absolute = (
+        results.verdict_rows(decided, kind) for kind in ("ordering", "absolute")
+    )
     measured = {row["dataset"] for row in orderings if row["verdict"] != "not measured"}
     ledger = ("id", "item", "paper", "released", "action")
     deviations = [row for row in deviations_rows() if row["row"] is not None]
     tables = {
         **{name: [row.cells for row in rows] for name, rows in paper.items()},
-        "results": results_rows(records),
+        "results": results.results_rows(records),
         "verdicts": absolute + orderings,
         "later_work": later_work_rows(),
         "deviations": [{name: row[name] for name in ledger} for row in deviations],
@@ -169,13 +152,13 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     return {
         "paper": paper,
         "tables": tables,
-        "ours": [row for row in tables["table1"] if row["ours"] != AS_PUBLISHED],
+        "ours": [row for row in tables["table1"] if row["ours"] != results.AS_PUBLISHED],
         "summary": " ".join(summary),
         "orderings": [row for row in orderings if row["dataset"] in measured],
         "absolute": [row for row in absolute if row["verdict"] != "not measured"],
-        "records": record_rows(records),
+        "records": results.record_rows(records),
         "runs": _runs(records),
-        "models": model_rows(records),
+        "models": results.model_rows(records),
         "figures": figures(records, out / "results/training"),
         "samples": list(samples.items()),
         "real": (out / REAL).exists(),
@@ -188,34 +171,24 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
 
 
 def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Command, hardware and time of the records, one line each."""
+    """Command, code, hardware and time of the records, one line each."""
     sources = [record.provenance for record in records]
 
-    def distinct(key: str) -> str:
-        return "; ".join(sorted({str(getattr(source, key)) for source in sources}))
+    def distinct(values: Iterable[object]) -> str:
+        counts = Counter("none" if value is None else str(value) for value in values)
+        each = (f"{value} ({n} records)" for value, n in sorted(counts.items()))
+        return "; ".join(counts if len(counts) == 1 else each)
 
-    by_name: dict[str, set[str]] = defaultdict(set)
-    for source in sources:
-        by_name[" ".join(source.command.split()[:2])].add(source.command)
-    commands = [
-        f"`{min(own)}`" if len(own) == 1 else f"`{name} …`, {len(own)} of them (see records)"
-        for name, own in sorted(by_name.items())
-    ]
+    commands = [f"`{' '.join(source.command.split()[:2])} …`" for source in sources]
+    fields = ("cmrepro", "commit", "dirty", "python", "platform", "cpu", "gpu")
     packages = sorted({f"{name} {v}" for s in sources for name, v in s.packages.items()})
-    commits = Counter(
-        (s.commit or "of an installed package")[:10] + " (changed)" * bool(s.dirty)
-        for s in sources
-    )
-    counts = ", ".join(f"{name} ({n} records)" for name, n in sorted(commits.items()))
     key = "sampling_all_steps"
     sampling = {(r.model, r.seed): r.durations_s[key] for r in records if key in r.durations_s}
     scoring = sum(r.durations_s.get("scoring", 0) for r in records)
-    gpus = distinct("gpu").replace("None", "no GPU")
     return [
-        ("command", "; ".join(commands)),
-        ("cmrepro", f"{distinct('cmrepro')}, commit {counts}"),
-        ("machine", f"{distinct('cpu')}; {distinct('platform')}; {gpus}"),
-        ("Python", f"{distinct('python')}; {', '.join(packages)}"),
+        ("command", f"{distinct(commands)}; in full on each record's page"),
+        *((field, distinct(getattr(s, field) for s in sources)) for field in fields),
+        ("packages", ", ".join(packages)),
         ("sampling", f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job"),
         ("scoring", f"{scoring:.0f} s for all {len(records)} records"),
     ]

@@ -10,6 +10,7 @@ from cmrepro.report.comparability import (
     against_claim,
     group,
     is_ablation,
+    scoring,
     times_in_words,
     trained,
 )
@@ -19,15 +20,18 @@ from cmrepro.settings import Metric
 
 PAPER_METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
 AS_PUBLISHED = "as published"  # methods that this suite does not have
+RECIPE_COLUMNS = (
+    *("method", "num_scales", "s0", "s1", "schedule_steps", "target_ema", "mu0", "distance"),
+    *("solver", "batch_size", "learning_rate"),
+)
+TRAINING_COLUMNS = ("total_steps", "images_seen", "dataset", "weights")
 SHOWN = ("model", "nfe", "num_images", "protocol", "protocol version")
 
 
 class PaperRow(NamedTuple):
     """A printed row with our scores of that model."""
 
-    # The printed columns, then `ours` (`AS_PUBLISHED`, "not measured" or the model), our means, n,
-    # protocol and the verdicts
-    cells: dict[str, Any]
+    cells: dict[str, Any]  # the printed columns, then our model, means, n, protocol and verdicts
     records: list[RunRecord]  # the records behind our scores
 
 
@@ -160,12 +164,8 @@ def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 def anchors(record: RunRecord, records: Sequence[RunRecord]) -> list[RunRecord]:
     """Other records of images from elsewhere, scored like a record, in the order of FD."""
-
-    def scored(r: RunRecord) -> tuple[object, ...]:
-        return protocol_of(r), r.num_images, r.reference.sha256
-
     elsewhere = [r for r in records if r.nfe is None and r.id != record.id]
-    found = [r for r in elsewhere if scored(r) == scored(record)]
+    found = [r for r in elsewhere if scoring(r) == scoring(record)]
     return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 
@@ -174,28 +174,13 @@ def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for record in sorted(records, key=lambda r: r.model):
         training, recipe = trained(record), record.checkpoint and record.checkpoint.recipe
-        if not recipe or not training or not training.provenance:
-            continue
-        machine = training.provenance
-        scales: object = recipe.num_scales
-        if recipe.s0 is not None and recipe.s1 is not None:
-            steps = recipe.schedule_steps or recipe.total_steps
-            scales = f"N(k), {recipe.s0} to {recipe.s1 + 1} in {steps:,} steps"
-        mu = None if recipe.target_ema is None else f"{recipe.target_ema:g}"
-        threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
-        rows[record.model] = {
-            "model": record.model,
-            "method": recipe.method.upper(),
-            "N": scales,
-            "mu": mu if recipe.mu0 is None else f"mu(k) from {recipe.mu0:g}",
-            "distance": recipe.distance,
-            "solver": recipe.solver,
-            "batch_size": recipe.batch_size,
-            "learning_rate": f"{recipe.learning_rate:g}",
-            "total_steps": training.total_steps,
-            "images_seen": f"{training.images_seen:,}",
-            "hours": f"{(training.duration_s or 0) / 3600:.2f}",
-            "trained on": f"{training.dataset}, {machine.cpu}, {threads}",
-            "weights": training.weights,
-        }
+        if recipe and training and training.provenance:
+            rows[record.model] = {
+                "model": record.model,
+                **{name: getattr(recipe, name) for name in RECIPE_COLUMNS},
+                **{name: getattr(training, name) for name in TRAINING_COLUMNS},
+                "hours": f"{(training.duration_s or 0) / 3600:.2f}",
+                "machine": training.provenance.cpu,
+                "threads": training.provenance.threads,
+            }
     return list(rows.values())

@@ -25,7 +25,6 @@ from scipy import special
 from cmrepro.schema import Struct
 
 ALPHA = 0.05
-CONFIDENCE = 1 - ALPHA  # of every interval without another name
 POWER = 0.8  # with which `seeds_to_decide` seeds decide
 MOST_SEEDS = 1000  # more are not counted
 LARGEST_T = 300.0  # beyond it P is 0 or 1 to 10 digits, and scipy's inverse takes minutes
@@ -53,7 +52,7 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(float(np.mean(values)), float(half), n)
 
 
-def half_width(sd: Numbers, n: Numbers, confidence: Numbers = CONFIDENCE) -> Numbers:
+def half_width(sd: Numbers, n: Numbers, confidence: Numbers = 1 - ALPHA) -> Numbers:
     """Half the Student-t interval of a mean of n >= 2 values."""
     return special.stdtrit(np.subtract(n, 1), (1 + confidence) / 2) * sd / np.sqrt(n)
 
@@ -73,12 +72,11 @@ def probability_better(mean: Numbers, sd: Numbers, n: Numbers) -> tuple[Numbers,
 
     t = sqrt(n) mean / sd has a noncentral t distribution with noncentrality sqrt(n) mu / sigma;
     the ends are the noncentralities for which the observed t is the outer 2.5 % quantile. Needs
-    sd > 0 and n >= 2. (A bootstrap of the share of wins covers too rarely.)
+    sd > 0 and n >= 2.
     """
     root = np.sqrt(n)
     t = np.clip(root * mean / sd, -LARGEST_T, LARGEST_T)
-    low = special.nctdtrinc(np.subtract(n, 1), (1 + CONFIDENCE) / 2, t) / root
-    high = special.nctdtrinc(np.subtract(n, 1), (1 - CONFIDENCE) / 2, t) / root
+    low, high = (special.nctdtrinc(np.subtract(n, 1), p, t) / root for p in (0.975, 0.025))
     return special.ndtr(mean / sd), special.ndtr(low), special.ndtr(high)
 
 
@@ -108,11 +106,12 @@ def seeds_to_decide(distance: float, margin: float, sigma: float) -> int | None:
     """
     if sigma == 0:
         return None if math.isclose(abs(distance), margin) else 2
-    counts = range(2, MOST_SEEDS + 1)
-    place = bisect.bisect_left(
-        counts, POWER, key=lambda n: sum(answer_probabilities(distance, margin, sigma, n))
-    )
-    return counts[place] if place < len(counts) else None
+
+    def power(n: int) -> float:
+        return sum(answer_probabilities(distance, margin, sigma, n))
+
+    seeds = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), POWER, key=power)
+    return seeds if seeds <= MOST_SEEDS else None
 
 
 class Verdict(Struct, frozen=True):

@@ -77,22 +77,18 @@ def claims_rows() -> list[dict[str, Any]]:
     """
     rows = []
     for claim in claims():
-        own: dict[str, Any] = dict.fromkeys(
-            ("statement", "published", "margin", "better", "worse")
-        )
         if isinstance(claim, AbsoluteClaim):
-            setting = claim.setting
+            setting, label = claim.setting, metrics()[claim.setting.metric].label
             steps = f"{setting.nfe} step{'s' * (setting.nfe > 1)}"
-            label = metrics()[setting.metric].label
-            own["statement"] = f"{label} of {claim.method} on {claim.dataset}, {steps}"
-            own |= {"published": claim.printed.text, "margin": f"{claim.margin:.2g}"}
+            statement = f"{label} of {claim.method} on {claim.dataset}, {steps}"
+            own = {"published": claim.printed.text, "margin": f"{claim.margin:.2g}"}
         else:
-            setting = claim.better
-            own["statement"] = f"{claim.statement} ({claim.dataset})"
-            own |= {"better": str(setting), "worse": "; ".join(map(str, claim.worse))}
-        measured = {key: getattr(setting, key) for key in ("recipe", "nfe", "protocol", "metric")}
-        last = {"num_images": claim.num_images, "where": claim.where}
-        rows.append({"id": claim.id, "kind": claim.kind, **own, **measured, **last})
+            setting, statement = claim.better, f"{claim.statement} ({claim.dataset})"
+            own = {"better": str(setting), "worse": "; ".join(map(str, claim.worse))}
+        row: dict[str, Any] = {"id": claim.id, "kind": claim.kind, "statement": statement}
+        row |= {key: own.get(key) for key in ("published", "margin", "better", "worse")}
+        row |= {key: getattr(setting, key) for key in ("recipe", "nfe", "protocol", "metric")}
+        rows.append(row | {"num_images": claim.num_images, "where": claim.where})
     return rows
 
 
@@ -109,15 +105,8 @@ def deviations_rows() -> list[dict[str, Any]]:
 
 def later_work_rows() -> list[dict[str, Any]]:
     """Results of later few-step models, for context: other training, other protocols."""
+    columns = ("dataset", "method", "nfe", "fid", "images_seen", "paper", "arxiv", "verified")
     return [
-        {
-            "dataset": row.dataset,
-            "method": row.method,
-            "nfe": row.nfe,
-            "FID": str(row.fid),
-            "images_seen": f"{row.images_seen:,}" if row.images_seen else "",
-            "paper": row.paper + (f" (arXiv {row.arxiv})" if row.arxiv else ""),
-            "status": row.verified,
-        }
+        {name: getattr(row, name) for name in columns} | {"fid": str(row.fid)}
         for row in later_work()
     ]

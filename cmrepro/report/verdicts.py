@@ -23,10 +23,12 @@ from cmrepro.paper import (
     metrics,
 )
 from cmrepro.records import RunRecord
+from cmrepro.report import statistics
 from cmrepro.report.comparability import (
     DATA_AND_SIZE,
     FIELDS,
     MODEL,
+    RECIPE,
     SAMPLING,
     SCORING,
     TRAINING,
@@ -39,20 +41,11 @@ from cmrepro.report.comparability import (
     is_ablation,
     is_of,
     sampling_agreement,
+    scoring,
     sides,
     trained,
 )
-from cmrepro.report.statistics import (
-    ALPHA,
-    Summary,
-    Verdict,
-    half_width,
-    inconclusive,
-    is_equivalent,
-    is_outside,
-    probability_better,
-    summarise,
-)
+from cmrepro.report.statistics import Summary, Verdict, half_width, inconclusive, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.settings import Metric
 
@@ -61,12 +54,6 @@ HOLDS = {True: "holds at demo scale", False: "reproduced"}
 DOES_NOT_HOLD = {True: "does not hold at demo scale", False: "not reproduced"}
 # Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
 FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
-# Recipe fields that can move a score and that `facts` does not hold.
-RECIPE_FIELDS = (
-    *("optimizer", "learning_rate", "inverse_sqrt_after", "linear_decay_share", "dropout"),
-    *("horizontal_flip", "mixed_precision", "sigma_min", "sigma_max", "rho", "sigma_data"),
-    *("mu_form", "mu0", "s0", "s1"),
-)
 
 
 def verdicts(records: Sequence[RunRecord]) -> dict[str, Verdict]:
@@ -109,7 +96,7 @@ def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verd
 
 def _decide_score(claim: AbsoluteClaim, side: Side, agreement: Agreement) -> Verdict:
     """Verdict on a printed score by comparable records."""
-    values = list(side.scores(claim.setting.metric).values())
+    values = [record.scores[claim.setting.metric] for record in side.records.values()]
     notes = "".join(f"; {note}" for note in (side.remark, str(agreement)) if note)
     against = f"{claim.printed} with margin {claim.margin:.2g}"
     if not values:
@@ -127,9 +114,9 @@ def _decide_score(claim: AbsoluteClaim, side: Side, agreement: Agreement) -> Ver
             f"{mean.mean - half:.4g} to {mean.mean + half:.4g}, against {against}"
         )
 
-    if is_equivalent(distance, claim.margin, sd, mean.n):
+    if statistics.is_equivalent(distance, claim.margin, sd, mean.n):
         return Verdict("reproduced", reason_with(90) + notes, mean)
-    if is_outside(distance, claim.margin, sd, mean.n):
+    if statistics.is_outside(distance, claim.margin, sd, mean.n):
         return Verdict("not reproduced", reason_with(95) + notes, mean)
     return inconclusive(reason_with(90), mean, distance, claim.margin, sd, notes)
 
@@ -177,7 +164,7 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
         comparable.append([s for s, a in zip(of, agreements, strict=True) if not a.different])
         if not comparable[-1]:
             return Verdict("not comparable", f"{of[0].first.model}: {agreements[0]}")
-    combinations = [c for c in product(*comparable) if len({_scored(s.first) for s in c}) == 1]
+    combinations = [c for c in product(*comparable) if len({scoring(s.first) for s in c}) == 1]
     if not combinations:
         first, *rest = [facts(of[0].first) for of in comparable]
         fields = (*SCORING, *DATA_AND_SIZE)
@@ -203,12 +190,6 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
     return _decide(claim, pairs, demo)
 
 
-def _scored(record: RunRecord) -> tuple[object, ...]:
-    """The way of scoring."""
-    protocol, reference = record.protocol, record.reference.sha256
-    return protocol.name, protocol.version, reference, record.num_images
-
-
 def _preference(sides_of: Sequence[Side]) -> tuple[int, int, int]:
     """Greater for more images, then more seeds, then more models named like their recipes."""
     firsts = [side.first for side in sides_of]
@@ -220,7 +201,7 @@ def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool
     """Two sides with their differences by common seed."""
     (a, b), metric = pair, settings[0].metric
     different, notes = _disagreement(settings, (a.first, b.first), demo)
-    common = sorted(a.scores(metric).keys() & b.scores(metric).keys())
+    common = sorted(a.records.keys() & b.records.keys())
     if (a.first.nfe, a.first.num_sampled) != (b.first.nfe, b.first.num_sampled):
         notes.append("paired by seed alone, as the two sides draw different amounts of noise")
     else:
@@ -261,19 +242,24 @@ def _disagreement(
     notes, found, different = [], [], {}
     known = facts(records[0]), facts(records[1])
     for setting, own, name in () if demo else zip(settings, known, NAMES, strict=True):
-        changed = (*SAMPLING, *(field for field, _ in setting.changes))
+        omitted = (*SAMPLING, *(field for field, _ in setting.changes))
         plain = setting.replace(changes=())
         paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
-        fields = [field for field in FIELDS if field not in changed]
+        fields = [field for field in FIELDS if field not in omitted]
         found.append(compare_facts(facts(paper), own, fields, ("in the paper", name)))
     checksums = {record.checkpoint and record.checkpoint.sha256 for record in records}
     if len(checksums) > 1:
         fields = [*SCORING, *DATA_AND_SIZE]
         if settings[0].recipe == settings[1].recipe:
             wanted = [ablated_fields(s.recipe, s.changes, demo) or {} for s in settings]
-            changed = tuple(f for f in ABLATED if wanted[0].get(f) != wanted[1].get(f))
-            fields += [field for field in (*TRAINING, *MODEL) if field not in changed]
-            different = _recipe_differences(records, changed)
+            changed = [f for f in ABLATED if wanted[0].get(f) != wanted[1].get(f)]
+            varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
+            fields += [field for field in (*TRAINING, *MODEL) if field not in varied]
+            further = [field for field in (*RECIPE, "teacher") if field not in varied]
+            different = compare_facts(*known, further, NAMES).different
+            if not changed:  # two checkpoints of one setting
+                models = records[0].model, records[1].model
+                different = {"model": f"model {in_words(models, NAMES)}"}
         else:
             trained_by = ("images_seen", "batch_size", "initialisation", "distance")
             otherwise = compare_facts(*known, trained_by, NAMES).different
@@ -286,38 +272,13 @@ def _disagreement(
     return list(different.values()), notes
 
 
-def _recipe_differences(
-    records: tuple[RunRecord, RunRecord], changed: Sequence[str]
-) -> dict[str, str]:
-    """Further recipe fields, and the teacher, where both sides state them and they differ.
-
-    Two checkpoints of one recipe without a changed field differ in any case.
-    """
-    if not changed:
-        return {"model": f"model {in_words((records[0].model, records[1].model), NAMES)}"}
-    following = {name for field in changed for name in FOLLOWING.get(field, ())}
-    stated = []
-    for record in records:
-        recipe, training = record.checkpoint and record.checkpoint.recipe, trained(record)
-        names = [name for name in RECIPE_FIELDS if name not in following] if recipe else []
-        teacher = training and training.teacher_sha256
-        teachers = {"teacher": teacher and teacher[:10]}
-        stated.append({name: getattr(recipe, name) for name in names} | teachers)
-    a, b = stated
-    return {
-        field: f"{field} {in_words((a[field], b[field]), NAMES)}"
-        for field in a
-        if field in b and a[field] != b[field]
-    }
-
-
 def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
     """Verdict where all pairs are comparable and have two seeds or more."""
 
     def largest(pair: _Pair) -> float:
         """Upper end of the interval of a gain."""
-        half = half_width(np.std(pair.gains, ddof=1), len(pair.gains), 1 - ALPHA / len(pairs))
-        return float(pair.gains.mean() + half)
+        sd, n = np.std(pair.gains, ddof=1), len(pair.gains)
+        return float(pair.gains.mean() + half_width(sd, n, 1 - statistics.ALPHA / len(pairs)))
 
     denied = [pair for pair in pairs if largest(pair) < 0]
     summaries = [(pair, summarise(list(pair.gains))) for pair in denied[:1] or pairs]
@@ -332,7 +293,7 @@ def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
         f"{gain.n} seeds and better in {wins} of them"
     )
     if sd:
-        value, low, high = probability_better(gain.mean, sd, gain.n)
+        value, low, high = statistics.probability_better(gain.mean, sd, gain.n)
         interval = f"95 % interval {low:.3f} to {high:.3f}, n = {gain.n}"
         text += f"; P(better with a new seed) {value:.3f} ({interval})"
     notes = "".join(f"; {note}" for note in dict.fromkeys(n for pair in pairs for n in pair.notes))
