@@ -159,7 +159,10 @@ def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
 
 def training_figure(path: Path) -> Figure:
     """Loss against images seen; a dashed line where the number of time points N changes."""
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} is not a log of training ({error})") from error
     xs, ys = ([entry[key] for entry in entries] for key in ("images", "loss"))
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.add_subplot()

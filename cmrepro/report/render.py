@@ -74,7 +74,7 @@ def check_report(out: Path) -> tuple[list[str], str]:
         elif found != text:
             problems.append(f"{name} differs from the records")
     problems += [f"{name} has no record" for name in _surplus(texts, out)]
-    return problems, f"{other} figures of another matplotlib are not compared" if other else ""
+    return problems, f"figures of another matplotlib are not compared: {other}" if other else ""
 
 
 def _surplus(texts: dict[str, str], out: Path) -> list[str]:
@@ -176,7 +176,7 @@ def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
     def distinct(values: Iterable[object]) -> str:
         counts = Counter("none" if value is None else str(value) for value in values)
-        each = (f"{value} ({n} records)" for value, n in sorted(counts.items()))
+        each = (f"{value} ({n} of {len(records)} records)" for value, n in sorted(counts.items()))
         return "; ".join(counts if len(counts) == 1 else each)
 
     commands = [f"`{' '.join(source.command.split()[:2])} …`" for source in sources]

@@ -185,7 +185,7 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
         if pair.different:
             return Verdict("not comparable", "; ".join(pair.different))
         if len(pair.gains) < 2:
-            seeds = f"{len(pair.gains)} seeds on both sides; at least 2 are needed"
+            seeds = f"seeds on both sides: {len(pair.gains)}; at least 2 are needed"
             return Verdict("inconclusive", "; ".join([seeds, *pair.notes]))
     return _decide(claim, pairs, demo)
 
