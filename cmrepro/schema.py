@@ -52,6 +52,13 @@ def unknown(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> 
     return f"unknown {kind} '{name}': {hint}known: {', '.join(names) or 'none'}"
 
 
+def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """Value of a name, or the error of `unknown`."""
+    if name not in known:
+        raise ValueError(unknown(kind, name, known))
+    return known[name]
+
+
 def convert(kind: type[T], values: object, where: str, strict: bool = True) -> T:
     """Builtins as a declared type; the ValueError of a wrong value begins with its source `where`.
 

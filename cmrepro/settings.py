@@ -38,7 +38,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     dataset: str  # name of the training images
     network: str  # name of a network preset
     initialisation: Initialisation  # "random", or "teacher" for the teacher's weights
-    optimizer: str  # "radam"
+    optimizer: Literal["radam"]
     # Rate of the first step; constant unless one of the next two is given
     learning_rate: Annotated[float, Meta(gt=0)]
     # Images after which the rate falls as 1 / sqrt(images / this) (EDM2)

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from tiny import assert_equal, state_of, tiny_recipe, tiny_train
 
+from cmrepro.consistency import losses
 from cmrepro.data import synthetic
-from cmrepro.training import methods
 from cmrepro.training.loop import quick_score
 
 pytestmark = pytest.mark.usefixtures("networks")
@@ -52,8 +52,8 @@ def test_a_resumed_log_continues_at_the_state(tmp_path: pathlib.Path) -> None:
 
 def scaled_losses(patch: pytest.MonkeyPatch, factors: list[float]) -> None:
     """Multiply the losses of a run's steps."""
-    original, rest = methods.edm_loss, iter(factors)
-    patch.setattr(methods, "edm_loss", lambda *args: next(rest) * original(*args))
+    original, rest = losses.edm_loss, iter(factors)
+    patch.setattr(losses, "edm_loss", lambda *args: next(rest) * original(*args))
 
 
 @pytest.mark.parametrize(

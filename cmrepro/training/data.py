@@ -1,7 +1,7 @@
 """Input of a training step: images, flips, noise and times.
 
-All of it is a function of (seed, step, position in the global batch). So a resumed run sees the
-batches of an undisturbed one, and any number of processes sees the same global batch.
+It depends on (seed, step, position in the global batch) alone, so resumed runs and any number of
+processes see the same global batches.
 """
 
 import functools
@@ -89,54 +89,43 @@ class BatchSource:
         for block in range(max(start // size, 1), -(-stop // size)):
             offset = block * size
             key = np.array([self.seed, (step << 24) + block], np.uint64)
-            z = np.random.Generator(np.random.Philox(key=key)).standard_normal(
-                (min(size, count - offset), *shape), np.float32
-            )
+            rng = np.random.Generator(np.random.Philox(key=key))
+            z = rng.standard_normal((min(size, count - offset), *shape), np.float32)
             parts.append(torch.from_numpy(z[max(start - offset, 0) : stop - offset]))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def prefetched(source: BatchSource, steps: range, device: torch.device) -> Generator[Batch]:
-    """The batches of `steps` in order, prepared in another thread while earlier ones are used.
-
-    For an accelerator they lie in page-locked memory.
-    """
+    """The batches of `steps`, prepared by another thread, in pinned memory for an accelerator."""
 
     def prepare(step: int) -> Batch:
         batch = source.batch(step)
         return batch if device.type == "cpu" else batch.map(Tensor.pin_memory)
 
-    thread = ThreadPoolExecutor(1, "batches")
     waiting: deque[Future[Batch]] = deque()
-    try:
+    with ThreadPoolExecutor(1, "batches") as thread:
         for step in steps:
             waiting.append(thread.submit(prepare, step))
             if len(waiting) > PREFETCHED:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        thread.shutdown(cancel_futures=True)
 
 
 @functools.lru_cache(2)  # a batch may span two epochs
 def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
-    """Order of the images in an epoch; even numbers are for epochs, odd ones for steps."""
-    generator = torch.Generator().manual_seed(mixed_seed(seed, 2 * epoch))
+    """Order of the images in an epoch."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, 2 * epoch))  # even; steps are odd
     return torch.randperm(num_images, generator=generator).numpy()
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a process's dropout masks at a step, the only randomness that depends on the rank.
-
-    The odd factor keeps the numbers of up to 1,024 processes three million steps apart.
-    """
+    """Seed of a process's dropout masks at a step: no other randomness depends on the rank."""
+    # The odd factor keeps the numbers of up to 1,024 processes three million steps apart.
     return mixed_seed(seed, step + rank * 0x85EBCA77)
 
 
 def mixed_seed(seed: int, number: int) -> int:
-    """A seed of 32 bits, the most that torch's CPU generator takes (it drops higher bits).
-
-    Numbers count up; the odd factor, 2^32 over the golden ratio, keeps the seeds' ranges apart.
-    """
+    """A seed of 32 bits, the most that torch's CPU generator takes (it drops higher bits)."""
+    # Numbers count up; the odd factor, 2^32 over the golden ratio, keeps the seeds' ranges apart.
     return (seed * 0x9E3779B1 + number) % (1 << 32)

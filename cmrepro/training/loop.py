@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -54,44 +53,35 @@ def train(
 ) -> Path:
     """Train to the recipe's last step and write the checkpoint of the averaged weights.
 
-    `out` then holds NAME.safetensors, the newest states (state-STEP.pt, to resume from),
-    log.jsonl, samples/ and scores.jsonl. Ctrl-C and SIGTERM save the first two and end the run
-    after the step in progress. Every process of `torchrun` calls this with the same arguments
-    and the same folder (over several nodes, on a shared file system); rank 0 writes.
+    `out` then holds NAME.safetensors, the newest states (state-STEP.pt), log.jsonl, samples/ and
+    scores.jsonl. Ctrl-C and SIGTERM save the first two and end the run after its step. Every
+    process of `torchrun` calls this with the same arguments and folder; rank 0 writes.
     """
     recipe, teacher, rank = training.recipe, training.teacher, training.rank
     size = IMAGE_SIZES[recipe.network]
     if dataset.image_shape[:2] != (size, size):
-        raise ValueError(
-            f"'{dataset.name}' has images of {dataset.image_shape[:2]} px, network "
-            f"'{recipe.network}' takes {size} x {size}; resize them"
-        )
+        got = f"'{dataset.name}' has images of {dataset.image_shape[:2]} px"
+        raise ValueError(f"{got}, network '{recipe.network}' takes {size} x {size}; resize them")
     checksums: dict[str, str | None] = {"dataset_sha256": dataset.sha256(), "teacher_sha256": None}
     if isinstance(teacher, CheckpointModel):
         checksums["teacher_sha256"] = sha256(teacher.path)
         if (taught := teacher.info.recipe) and taught.dataset != recipe.dataset:
             raise ValueError(
-                f"the teacher was trained on {taught.dataset}, the recipe is for "
-                f"{recipe.dataset}; give a teacher of the same data"
+                f"the teacher was trained on {taught.dataset}, the recipe is for {recipe.dataset}"
             )
     checkpoint = out / f"{name or recipe.name}.safetensors"
     resumed = resume and load_newest(training, checksums, out)
     # --resume may replace the log of its own run, but no checkpoint of an unknown one.
     guarded = [checkpoint] if resume else [checkpoint, out / "log.jsonl", *state_files(out)]
     if not resumed and (present := [path for path in guarded if path.exists()]):
-        raise ValueError(
-            f"{present[0]} is there already; continue its training with --resume, or choose "
-            "another --out or --name"
-        )
+        fix = "continue its training with --resume, or choose another --out or --name"
+        raise ValueError(f"{present[0]} is there already; {fix}")
     make_folder(out)
     log = Log(training, dataset, out)
-    if resume and not resumed:
-        log.say(f"no state in {out}; starting with the first step")
 
     def save() -> None:
         if rank == 0:
-            if not (out / f"state-{training.step:08d}.pt").exists():
-                save_state(training, checksums, out, keep)
+            save_state(training, checksums, out, keep)
             info = checkpoint_info(training, checksums, dataset.name, provenance)
             save_checkpoint(checkpoint, training.ema.network, info)
 
@@ -111,7 +101,9 @@ def train(
                 log.after_step(loss, log_every)
                 if stop := all_reduce_max(max(received, default=0)):
                     save()
-                    log.say(f"saved at step {training.step}; continue with --resume")
+                    if rank == 0:
+                        text = f"saved at step {training.step}; continue with --resume"
+                        tqdm.write(text, file=sys.stderr)
                     raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
                 if sample_every and training.step % sample_every == 0:
                     log.preview()
@@ -119,10 +111,8 @@ def train(
                     save()
     except FloatingPointError as error:
         good = next(iter(state_files(out)), "none before the first save")
-        half = "--precision fp32 or bf16, or " if training.precision == "fp16" else ""
-        raise FloatingPointError(
-            f"{error}; last good state: {good}; try {half}a lower learning_rate in a new folder"
-        ) from error
+        fix = "try a lower learning_rate (from fp16, also another --precision) in a new folder"
+        raise FloatingPointError(f"{error}; last good state: {good}; {fix}") from error
     save()
     return checkpoint
 
@@ -132,42 +122,38 @@ def stop_signals() -> Iterator[set[int]]:
     """The signals to stop that were received; without `torchrun`, a second one stops at once."""
     received: set[int] = set()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: object) -> None:
         # `torchrun` passes on to its processes what they have received already.
         if received and not distributed.is_initialized():
             raise KeyboardInterrupt
         received.add(number)
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, note))
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Log:
-    """Progress bar, log and previews of a run, at rank 0.
-
-    Losses in log.jsonl are means since the line before. A resumed run continues at its step.
-    """
+    """Progress bar, log (losses are means since the line before) and previews, at rank 0."""
 
     def __init__(self, training: Training, dataset: ImageSource, out: Path) -> None:
         self.training, self.dataset, self.out = training, dataset, out
         self._losses: list[float] = []
         self._means: list[float] = []
         self._score: Callable[[Images], float] | None = None
-        self._last = time.perf_counter(), training.step
+        self._last = time.perf_counter()
         if training.rank == 0:
             self._means = [entry["loss"] for entry in trim_log(out / "log.jsonl", training.step)]
             trim_log(out / "scores.jsonl", training.step)
-        name, steps, quiet = training.recipe.name, training.recipe.total_steps, training.rank > 0
-        self.bar = tqdm(None, name, steps, initial=training.step, unit="step", disable=quiet)
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self.training.rank == 0:
-            tqdm.write(f"{self.training.recipe.name}: {text}", file=sys.stderr)
+        self.bar = tqdm(
+            desc=training.recipe.name,
+            total=training.recipe.total_steps,
+            initial=training.step,
+            unit="step",
+            mininterval=5,
+            disable=training.rank > 0,
+        )
 
     def after_step(self, loss: float, log_every: int) -> None:
         """Count a step; every `log_every` steps write a line and compare the loss."""
@@ -176,19 +162,20 @@ class Log:
         self.bar.update()
         if training.rank > 0 or step % log_every:
             return
-        mean, now, (then, before) = statistics.fmean(self._losses), time.perf_counter(), self._last
-        self._losses, self._last = [], (now, step)
+        mean, now = statistics.fmean(self._losses), time.perf_counter()
+        num_images = len(self._losses) * recipe.batch_size  # since the last line
         entry = {
             "step": step,
             "images": step * recipe.batch_size,
             "loss": mean,
             "duration_s": round(training.duration_s, 1),
-            "images_per_s": round((step - before) * recipe.batch_size / (now - then), 2),
+            "images_per_s": round(num_images / (now - self._last), 2),
             "learning_rate": learning_rate_at(recipe, step - 1),
             "loss_scale": training.scaler.get_scale(),
         }
         if training.method.parameterization == "boundary":
             entry["num_scales"], entry["mu"] = scales_and_mu(recipe, step - 1)
+        self._losses, self._last = [], now
         append(self.out / "log.jsonl", entry)
         self.bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
         usual = statistics.median(self._means or [mean])
@@ -199,48 +186,37 @@ class Log:
 
     def preview(self) -> None:
         """Write samples/STEP.png and a line of scores.jsonl; the processes sample together."""
-        images, step = preview(self.training), self.training.step
-        if self.training.rank == 0:
-            write_grid(self.out / "samples" / f"{step:08d}.png", images)
-            self._score = self._score or quick_score(self.dataset, str(self.training.device))
-            score = round(self._score(images), 2)
+        training, step, size = self.training, self.training.step, self.dataset.image_shape[0]
+        info = checkpoint_info(training, {}, self.dataset.name, None)
+        steps = PREVIEW_HEUN_POINTS if info.parameterization == "edm" else 1
+        settings = sampler_settings(info, steps)
+        stages = sample(training.ema, settings, PREVIEW_IMAGES, 0, size).stages
+        if training.rank == 0:
+            write_grid(self.out / "samples" / f"{step:08d}.png", stages[-1])
+            self._score = self._score or quick_score(self.dataset, str(training.device))
+            score = round(self._score(stages[-1]), 2)
             append(self.out / "scores.jsonl", {"step": step, "quick_fd": score})
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line to a file of JSON objects."""
+    """Add a line to a log."""
     with open(path, "a") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def trim_log(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove a log's lines beyond a step, as a killed run leaves them; returns the others."""
+    """Remove the lines beyond a step, as a killed run leaves them; returns the others."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    entries = [entry for entry in whole if entry["step"] <= step]
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    entries = [entry for entry in entries if entry["step"] <= step]
     if len(entries) < len(lines):
         with atomic_path(path) as temporary:
             temporary.write_text("".join(lines[: len(entries)]))
     return entries
 
 
-def preview(training: Training) -> Images:
-    """Images of the averaged weights, always from the same noise, (N, H, W, 3).
-
-    One step of a consistency function, Heun's method for a denoiser. The processes share the work.
-    """
-    info = checkpoint_info(training, {}, training.recipe.dataset, None)
-    steps = PREVIEW_HEUN_POINTS if info.parameterization == "edm" else 1
-    size = IMAGE_SIZES[info.network]
-    stages = sample(training.ema, sampler_settings(info, steps), PREVIEW_IMAGES, 0, size).stages
-    return stages[-1] if stages else np.empty(0, np.uint8)
-
-
 def quick_score(dataset: ImageSource, device: str) -> Callable[[Images], float]:
-    """Fréchet distance of samples to the data in the features of the `embedded` protocol.
-
-    Of far too few samples for a record, and biased upwards by that; it shows a run's progress.
-    """
+    """Fréchet distance to the data in features of `embedded`, biased by its few samples."""
     # Imported here because the metrics take seconds to import.
     from cmrepro.metrics.extractors import extract, load_extractor
     from cmrepro.metrics.frechet import frechet_distance
@@ -252,7 +228,6 @@ def quick_score(dataset: ImageSource, device: str) -> Callable[[Images], float]:
         features = extract(images, extractor).features
         return features.mean(0, dtype=np.float64), np.cov(features, rowvar=False, dtype=np.float64)
 
-    num_real = min(NUM_REAL, dataset.num_images)
-    evenly = np.linspace(0, dataset.num_images - 1, num_real).round().astype(np.int64)
-    real = moments(dataset.take(evenly))
+    evenly = np.linspace(0, dataset.num_images - 1, min(NUM_REAL, dataset.num_images))
+    real = moments(dataset.take(evenly.round().astype(np.int64)))
     return lambda images: frechet_distance(*moments(images), *real)

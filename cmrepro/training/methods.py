@@ -7,17 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from cmrepro.consistency.losses import (
-    Model,
-    consistency_distillation_loss,
-    consistency_training_loss,
-    edm_loss,
-)
+from cmrepro.consistency import losses
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
 from cmrepro.settings import Recipe
-
-EDM_LOG_MEAN, EDM_LOG_STD = -1.2, 1.2  # Karras et al. (2022), Table 1: ln(t) of training
 
 
 def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:
@@ -34,10 +27,7 @@ def scales_and_mu(recipe: Recipe, step: int) -> tuple[int, float]:
 
 
 def learning_rate_at(recipe: Recipe, step: int) -> float:
-    """Learning rate of the step that follows `step` steps.
-
-    The inverse square root is that of Karras et al. (2024, EDM2), Equation 67 without its warm-up.
-    """
+    """Learning rate after `step` steps: Karras et al. (2024, EDM2), Eq. 67 without warm-up."""
     rate = recipe.learning_rate
     if recipe.inverse_sqrt_after:
         rate /= math.sqrt(max(step * recipe.batch_size / recipe.inverse_sqrt_after, 1))
@@ -54,10 +44,7 @@ def time_grid(recipe: Recipe, step: int) -> Tensor:
 
 
 def two_step_time(recipe: Recipe) -> float | None:
-    """Second sampling time: the point of the recipe's index on its last time grid.
-
-    Where N grows, that grid has s1 + 1 points (deviation `ct-num-boundaries`).
-    """
+    """Second sampling time, on the last time grid (deviation `ct-num-boundaries`)."""
     if recipe.two_step_index is None:
         return None
     times = time_grid(recipe, recipe.schedule_steps or recipe.total_steps)
@@ -65,11 +52,11 @@ def two_step_time(recipe: Recipe) -> float | None:
 
 
 class Models(NamedTuple):
-    """Everything that a loss evaluates; the last three are None for methods without them."""
+    """Everything that a loss evaluates; None where the method has no such thing."""
 
     sigma_data: float
-    online: Model
-    target: Model
+    online: losses.Model
+    target: losses.Model
     teacher: Any
     solver: Any
     distance: Any
@@ -87,7 +74,7 @@ class Method(NamedTuple):
 def log_normal_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Noise levels of EDM, with ln(t) normal; a denoiser goes from t to s = 0 at once."""
     n = torch.randn(recipe.batch_size, generator=generator)
-    t = (EDM_LOG_MEAN + EDM_LOG_STD * n).exp()
+    t = (-1.2 + 1.2 * n).exp()  # Karras et al. (2022), Table 1
     return t, torch.zeros_like(t)
 
 
@@ -102,19 +89,19 @@ METHODS = {
     "edm": Method(
         "edm",
         log_normal_times,
-        lambda m, x, z, t, s, labels: edm_loss(m.online, x, z, t, m.sigma_data, labels),
+        lambda m, x, z, t, s, labels: losses.edm_loss(m.online, x, z, t, m.sigma_data, labels),
     ),
     "cd": Method(
         "boundary",
         neighbouring_times,
-        lambda m, x, z, t, s, labels: consistency_distillation_loss(
+        lambda m, x, z, t, s, labels: losses.consistency_distillation_loss(
             m.online, m.target, m.teacher, x, z, t, s, m.solver, m.distance, labels
         ),
     ),
     "ct": Method(
         "boundary",
         neighbouring_times,
-        lambda m, x, z, t, s, labels: consistency_training_loss(
+        lambda m, x, z, t, s, labels: losses.consistency_training_loss(
             m.online, m.target, x, z, t, s, m.distance, labels
         ),
     ),

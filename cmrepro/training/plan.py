@@ -15,16 +15,13 @@ from cmrepro.settings import Recipe
 from cmrepro.training.data import BatchSource
 from cmrepro.training.step import Training, needs_teacher
 
-NUM_STEPS = 20
-ENOUGH_S = 60.0  # no further step after this
+NUM_STEPS, ENOUGH_S = 20, 60.0  # no further step after either
 
 
 def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> list[dict[str, str]]:
     """Parameters, memory and duration of a recipe on this device, as rows of quantity and value.
 
-    All networks have random weights and the images are synthetic. A timed step takes one micro
-    batch; a step of the recipe takes as many micro batches as its batch has on one device.
-    `settings` are `precision`, `micro_batch` and `compiled` of `Training`.
+    Weights are random, images synthetic; `settings` are those of `Training`.
     """
     teacher = None
     if needs_teacher(recipe):
@@ -65,5 +62,4 @@ def held_bytes(training: Training, *others: nn.Module | None) -> int:
     """Bytes of weights, averages, gradients, RAdam's moments and other models."""
     models = {training.online, training.target, training.ema, *filter(None, others)}
     held = [tensor for model in models for tensor in model.state_dict().values()]
-    held += 3 * list(training.online.parameters())  # gradient and two moments
-    return sum(tensor.nbytes for tensor in held)
+    return sum(t.nbytes for t in held) + 3 * sum(p.nbytes for p in training.online.parameters())

@@ -1,6 +1,5 @@
 """Recipes by name, and Table 3 made from them."""
 
-import functools
 import tomllib
 from collections.abc import Callable
 from importlib import resources
@@ -9,29 +8,23 @@ from typing import Any
 from msgspec.structs import asdict
 
 from cmrepro.paper import TABLE3_RECIPES, deviations
-from cmrepro.schema import convert, unknown
+from cmrepro.schema import convert, lookup
 from cmrepro.settings import Recipe
 
+_TABLES = tomllib.loads(resources.files(__package__).joinpath("recipes.toml").read_text())
+_RECIPES: dict[str, dict[str, Any]] = _TABLES["recipes"]
 VARIANTS = {"paper": ("paper",), "released": ("released",), "both": ("paper", "released")}
-
-
-@functools.cache
-def _tables() -> dict[str, Any]:
-    return tomllib.loads(resources.files(__package__).joinpath("recipes.toml").read_text())
 
 
 def recipe_names() -> list[str]:
     """All recipes, in the order of recipes.toml."""
-    return list(_tables()["recipes"])
+    return list(_RECIPES)
 
 
 def load_recipe(name: str, variant: str = "paper") -> Recipe:
     """The named recipe in the variant "paper" or "released"."""
-    tables = _tables()
-    if name not in tables["recipes"]:
-        raise ValueError(unknown("recipe", name, tables["recipes"]))
-    values: dict[str, Any] = {"name": name, "variant": variant, "stands_for": name}
-    values |= tables["defaults"] | tables["recipes"][name]
+    values = {"name": name, "variant": variant, "stands_for": name, **_TABLES["defaults"]}
+    values |= lookup("recipe", name, _RECIPES)
     released = values.pop("released", {})
     return convert(Recipe, values | (released if variant == "released" else {}), "")
 
@@ -40,12 +33,8 @@ def recipe_rows(name: str, variant: str = "paper") -> list[dict[str, str]]:
     """Rows of field, value, the other variant's value where it differs, and its deviation."""
     recipe = load_recipe(name, variant)
     other = load_recipe(name, "released" if variant == "paper" else "paper")
-    ids = {
-        field: d.id
-        for d in deviations()
-        for field in d.fields
-        if d.follow == "both" and name in d.recipes
-    }
+    explained = [d for d in deviations() if d.follow == "both" and name in d.recipes]
+    ids = {field: d.id for d in explained for field in d.fields}
     rows = []
     for field, value in asdict(recipe).items():
         rows.append({"field": field, "value": _text(value)})
@@ -55,18 +44,13 @@ def recipe_rows(name: str, variant: str = "paper") -> list[dict[str, str]]:
 
 
 def table3_rows(variant: str = "paper") -> list[dict[str, str]]:
-    """Table 3 of a variant: 13 rows of a label and six cells, as the paper prints them.
-
-    In the variant "both", cells that differ read "paper | released".
-    """
-    if variant not in VARIANTS:
-        raise ValueError(unknown("variant", variant, VARIANTS))
-
+    """Table 3 as the paper prints it; in the variant "both" cells may be "paper | released"."""
+    variants = lookup("variant", variant, VARIANTS)
     rows = []
     for label, cell in TABLE3_ROWS.items():
         rows.append({"hyperparameter": label})
         for column, name in TABLE3_RECIPES.items():
-            cells = [cell(load_recipe(name, v)) for v in VARIANTS[variant]]
+            cells = [cell(load_recipe(name, v)) for v in variants]
             rows[-1][column] = " | ".join(dict.fromkeys(cells))
     return rows
 

@@ -1,7 +1,6 @@
-"""The folder of a run: states to resume from, and the checkpoint of the averaged weights.
+"""States to resume from, and the header of a checkpoint.
 
-Random numbers and the place in the data are no part of a state: seed and step fix them. Files of
-`torch.save` are zips with checksums (CRC-32), which PyTorch does not compare; here they are.
+Random numbers and the place in the data are no part of a state: seed and step fix them.
 """
 
 import sys
@@ -49,14 +48,13 @@ def save_state(training: Training, checksums: Checksums, folder: Path, keep: int
 
 
 def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
-    """Put the newest whole state of the same training into `training`; False if there is no state.
-
-    The recipe may have more steps than the state's where that leaves N(k) as it was.
-    """
+    """Put a folder's newest whole state into `training`; False if it has no state."""
     states = state_files(folder)
     newest = next(filter(is_whole, states), None) if training.rank == 0 else None
     if (path := broadcast(newest)) is None:
         if not states:
+            if training.rank == 0:
+                print(f"no state in {folder}; starting with the first step", file=sys.stderr)
             return False
         names = ", ".join(map(str, states))
         raise ValueError(f"{names}: cut off or damaged; start again in another folder")
@@ -72,10 +70,8 @@ def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
         found[key], expected[key] = state[key], getattr(training, key)
     for key, value in expected.items():
         if value != found[key]:
-            raise ValueError(
-                f"{path} is of another training: {key} is {found[key]!r}, not {value!r}; resume "
-                "with the same recipe, seed, data and teacher"
-            )
+            differs = f"{key} is {found[key]!r}, not {value!r}"
+            raise ValueError(f"{path} is of another training: {differs}; use another --out")
     for name in PARTS:
         getattr(training, name).load_state_dict(state[name])
     training.step, training.duration_s = step, state["duration_s"]
@@ -90,7 +86,7 @@ def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """True if every entry of a state has its checksum."""
+    """True if every entry of a state, a zip, has its checksum, which PyTorch does not compare."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -99,11 +95,10 @@ def is_whole(path: Path) -> bool:
 
 
 def _course(recipe: Recipe, step: int) -> dict[str, Any]:
-    """Everything of a recipe that the first `step` steps depend on."""
-    schedule_steps = recipe.schedule_steps or recipe.total_steps
+    """Everything of a recipe that its first `step` steps depend on: its end may be another."""
     return to_builtins(recipe) | {
         "total_steps": None,
-        "schedule_steps": schedule_steps if recipe.s0 else None,
+        "schedule_steps": recipe.s0 and (recipe.schedule_steps or recipe.total_steps),
         "learning_rate at that step": learning_rate_at(recipe, step),
     }
 

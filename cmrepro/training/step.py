@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-from collections.abc import Mapping
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +14,17 @@ from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.solvers import SOLVERS
 from cmrepro.distributed import all_reduce_mean, rank_and_world_size
 from cmrepro.networks.presets import build_network
-from cmrepro.schema import unknown
+from cmrepro.schema import lookup
 from cmrepro.settings import Recipe
 from cmrepro.training.data import MAX_SEED, Batch, dropout_seed
 from cmrepro.training.methods import METHODS, Models, learning_rate_at, scales_and_mu
 
-T = TypeVar("T")
-OPTIMIZERS = {"radam": torch.optim.RAdam}
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def needs_teacher(recipe: Recipe) -> bool:
     """True if the loss or the initial weights come from a teacher."""
     return recipe.method == "cd" or recipe.initialisation == "teacher"
-
-
-def _choice(kind: str, name: str, choices: Mapping[str, T]) -> T:
-    if name not in choices:
-        raise ValueError(unknown(kind, name, choices))
-    return choices[name]
 
 
 def ema_update(average: list[Tensor], online: list[Tensor], decay: float) -> None:
@@ -44,11 +34,7 @@ def ema_update(average: list[Tensor], online: list[Tensor], decay: float) -> Non
 
 
 class Training:
-    """Networks, optimizer and counters of a run, in each of its processes.
-
-    Weights, averages and optimizer are in float32 in every precision; only the networks' passes
-    are in half precision, not scalings, distances and losses. fp16 scales the losses.
-    """
+    """Networks, optimizer and counters of a run; only networks' passes are in half precision."""
 
     def __init__(
         self,
@@ -69,11 +55,10 @@ class Training:
         self.precision = precision or ("fp16" if recipe.mixed_precision else "fp32")
         self.micro_batch = micro_batch or -(-recipe.batch_size // recipe.num_gpus)
         self._check(compiled)
-        self._dtype = _choice("precision", self.precision, PRECISIONS)
-        optimizer = _choice("optimizer", recipe.optimizer, OPTIMIZERS)
-        solver = _choice("solver", recipe.solver, SOLVERS) if recipe.solver else None
+        self._dtype = lookup("precision", self.precision, PRECISIONS)
+        solver = lookup("solver", recipe.solver, SOLVERS) if recipe.solver else None
         if recipe.distance:
-            distance = distance or _choice("distance", recipe.distance, DISTANCES)()
+            distance = distance or lookup("distance", recipe.distance, DISTANCES)()
         if isinstance(distance, nn.Module):
             distance.to(self.device).to(memory_format=torch.channels_last)
 
@@ -95,7 +80,7 @@ class Training:
         self._weights: list[Tensor] = [*self.online.parameters()]
         self._ema_weights: list[Tensor] = [*self.ema.parameters()]
         self._target_weights: list[Tensor] = [*self.target.parameters()]
-        self.optimizer = optimizer(self._weights, lr=recipe.learning_rate, foreach=True)
+        self.optimizer = torch.optim.RAdam(self._weights, lr=recipe.learning_rate, foreach=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if compiled:
             for module in {m.network for m in (self.online, self.target, teacher) if m}:
@@ -122,14 +107,10 @@ class Training:
         if teacher and teacher.parameterization != "edm":
             raise ValueError("the teacher is no EDM denoiser; give one trained by EDM")
         if recipe.batch_size < self.world_size:
-            raise ValueError(
-                f"got batch_size = {recipe.batch_size}; start at most as many processes"
-            )
-        if compiled and recipe.dropout:
-            # Compiled, the online and the target network do not get the same mask.
-            raise ValueError(
-                f"got --compile with dropout = {recipe.dropout}; leave out one of them"
-            )
+            allowed = f"allowed is {self.world_size} or more, an image a process"
+            raise ValueError(f"got batch_size = {recipe.batch_size}; {allowed}")
+        if compiled and recipe.dropout:  # the target network would get another mask
+            raise ValueError(f"got --compile with dropout = {recipe.dropout}; allowed is 0")
 
     def _in_precision(self, model: nn.Module) -> Model:
         if self._dtype is None:
@@ -138,10 +119,10 @@ class Training:
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch on the device."""
-        x = batch.images / 127.5 - 1
-        conditional = getattr(self.online.network.config, "num_classes", 0)
-        labels = batch.labels if conditional else None
-        return self.method.loss(self._models, x, batch.z, batch.t, batch.s, labels).mean()
+        images, z, t, s, labels = batch
+        if not getattr(self.online.network.config, "num_classes", 0):
+            labels = None
+        return self.method.loss(self._models, images / 127.5 - 1, z, t, s, labels).mean()
 
     def gradients(self, batch: Batch) -> Tensor:
         """Set the gradients of the global batch's mean loss (scaled in fp16); return that loss.
@@ -177,9 +158,8 @@ class Training:
             if torch.nn.utils.get_total_norm(gradients).isfinite():
                 break
             if self.scaler.get_scale() <= 1:  # without scaling it is 1 throughout
-                raise FloatingPointError(
-                    f"the gradient of step {self.step} is not finite (loss {loss.item():g})"
-                )
+                got = f"the gradient of step {self.step} is not finite"
+                raise FloatingPointError(f"{got} (loss {loss.item():g})")
             self.scaler.update()
         self.update()
         return loss.item()
