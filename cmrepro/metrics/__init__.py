@@ -5,13 +5,10 @@ Notation, used by every module of this package:
 - images: uint8 (N, H, W, 3), RGB, 0-255; N is `num_images`.
 - features: float32 (N, D), the pooled output of a frozen extractor; logits: float32 (N, K).
 - mu (D,), sigma (D, D): mean and covariance (ddof = 1) of features, float64.
-- generated and real: the set under test and the data it is compared with. In every function the
-  generated set is the first argument; precision is the share of generated images inside the
-  manifold of the real ones, recall the share of real images inside the generated manifold.
+- generated and real: the set under test and the data it is compared with, in this order in every
+  function. Precision is the share of generated images inside the manifold of the real ones.
 - M: the number of real images whose features a reference file stores (for KID, precision, recall).
 
-Modules, in import order: `protocols` (named, versioned settings), `inception` and `extractors`
-(networks with their preprocessing), `frechet` and `scores` (the metrics as functions of features),
-`accumulate` (one pass over images), `reference_files` and `references` (statistics of real
-images), `evaluate` (scores of a sample set under protocols).
+Modules, in import order: `protocols`, `inception`, `extractors`, `frechet` and `scores` (functions
+of features), `accumulate` (one pass over images), `reference_files`, `references`, `evaluate`.
 """

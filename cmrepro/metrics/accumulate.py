@@ -15,67 +15,48 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cmrepro.distributed import gather, rank_and_world_size, scatter
-from cmrepro.metrics.extractors import (
-    BATCH_SIZE,
-    Features,
-    ImageBatches,
-    extract,
-    load_extractor,
-)
+from cmrepro.metrics.extractors import BATCH_SIZE, Features, ImageBatches, extract, load_extractor
 from cmrepro.metrics.frechet import StreamingMoments, check_features
 from cmrepro.settings import Extractor
 
 Array = NDArray[Any]
 
-# Batches of features between two updates of the moments: 33 MB at 2,048 dimensions.
-PENDING_BATCHES = 64
+PENDING_BATCHES = 64  # between two updates of the moments: 33 MB at 2,048 dimensions
 
 
 class Accumulator:
-    """Accumulator of an extractor's outputs for the first N images of a set.
-
-    Attributes:
-        moments: Mean and covariance of the features.
-        spatial: Mean and covariance of the spatial features, where requested.
-        features: Features of the M selected images, float32 (M, D).
-        logits: Logits, float32 (N, K), where requested.
-        digest: SHA-256 of the features.
-    """
+    """Accumulator of an extractor's outputs for the first N images of a set."""
 
     def __init__(
         self,
         extractor: Extractor,
-        num_images: int,
+        selected: NDArray[np.bool_],  # (N,), True for the M images whose features are stored
         *,
-        selected: NDArray[np.bool_] | None = None,
         logits: bool = False,
         spatial: bool = False,
     ) -> None:
-        """Start empty; `selected` (N,) is True for images whose features are stored."""
-        self.extractor = extractor
-        self.num_images = num_images
+        self.extractor, self.num_images, self._selected = extractor, len(selected), selected
         self.moments = StreamingMoments(extractor.feature_dim)
         self.spatial = StreamingMoments(extractor.spatial_dim) if spatial else None
-        self._selected = np.zeros(num_images, np.bool_) if selected is None else selected
-        self.features = np.empty((self._selected.sum(), extractor.feature_dim), np.float32)
-        self.logits = np.empty((num_images, extractor.num_logits), np.float32) if logits else None
-        self.digest = hashlib.sha256()
+        self.features = np.empty((selected.sum(), extractor.feature_dim), np.float32)  # (M, D)
+        shape = len(selected), extractor.num_logits
+        self.logits = np.empty(shape, np.float32) if logits else None
+        self.digest = hashlib.sha256()  # of all features
         self._position = self._filled = 0
         self._pending: list[tuple[Array, Array | None]] = []
 
     def add(self, outputs: Features) -> None:
         """Take the outputs for the next images, up to the N-th."""
-        rows = slice(self._position, min(self._position + len(outputs.features), self.num_images))
-        count = rows.stop - rows.start
-        if not count:
+        if not (left := self.num_images - self._position):
             return
-        features, logits, spatial = (x if x is None else x[:count] for x in outputs)
+        features, logits, spatial = (x if x is None else x[:left] for x in outputs)
         assert features is not None
+        rows = slice(self._position, self._position + len(features))
         self.digest.update(features.tobytes())
         stored = features[self._selected[rows]]
         self.features[self._filled : self._filled + len(stored)] = stored
         if self.logits is not None:
-            assert logits is not None  # Protocol: IS needs logits
+            assert logits is not None
             check_features("logits", logits)
             self.logits[rows] = logits
         self._position, self._filled = rows.stop, self._filled + len(stored)
@@ -90,20 +71,14 @@ class Accumulator:
 def accumulate(
     images: ImageBatches,
     accumulators: Sequence[Accumulator],
-    *,
     checksum_of: Sequence[int] = (),
     device: str = "cpu",
     progress: bool = False,
 ) -> dict[int, str]:
     """Read images once and fill accumulators; those of one extractor share its features.
 
-    Returns:
-        SHA-256 of the first n images by n, for every accumulator's N and `checksum_of`; empty at
-        other ranks than 0, whose accumulators stay empty.
-
-    Raises:
-        ValueError: Images are not uint8 (B, H, W, 3), features are not finite, or the source
-            gives another number of images than it announces.
+    Returns the SHA-256 of the first n images by n, for every accumulator's N and `checksum_of`;
+    nothing at other ranks than 0, whose accumulators stay empty.
     """
     rank, world_size = rank_and_world_size()
     num_extracted = max(accumulator.num_images for accumulator in accumulators)
@@ -124,10 +99,9 @@ def accumulate(
         for _ in range(math.ceil(num_extracted / (BATCH_SIZE * world_size))):
             parts = list(islice(batches, world_size))
             part = scatter(parts)
-            outputs = {
-                settings: None if part is None else extract(part, network)
-                for settings, network in networks.items()
-            }
+            outputs = {}
+            if part is not None:
+                outputs = {key: extract(part, network) for key, network in networks.items()}
             for batch, features in zip(parts, gather(outputs), strict=False):
                 for accumulator in accumulators:
                     accumulator.add(features[accumulator.extractor])
@@ -137,7 +111,5 @@ def accumulate(
         for batch in images.batches(BATCH_SIZE, num_extracted, counts[-1]):
             update_digests(batch)
         if position != counts[-1]:
-            raise ValueError(
-                f"got {position} images of {counts[-1]} announced; open the images again"
-            )
+            raise ValueError(f"got {position} images of {counts[-1]} announced; open them again")
     return {count: digest.hexdigest() for count, digest in digests.items()}

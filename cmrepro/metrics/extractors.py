@@ -1,4 +1,8 @@
-"""Extractors: frozen image networks with their preprocessing, and the features that they give."""
+"""Extractors: frozen image networks with their preprocessing.
+
+Images are uint8 (B, H, W, 3), RGB; features (N, D), logits (N, K) and spatial features (N, S) are
+float32.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -26,10 +30,8 @@ from cmrepro.files import cache_folder, download, require_checksum
 from cmrepro.metrics.inception import InceptionV3
 from cmrepro.settings import Extractor
 
-DINOV2_CODE = "facebookresearch/dinov2"  # loaded by torch-fidelity's extractor through torch.hub
-
-# Images that a source hands over at a time, and the most that a network takes in one pass.
-BATCH_SIZE = 64
+DINOV2_CODE = "facebookresearch/dinov2"
+BATCH_SIZE = 64  # images that a source hands over at a time, and the most in one forward pass
 
 # Features (B, D), logits (B, K), spatial features (B, S) of a batch; None without them.
 Outputs = tuple[Tensor, Tensor | None, Tensor | None]
@@ -44,12 +46,12 @@ class ImageBatches(Protocol):
     def batches(
         self, batch_size: int, start: int = 0, stop: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Images start to stop - 1 in batches, uint8 (B, H, W, 3); the last may be smaller."""
+        """Images start to stop - 1 in batches; the last may be smaller."""
         ...
 
 
 class Features(NamedTuple):
-    """Features (N, D), logits (N, K) and spatial features (N, S) of images, float32."""
+    """Outputs for a set of images."""
 
     features: np.ndarray
     logits: np.ndarray | None = None
@@ -59,8 +61,7 @@ class Features(NamedTuple):
 class FeatureExtractor(nn.Module):
     """A frozen network in eval mode with its preprocessing.
 
-    The network maps resized and scaled pixels to `Outputs`, or to features alone. NVIDIA's
-    TorchScript scales by itself, and resizes by itself where the resize is TensorFlow 1's.
+    The network maps resized and scaled pixels to `Outputs`, or to features alone.
     """
 
     mean: Tensor
@@ -68,40 +69,34 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, settings: Extractor, network: nn.Module) -> None:
         super().__init__()
-        self.settings = settings
-        self.network = network
+        self.settings, self.network = settings, network
         self.register_buffer("mean", torch.tensor(settings.mean).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(settings.std).reshape(3, 1, 1))
         self.eval().requires_grad_(False)
 
     @property
     def images_at_once(self) -> int:
-        """Most images in a pass.
-
-        On a CPU few large images stay in the cache: InceptionV3 took 13.1, 12.9, 12.0 images/s in
-        batches of 4, 8, 32. EfficientNet-Lite0 was fastest with 64 on one and two cores.
-        """
+        """Most images in a forward pass."""
+        # On a CPU few large images stay in the cache: InceptionV3 took 13.1, 12.9, 12.0 images/s
+        # in batches of 4, 8, 32. EfficientNet-Lite0 was fastest with 64 on one and two cores.
         small = self.settings.network == "efficientnet-lite0"
         return 8 if self.mean.device.type == "cpu" and not small else BATCH_SIZE
 
     def forward(self, images: Tensor) -> Outputs:
-        """Outputs for uint8 images (B, H, W, 3), RGB; None where the settings have no number."""
-        if isinstance(self.network, InceptionV3W):
-            unresized = images.permute(0, 3, 1, 2).float()
-            x = unresized if self.network.resize_inside else self._resized(images)
-            return self.network(x.contiguous()), None, None
-        outputs = self.network((self._resized(images) - self.mean) / self.std)
-        if isinstance(outputs, Tensor):
-            return outputs, None, None
-        features, logits, spatial = outputs
-        return (
-            features,
-            logits if self.settings.num_logits else None,
-            spatial if self.settings.spatial_dim else None,
+        """Outputs for uint8 images (B, H, W, 3), without those whose size the settings omit."""
+        settings, network = self.settings, self.network
+        if isinstance(network, InceptionV3W) and network.resize_inside:
+            x = images.permute(0, 3, 1, 2).float()
+        else:
+            x = resize(images, settings.resize, settings.image_size)
+        if isinstance(network, InceptionV3W):  # scales by itself
+            return network(x.contiguous()), None, None
+        outputs = network((x - self.mean) / self.std)
+        features, logits, spatial = (
+            outputs if isinstance(outputs, tuple) else (outputs, None, None)
         )
-
-    def _resized(self, images: Tensor) -> Tensor:
-        return resize(images, self.settings.resize, self.settings.image_size)
+        logits = logits if settings.num_logits else None
+        return features, logits, spatial if settings.spatial_dim else None
 
 
 def check_images(images: np.ndarray) -> None:
@@ -109,7 +104,7 @@ def check_images(images: np.ndarray) -> None:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise ValueError(
             f"images are {getattr(images, 'dtype', type(images))}, must be a uint8 array; "
-            "convert floats in [-1, 1] with round((x + 1) * 127.5)"
+            "convert floats in [-1, 1] by round((x + 1) * 127.5)"
         )
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise ValueError(
@@ -124,15 +119,13 @@ def extract(
 ) -> Features:
     """Features of images.
 
-    Every pass has the same number of images, the smaller of `batch_size` and `images_at_once`.
-    The last one is filled up with black images, whose output is dropped, so that the features of
-    an image depend neither on N nor on the other images.
+    All passes have the same number of images, the last one with black images, whose output is
+    dropped, so that the features of an image depend neither on N nor on the other images.
     """
     check_images(images)
     size = min(batch_size, extractor.images_at_once)
     parts = []
-    # TensorFloat32, the default of convolutions on recent GPUs, rounds to 11 bits; the extractors
-    # are defined in float32.
+    # TensorFloat32, the default on recent GPUs, rounds to 11 bits; extractors are in float32.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for start in range(0, len(images), size):
             chunk = images[start : start + size]
@@ -140,20 +133,12 @@ def extract(
             batch[: len(chunk)] = chunk
             outputs = extractor(torch.from_numpy(batch).to(extractor.mean.device))
             parts.append([x if x is None else x[: len(chunk)].cpu().numpy() for x in outputs])
-    features, logits, spatial = zip(*parts, strict=True)
-    return Features(np.concatenate(features), _joined(logits), _joined(spatial))
-
-
-def _joined(parts: Sequence[Any]) -> np.ndarray | None:
-    return np.concatenate(parts) if parts[0] is not None else None
+    columns: Iterator[Any] = zip(*parts, strict=True)
+    return Features(*(None if x[0] is None else np.concatenate(x) for x in columns))
 
 
 def load_extractor(settings: Extractor, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """The extractor of these settings on a device; the same object at the next call.
-
-    Raises:
-        ValueError: Weights or code cannot be had, or have another checksum.
-    """
+    """The extractor of these settings on a device; the same object at the next call."""
     return _load_extractor(settings, str(torch.device(device)))
 
 
@@ -174,20 +159,16 @@ def _load_extractor(settings: Extractor, device: str) -> FeatureExtractor:
 def weights_file(settings: Extractor) -> Path:
     """The file with an extractor's weights, after its checksum.
 
-    A download is kept as `cache_folder()/weights/FILE`; a file put there by hand is used. So is
+    A download is stored as `cache_folder()/weights/FILE`; a file put there by hand is used. So is
     one elsewhere, where the [weights.NAME] of a protocol file gives an absolute path as `file`.
-
-    Raises:
-        ValueError: The file has another checksum, or is missing and the address cannot be
-            reached.
     """
     weights = settings.weights
     if weights.url is not None:
         return download(weights.url, cache_folder() / "weights" / weights.file, weights.checksum)
     assert weights.package is not None
     path = Path(str(resources.files(weights.package))) / weights.file
-    advice = f"; reinstall the package {weights.package.replace('_', '-')}"
-    require_checksum(path, weights.checksum, advice)
+    package = weights.package.replace("_", "-")
+    require_checksum(path, weights.checksum, f"; reinstall the package {package}")
     return path
 
 
@@ -208,9 +189,8 @@ class EfficientNetLite0(nn.Module):
 def fold_batch_norm(network: EfficientNet) -> EfficientNet:
     """Fold each BatchNorm of an EfficientNet-Lite into the convolution before it, in place.
 
-    Zero padding moves from a separate layer into the convolution where it is the same on all
-    four sides (everywhere but in the convolutions of stride 2). The network is in eval mode and
-    its images have an even side length at each stride.
+    The network is in eval mode. Zero padding moves from a separate layer into the convolution
+    where it is the same on all four sides: for an even side length, in all but those of stride 2.
     """
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
@@ -235,23 +215,17 @@ def _torchscript_inception(settings: Extractor, path: Path) -> nn.Module:
     """NVIDIA's InceptionV3 in clean-fid's wrapper; it resizes in mode legacy_tensorflow."""
     if not settings.weights.checksum.startswith("sha256:"):
         raise ValueError(
-            f"weights {settings.weights.name}: got checksum '{settings.weights.checksum}', needed "
-            "is 'sha256:' with 64 digits, because loading TorchScript runs code of the file"
+            f"got checksum '{settings.weights.checksum}' for {path}, needed is 'sha256:' with 64 "
+            "digits, because loading TorchScript runs code of the file"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
-        return InceptionV3W(
-            str(path.parent),
-            download=False,
-            resize_inside=settings.resize == "tensorflow1-bilinear",
-        )
+        inside = settings.resize == "tensorflow1-bilinear"
+        return InceptionV3W(str(path.parent), download=False, resize_inside=inside)
 
 
 def _dinov2(settings: Extractor, path: Path) -> nn.Module:
-    """DINOv2, whose class token is the feature: its authors' code with verified weights.
-
-    torch-fidelity's extractor runs the same code with weights that are not verified.
-    """
+    """DINOv2, whose class token is the feature: its authors' code with verified weights."""
     # As torch-fidelity does: another implementation of attention would move the features.
     os.environ["XFORMERS_DISABLED"] = "1"
     name = settings.weights.name.replace("-", "_")
@@ -261,18 +235,15 @@ def _dinov2(settings: Extractor, path: Path) -> nn.Module:
             network: nn.Module = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
     except (OSError, RuntimeError, ImportError) as error:
         raise ValueError(
-            f"cannot load {name} through torch.hub ({error}); with github.com in reach run it "
-            f"again, or put a clone of {DINOV2_CODE} into {torch.hub.get_dir()}"
+            f"cannot load {name} through torch.hub ({error}); run it again with github.com in "
+            f"reach, or put a clone of {DINOV2_CODE} into {torch.hub.get_dir()}"
         ) from error
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network
 
 
 def resize(images: Tensor, method: str, size: int) -> Tensor:
-    """Images uint8 (B, H, W, 3) as float32 (B, 3, size, size), 0-255, not rounded.
-
-    `method` is that of `Extractor.resize`.
-    """
+    """Resize as `Extractor.resize` says: float32 (B, 3, size, size), 0-255, not rounded."""
     if method == "pil-bicubic":
         resizer = make_resizer("PIL", False, "bicubic", (size, size))
         resized = np.stack([resizer(image) for image in images.cpu().numpy()])

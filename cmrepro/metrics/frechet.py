@@ -1,10 +1,8 @@
 """Fréchet distance of two Gaussians (FID, sFID): moments of features, distance, extrapolation.
 
-Our own: a symmetric eigenproblem is faster and more exact than the general matrix square root or
-eigenvalues of other tools.
+Features are (N, D), means mu (D,) and covariances sigma (D, D). Our own code: a symmetric
+eigenproblem is faster and more exact than the matrix square root or eigenvalues of other tools.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 
@@ -14,8 +12,7 @@ from scipy.linalg.lapack import dpotrf, dpstrf, dsygst
 
 from cmrepro.records import Extrapolation
 
-# Rows of features in float64 at once.
-MOMENTS_BLOCK = 4096
+MOMENTS_BLOCK = 4096  # rows of features in float64 at once
 
 # FID is measured for the whole set, its halves, thirds, ... and this division, evenly spaced in
 # 1/N. With fifths the extrapolation of Gaussians in 24 to 64 dimensions spreads as FID itself.
@@ -36,7 +33,7 @@ class StreamingMoments:
         self._scatter = np.zeros((feature_dim, feature_dim))
 
     def update(self, features: np.ndarray) -> None:
-        """Add a batch (B, D) of finite features."""
+        """Add a batch of finite features."""
         check_features("features", features)
         for start in range(0, len(features), MOMENTS_BLOCK):
             block = features[start : start + MOMENTS_BLOCK].astype(np.float64)
@@ -50,7 +47,7 @@ class StreamingMoments:
             self.num_images = total
 
     def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mu (D,) and sigma (D, D) with ddof = 1, float64, of at least 2 images."""
+        """Mu and sigma with ddof = 1, float64, of at least 2 images."""
         if self.num_images < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {self.num_images}")
         sigma = self._scatter / (self.num_images - 1)
@@ -67,12 +64,6 @@ def frechet_distance(
     would blow up from 1e-16 to 1e-8; then it is the sum of the singular values of L1^T L2, and
     the factors come from Cholesky's method with pivoting, which stops at the rank of the matrix.
     Nothing is added to a diagonal in either case.
-
-    Args:
-        mu1: Mean (D,).
-        sigma1: Covariance (D, D), symmetric and positive semidefinite.
-        mu2: As `mu1`.
-        sigma2: As `sigma1`.
 
     References:
         Dowson, Landau (1982), "The Fréchet distance between multivariate normal distributions";
@@ -120,19 +111,10 @@ def _semidefinite_factor(sigma: np.ndarray) -> np.ndarray:
 def fid_of_parts(
     features: np.ndarray, mu: np.ndarray, sigma: np.ndarray, seed: int = 0
 ) -> dict[int, tuple[float, ...]]:
-    """FID of the whole set, of both halves, of the three thirds and so on.
+    """FID of the whole set, of both halves, of the three thirds and so on, by size, ascending.
 
     Disjoint parts tell chance from bias: those of one size differ by chance alone, and the means
-    of two sizes, being of the same images, by bias alone.
-
-    Args:
-        features: (N, D), of the generated images.
-        mu: Mean (D,) of the reference.
-        sigma: Covariance (D, D) of the reference.
-        seed: Seed of the shuffle before the division.
-
-    Returns:
-        FID of every part by the number of images in a part, ascending.
+    of two sizes, being of the same images, by bias alone. The images are shuffled before.
     """
     count, dim = features.shape
     if count < 2 * PARTS:
@@ -154,10 +136,9 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
     """Extrapolate FID to an infinite number of images by a straight line in 1/N.
 
     A mean over the parts of one size weighs in proportion to that size: the share of its error
-    that is independent of the other sizes falls as its inverse. The line holds for parts of more
-    images than dimensions. With fewer it bends, and the value, though still much nearer to the
-    truth than the FID of all images, is farther from it than the standard error says. That error
-    is also the one of the FID of all images (the spread of seeds), whose bias is its excess.
+    that is independent of the other sizes falls as its inverse. The line bends for parts of fewer
+    images than dimensions, and the value is then farther from the truth than the standard error
+    says, though nearer than the FID of all images. That FID has the same standard error.
 
     References:
         Chong, Forsyth (2020), https://arxiv.org/abs/1911.07023, section 4: the bias is linear in
@@ -180,7 +161,7 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
 
 
 def check_features(name: str, features: np.ndarray) -> None:
-    """Refuse everything but a finite matrix (N, D) with N >= 1 by a ValueError."""
+    """Raise ValueError unless these are a finite matrix with N >= 1."""
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"{name} have shape {features.shape}, must have (N, D) with N >= 1")
     if not np.isfinite(features).all():
@@ -189,7 +170,7 @@ def check_features(name: str, features: np.ndarray) -> None:
 
 
 def check_gaussian(name: str, mu: np.ndarray, sigma: np.ndarray) -> None:
-    """Refuse statistics other than a finite mean (D,) and a symmetric covariance (D, D).
+    """Raise ValueError unless these are a finite mean and a symmetric covariance.
 
     Positive semidefiniteness is not checked: it costs as much as the distance itself.
     """

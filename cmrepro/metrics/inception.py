@@ -1,18 +1,13 @@
 """InceptionV3 of 2015-12-05, the network behind FID: torch-fidelity's, with fused batch norms.
 
-The TensorFlow graph calls the eleven blocks `mixed`, `mixed_1`, … `mixed_10`, the file of weights
-Mixed_5b, 5c, 5d, 6a, …, 7c. So `mixed_6/conv`, whose first 7 channels are ADM's spatial features,
-is the 1x1 convolution (with its ReLU) of Mixed_6d.
+ADM's spatial features are the first 7 channels of `mixed_6/conv` of the TensorFlow graph, which is
+the 1x1 convolution (with its ReLU) of Mixed_6d.
 
 References:
-    Szegedy et al. (2016), "Rethinking the inception architecture for computer vision",
-    https://arxiv.org/abs/1512.00567;
-    the names of both sides: github.com/toshas/torch-fidelity,
-    utils/util_convert_inception_weights.py;
-    the spatial features: github.com/openai/guided-diffusion, evaluations/evaluator.py.
+    Szegedy et al. (2016), https://arxiv.org/abs/1512.00567; the names of both sides:
+    github.com/toshas/torch-fidelity, utils/util_convert_inception_weights.py; the spatial
+    features: github.com/openai/guided-diffusion, evaluations/evaluator.py.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
@@ -27,13 +22,9 @@ SPATIAL_CHANNELS = 7
 
 
 class InceptionV3(nn.Module):
-    """torch-fidelity's network from scaled pixels on, in channels_last.
+    """torch-fidelity's network from scaled pixels on, in channels_last."""
 
-    Args:
-        path: torch-fidelity's (and pytorch-fid's) file of weights.
-    """
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path) -> None:  # torch-fidelity's (pytorch-fid's) file of weights
         super().__init__()
         torch.load(path, map_location="cpu", weights_only=True)  # the next line runs any code
         network = FeatureExtractorInceptionV3(
@@ -51,10 +42,9 @@ class InceptionV3(nn.Module):
         self._spatial = output[:, :SPATIAL_CHANNELS]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, 2048), logits without bias (B, 1008), spatial features (B, 2023).
+        """Features (B, 2048), logits without bias (B, 1008) and spatial features (B, 2023).
 
-        Args:
-            x: (B, 3, 299, 299), about -1 to 1.
+        x is (B, 3, 299, 299), about -1 to 1.
         """
         features = self.layers(x.contiguous(memory_format=torch.channels_last)).flatten(1)
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # (B, 17 x 17 x 7)

@@ -13,13 +13,15 @@ from msgspec import field
 from cmrepro.schema import Struct, convert, read_toml, unknown
 from cmrepro.settings import Extractor, Protocol
 
+Tables = dict[str, dict[str, Any]]  # by name
 
-class _Tables(Struct, frozen=True, kw_only=True):
-    """Tables of a protocol file, by name."""
 
-    weights: dict[str, dict[str, Any]] = field(default_factory=dict)
-    extractors: dict[str, dict[str, Any]] = field(default_factory=dict)
-    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+class _File(Struct, frozen=True, kw_only=True):
+    """A protocol file."""
+
+    weights: Tables = field(default_factory=dict)
+    extractors: Tables = field(default_factory=dict)
+    protocols: Tables = field(default_factory=dict)
 
 
 def protocol_names() -> list[str]:
@@ -28,15 +30,10 @@ def protocol_names() -> list[str]:
 
 
 def load_protocol(name: str | Path) -> Protocol:
-    """A protocol by its name, or from a file.
+    """A protocol by its name, or from a .toml file with one table [protocols.NAME].
 
-    Args:
-        name: One of `protocol_names`, or the path of a .toml file with one table
-            [protocols.NAME]. Its tables [extractors.NAME] and [weights.NAME] add to those that
-            come with the package.
-
-    Raises:
-        ValueError: The name is unknown, or a table has a wrong, unknown or missing key.
+    The file's tables [extractors.NAME] and [weights.NAME] add to those of the package. A
+    ValueError names an unknown protocol, or a wrong, unknown or missing key.
     """
     if Path(name).suffix == ".toml":
         name, tables = _with_file(Path(name))
@@ -51,46 +48,40 @@ def load_protocol(name: str | Path) -> Protocol:
 
 
 def load_extractor_settings(name: str) -> Extractor:
-    """The settings of an extractor that comes with the package.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
+    """The settings of an extractor that comes with the package."""
     return convert(Extractor, _extractor_table(name, _built_in()), f"extractor '{name}'")
 
 
-def _extractor_table(name: str, tables: _Tables) -> dict[str, Any]:
-    """An extractor's table with its weights' table in the place of their name."""
+def _extractor_table(name: str, tables: _File) -> dict[str, Any]:
+    """An extractor's table with its weights' table."""
     table = _named("extractor", name, tables.extractors)
     if "weights" in table:
         table["weights"] = _named("weights", table["weights"], tables.weights)
     return table
 
 
-def _named(kind: str, name: object, tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _named(kind: str, name: object, tables: Tables) -> dict[str, Any]:
     if str(name) not in tables:
         raise ValueError(unknown(kind, str(name), tables))
     return {"name": name, **tables[str(name)]}
 
 
-def _built_in() -> _Tables:
-    return read_toml(_Tables, Path(str(resources.files(__package__).joinpath("protocols.toml"))))
+def _built_in() -> _File:
+    return read_toml(_File, Path(str(resources.files(__package__).joinpath("protocols.toml"))))
 
 
-def _with_file(path: Path) -> tuple[str, _Tables]:
+def _with_file(path: Path) -> tuple[str, _File]:
     """Name of the one protocol in a file, and the built-in tables with those of the file."""
-    built_in, added = _built_in(), read_toml(_Tables, path)
+    built_in, added = _built_in(), read_toml(_File, path)
     merged = {}
     for kind in ("weights", "extractors", "protocols"):
         known, new = getattr(built_in, kind), getattr(added, kind)
         if taken := sorted(known.keys() & new.keys()):
-            raise ValueError(
-                f"{path}: {kind}.{taken[0]} comes with the package; choose another name"
-            )
+            raise ValueError(f"{path}: {kind}.{taken[0]} comes with the package; rename it")
         merged[kind] = known | new
     if len(added.protocols) != 1:
         raise ValueError(
             f"{path} has {len(added.protocols)} tables [protocols.NAME], must have one; "
             "give each protocol a file of its own"
         )
-    return next(iter(added.protocols)), _Tables(**merged)
+    return next(iter(added.protocols)), _File(**merged)

@@ -1,4 +1,4 @@
-"""Files of reference statistics, and what is asked of them.
+"""Files of reference statistics, and the protocols that they serve.
 
 Our file is an .npz with `mu` (D,) float64 and `sigma` (D, D) float32 (the keys that TTUR, EDM, ADM
 and clean-fid read), `mu_s` and `sigma_s` likewise of spatial features for sFID (ADM's keys),
@@ -6,9 +6,8 @@ and clean-fid read), `mu_s` and `sigma_s` likewise of spatial features for sFID 
 Rounding sigma to float32 moves the Fréchet distance by less than 1e-9 relative (2,000 test images
 against 50,000 training images).
 
-Files of other tools are read too: TTUR, EDM and clean-fid (.npz of `mu` and `sigma`), EDM and EDM2
-(.pkl), ADM (.npz with `mu_s`, `sigma_s` and 10,000 images `arr_0`). They do not say what they were
-made of; references.toml adds what is documented.
+Files of other tools, which have no metadata, are read too: TTUR, EDM and clean-fid (.npz of `mu`
+and `sigma`), EDM and EDM2 (.pkl), ADM (.npz with `mu_s`, `sigma_s` and 10,000 images `arr_0`).
 """
 
 import contextlib
@@ -32,6 +31,7 @@ from cmrepro.schema import convert, to_builtins, to_json
 from cmrepro.settings import MANIFOLD_METRICS, Protocol, Reference, ReferenceMetadata
 
 Array = NDArray[Any]
+FEATURE_METRICS = {"kid", *MANIFOLD_METRICS}  # that need features, not moments alone
 
 # Labels arr_1, and mu_clip and sigma_clip of openai/consistency_models, are not used.
 _IMAGES = {"arr_0", "arr_1", "mu_clip", "sigma_clip"}
@@ -40,27 +40,16 @@ _KEYS = {"mu", "sigma", "mu_s", "sigma_s", "features", "metadata", *_IMAGES}
 
 @dataclass(eq=False)
 class ReferenceStatistics:
-    """Statistics of real images, with some of their features or the images themselves.
+    """Statistics of real images, with the features of M images or the images themselves."""
 
-    Attributes:
-        mu: Mean (D,), float64.
-        sigma: Covariance (D, D) with ddof = 1, float64.
-        features: Features of M images, (M, D), float32, exact in float16; None without any.
-        metadata: What they were made of.
-        spatial_mu: Mean (S,) of the spatial features, float64; None without any.
-        spatial_sigma: Their covariance (S, S), float64; None without any.
-        num_images: M images in the file whose features are not stored; 0 without any.
-        path: File that they were read from; None if they were just built.
-    """
-
-    mu: Array
-    sigma: Array
-    features: Array | None = None
+    mu: Array  # mean (D,), float64
+    sigma: Array  # covariance (D, D) with ddof = 1, float64
+    features: Array | None = None  # (M, D), float32, exact in float16
     metadata: ReferenceMetadata = ReferenceMetadata()  # noqa: RUF009 (frozen)
-    spatial_mu: Array | None = None
-    spatial_sigma: Array | None = None
-    num_images: int = 0
-    path: Path | None = None
+    spatial_mu: Array | None = None  # mean (S,) of the spatial features, float64
+    spatial_sigma: Array | None = None  # their covariance (S, S), float64
+    num_images: int = 0  # M, of images in the file
+    path: Path | None = None  # file that they were read from
 
     @property
     def name(self) -> str:
@@ -69,24 +58,17 @@ class ReferenceStatistics:
 
     @functools.cached_property
     def sha256(self) -> str | None:
-        """SHA-256 of the file, hexadecimal; None if they were just built."""
+        """SHA-256 of the file."""
         return sha256(self.path) if self.path else None
 
     def for_record(self) -> Reference:
         """Name, checksum and metadata, for a record."""
-        metadata = to_builtins(self.metadata)
-        return convert(Reference, {"name": self.name, "sha256": self.sha256, **metadata}, "")
+        return Reference(name=self.name, sha256=self.sha256, **to_builtins(self.metadata))
 
     def require_protocol(self, protocol: Protocol, dataset: str | None = None) -> None:
-        """Refuse to serve another protocol or data set; unstated settings are taken on trust.
+        """Raise ValueError unless these serve a protocol and a model's `dataset`, where known.
 
-        Args:
-            protocol: How images are scored.
-            dataset: Data set of the generating model, e.g. "cifar10-train", where known.
-
-        Raises:
-            ValueError: Names the first setting that differs, with both values, or the metrics
-                whose features the file lacks.
+        Settings that the file does not state are taken on trust.
         """
         extractor, metadata = protocol.extractor, self.metadata
         spatial = None if self.spatial_mu is None else len(self.spatial_mu)
@@ -109,7 +91,7 @@ class ReferenceStatistics:
                 )
         need = {"sfid"} if spatial is None else set()
         if self.features is None and not self.num_images:
-            need |= {"kid", *MANIFOLD_METRICS}
+            need |= FEATURE_METRICS
         if lacking := [metric for metric in protocol.metrics if metric in need]:
             raise ValueError(
                 f"reference {self.name} lacks the features for {', '.join(lacking)}; build one "
@@ -134,15 +116,12 @@ class ReferenceStatistics:
         return warnings
 
     def real_features(self, protocol: Protocol, device: str = "cpu") -> Array:
-        """Features of real images, float32 (M, D).
-
-        Those of images in the file are extracted once and kept in the cache's folder `features`.
-        """
+        """Features of M real images; those of images in the file are extracted once and cached."""
         if self.features is None:
             assert self.path is not None  # require_protocol: features, or a file with images
             key = f"{self.sha256} {to_json(protocol.extractor)}".encode()
-            digest = hashlib.sha256(key).hexdigest()
-            cached = cache_folder() / "features" / f"{self.name}-{digest[:16]}.npy"
+            digest = hashlib.sha256(key).hexdigest()[:16]
+            cached = cache_folder() / "features" / f"{self.name}-{digest}.npy"
             if not cached.is_file():
                 network = load_extractor(protocol.extractor, device)
                 with _one_line_errors(self.path):
@@ -169,12 +148,7 @@ def write_statistics(path: Path, statistics: ReferenceStatistics) -> None:
 
 
 def read_statistics(path: Path) -> ReferenceStatistics:
-    """Read and verify a file of reference statistics; nothing in a .pkl is executed.
-
-    Raises:
-        ValueError: The file cannot be read, has other keys than such a file, or holds values that
-            cannot be statistics (shapes, symmetry, finiteness).
-    """
+    """Read and verify a file of reference statistics; nothing in a .pkl is executed."""
     if not path.is_file():
         raise ValueError(f"no reference statistics at {path}; check the path")
     with _one_line_errors(path):
@@ -183,7 +157,7 @@ def read_statistics(path: Path) -> ReferenceStatistics:
 
 @contextlib.contextmanager
 def _one_line_errors(path: Path) -> Iterator[None]:
-    """Turn every error of a wrong or damaged file into one line that names it."""
+    """Turn every error of a wrong or damaged file into a ValueError of one line."""
     try:
         yield
     except Exception as error:  # damaged files raise nearly everything
@@ -199,13 +173,13 @@ def _read_npz(path: Path) -> ReferenceStatistics:
         arrays = {key: file[key] for key in keys - _IMAGES}
     if not {"mu", "sigma"} <= keys <= _KEYS:
         raise ValueError(
-            f"it holds {', '.join(sorted(keys)) or 'nothing'}, must hold mu and sigma (TTUR, EDM, "
-            "clean-fid), with mu_s, sigma_s, arr_0 (ADM) or metadata (cmrepro references build)"
+            f"it holds {', '.join(sorted(keys)) or 'nothing'}, must hold mu and sigma, with mu_s, "
+            "sigma_s, arr_0 (ADM) or features, metadata (cmrepro references build)"
         )
     statistics = ReferenceStatistics(*_moments(arrays["mu"], arrays["sigma"]), path=path)
     if keys & {"mu_s", "sigma_s"}:
-        spatial = _moments(arrays["mu_s"], arrays["sigma_s"])
-        statistics.spatial_mu, statistics.spatial_sigma = spatial
+        moments = _moments(arrays["mu_s"], arrays["sigma_s"])
+        statistics.spatial_mu, statistics.spatial_sigma = moments
     if "features" in keys:
         statistics.features = arrays["features"].astype(np.float32)
         check_features("features", statistics.features)

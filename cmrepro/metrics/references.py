@@ -3,7 +3,7 @@
 import functools
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,35 +19,24 @@ from cmrepro.settings import Protocol, ReferenceMetadata
 
 
 class RegisteredReference(ReferenceMetadata, frozen=True, kw_only=True):
-    """Reference statistics of references.toml: what is documented about a file.
+    """Metadata that is documented about a file, from references.toml."""
 
-    Attributes:
-        name: Its key there.
-        format: "ttur" (.npz of mu and sigma), "adm" (with spatial statistics and images),
-            "pickle" (EDM2's), or "own" for those that have to be built, which have no url.
-        source: Publisher.
-        url: Address.
-        bytes_approx: Approximate size of the download.
-        licence: SPDX name.
-    """
-
-    name: str
-    format: Literal["ttur", "adm", "pickle", "own"]
-    source: str
-    url: str | None = None
-    bytes_approx: Positive | None = None
-    licence: str | None = None
+    name: str  # its key there
+    source: str  # publisher
+    url: str | None = None  # address; None for statistics that have to be built
+    bytes_approx: Positive | None = None  # size of the download
+    licence: str | None = None  # SPDX name
 
     @property
     def path(self) -> Path:
         """Place in the cache."""
-        suffix = ".pkl" if self.format == "pickle" else ".npz"
+        suffix = Path(self.url).suffix if self.url else ".npz"
         return cache_folder() / "references" / f"{self.name}{suffix}"
 
 
 @functools.cache
 def registered_references() -> dict[str, RegisteredReference]:
-    """The reference statistics of references.toml by name, in its order."""
+    """The entries of references.toml by name."""
     path = Path(str(resources.files(__package__).joinpath("references.toml")))
     tables = read_toml(dict[str, dict[str, dict[str, Any]]], path)["references"]
     registered = {}
@@ -59,17 +48,13 @@ def registered_references() -> dict[str, RegisteredReference]:
 
 
 def bundled_references() -> dict[str, Path]:
-    """The reference statistics that come with the package: path by name, sorted."""
+    """Paths of the reference statistics that come with the package, by name."""
     folder = Path(str(resources.files(__package__).joinpath("bundled")))
     return {path.stem: path for path in sorted(folder.glob("*.npz"))}
 
 
 def fetch_reference(name: str) -> Path:
-    """The file of reference statistics by name, downloaded if it is not in the cache.
-
-    Raises:
-        ValueError: Unknown name, statistics that have to be built, or a failed download.
-    """
+    """The file of reference statistics by name, downloaded if it is not in the cache."""
     bundled, registered = bundled_references(), registered_references()
     if name in bundled:
         return bundled[name]
@@ -88,15 +73,9 @@ def fetch_reference(name: str) -> Path:
 
 
 def load_reference(protocol: Protocol, name: str | Path | None = None) -> ReferenceStatistics:
-    """The reference statistics for a protocol.
+    """The reference statistics for a protocol, or those of another name or file.
 
-    Args:
-        protocol: Protocol that they must serve.
-        name: Name or file; the protocol's own by default.
-
-    Raises:
-        ValueError: The name is unknown, the file cannot be had or is not valid, or it was made
-            for another protocol.
+    A ValueError says that the file cannot be had, is not valid or was made for another protocol.
     """
     name = protocol.reference if name is None else name
     is_file = Path(name).suffix in (".npz", ".pkl")
@@ -116,7 +95,7 @@ def load_reference(protocol: Protocol, name: str | Path | None = None) -> Refere
 
 
 def reference_rows() -> list[dict[str, object]]:
-    """One row a name: what the statistics are of, and where they are."""
+    """One row a name: metadata and place."""
     named = {name: read_statistics(path).metadata for name, path in bundled_references().items()}
     rows = [
         (name, data, "bundled", f"built for protocol {data.protocol} v{data.protocol_version}")
@@ -149,16 +128,8 @@ def build_reference(
 ) -> ReferenceStatistics:
     """Reference statistics of real images, read once, in memory that does not grow with N.
 
-    Args:
-        images: Source of uint8 batches (B, H, W, 3), RGB, in the order of the data set.
-        protocol: Gives the extractor, the metrics and the choice of the M stored images.
-        dataset: Name of the data set.
-        split: "train", "test" or "all".
-        device: Device of the extractor.
-        progress: Show a progress bar.
-
-    Raises:
-        ValueError: Images of another type, or fewer than the protocol stores.
+    `dataset` and `split` ("train", "test" or "all") are for the metadata. The protocol gives the
+    extractor, the metrics and the choice of the M images whose features are stored.
     """
     count, stored, extractor = images.num_images, protocol.stored_features, protocol.extractor
     selected = np.zeros(count, np.bool_)
@@ -170,9 +141,7 @@ def build_reference(
     if stored:
         order = np.random.RandomState(stored.seed).permutation(count)
         selected[order[: stored.num_images]] = True
-    accumulator = Accumulator(
-        extractor, count, selected=selected, spatial="sfid" in protocol.metrics
-    )
+    accumulator = Accumulator(extractor, selected, spatial="sfid" in protocol.metrics)
     checksums = accumulate(images, [accumulator], device=device, progress=progress)
     if not checksums:  # another rank than 0
         built: ReferenceStatistics = broadcast(None)

@@ -1,7 +1,8 @@
 """Scores of features and logits: IS, KID, precision, recall, density, coverage.
 
-Each comes with its standard error over other sets of as many images of the same generator. The
-reference, a part of the protocol, is held fixed, and so are the balls of the manifold metrics.
+Features are generated (N, D) and real (M, D), logits (N, K). Each score has its standard error
+over other sets of as many images of the same generator; the reference and the balls of the
+manifold metrics are held fixed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ from torch_fidelity.metric_kid import kernel_poly, mmd2
 from cmrepro.settings import InceptionScoreSettings, KernelSettings, Metric
 
 NORMAL_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
-# Rows and columns of a block of distances: 33 MB in float64.
-BLOCK = 2048
+BLOCK = 2048  # rows and columns of a block of distances: 33 MB in float64
 
 
 class Estimate(NamedTuple):
@@ -37,16 +36,16 @@ class Estimate(NamedTuple):
 
 
 def mean_estimate(values: np.ndarray) -> Estimate:
-    """Mean over images (N,), with the standard error std / sqrt(N)."""
+    """Mean of N values, with the standard error std / sqrt(N)."""
     return Estimate(float(np.mean(values)), float(np.std(values) / np.sqrt(len(values))))
 
 
 def inception_score(logits: np.ndarray, settings: InceptionScoreSettings) -> Estimate:
     """Inception score: mean over parts of exp(mean over images of KL(p(y|x) | p(y))), 1 to K.
 
-    Logits are (N, K); the last part of `split_size` images may be smaller. The standard error is
-    that of the mean divergence of each part, times the exponential: to first order, the share of
-    an image in p(y) has no effect.
+    The last part of `split_size` images may be smaller. The standard error is that of the mean
+    divergence of each part, times the exponential: to first order, the share of an image in p(y)
+    has no effect.
 
     References:
         Salimans et al. (2016), https://arxiv.org/abs/1606.03498. Parts of equal size: Obukhov et
@@ -80,10 +79,7 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
     The standard error is that of a U-statistic to first order: an image adds twice the mean
     kernel with the other generated images of its subset less that with the real ones. Where the
     two distributions are the same, and KID nothing but noise, it is too large, by the root of 2
-    at most. Features are generated (N, D) and real (M, D).
-
-    Raises:
-        ValueError: A set is smaller than a subset.
+    at most.
 
     References:
         Binkowski et al. (2018), https://arxiv.org/abs/1801.01401; Obukhov et al., torch-fidelity,
@@ -110,9 +106,9 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
 
 
 class ManifoldScores(NamedTuple):
-    """Images inside the balls of the other set; k is `neighborhood`."""
+    """Images inside the balls of the other set."""
 
-    neighborhood: int
+    neighborhood: int  # k
     num_balls: np.ndarray  # (N,) number of real balls around each generated image
     recalled: np.ndarray  # (M,) True for a real image inside the ball of a generated one
     covered: np.ndarray  # (M,) True for a real image whose ball holds a generated one
@@ -132,16 +128,10 @@ class ManifoldScores(NamedTuple):
 def manifold_scores(
     generated: np.ndarray, real: np.ndarray, *, neighborhood: int, device: str = "cpu"
 ) -> ManifoldScores:
-    """Test which images lie in the balls around the images of the other set.
+    """Images that lie in the balls around the images of the other set.
 
-    A ball reaches to the k-th nearest other image of its own set, border included. Distances are
-    taken in float64, block by block: memory beyond the features does not grow with N and M.
-
-    Args:
-        generated: (N, D).
-        real: (M, D).
-        neighborhood: k, below N and M.
-        device: Device of the distances; the CPU for mps, which has no float64.
+    A ball reaches to the k-th nearest other image of its set, border included; k < N, M is
+    `neighborhood`. Memory beyond the features does not grow with N and M.
 
     References:
         Precision and recall: Kynkäänniemi et al. (2019), https://arxiv.org/abs/1904.06991,
@@ -149,7 +139,7 @@ def manifold_scores(
         https://arxiv.org/abs/2002.09797, equations 3 and 4; their code leaves the border of a
         ball out.
     """
-    place = "cpu" if device.startswith("mps") else device
+    place = "cpu" if device.startswith("mps") else device  # mps has no float64
     x, y = (torch.from_numpy(features).to(place) for features in (generated, real))
     center = y.double().mean(dim=0)  # the smaller the norms, the less their rounding matters
     x_radii, y_radii = (_squared_radii(features, center, neighborhood) for features in (x, y))
