@@ -133,8 +133,9 @@ def extract(
             batch[: len(chunk)] = chunk
             outputs = extractor(torch.from_numpy(batch).to(extractor.mean.device))
             parts.append([x if x is None else x[: len(chunk)].cpu().numpy() for x in outputs])
-    columns: Iterator[Any] = zip(*parts, strict=True)
-    return Features(*(None if x[0] is None else np.concatenate(x) for x in columns))
+    columns = zip(*parts, strict=True)
+    joined: Any = [None if column[0] is None else np.concatenate(column) for column in columns]
+    return Features(*joined)
 
 
 def load_extractor(settings: Extractor, device: str | torch.device = "cpu") -> FeatureExtractor:
