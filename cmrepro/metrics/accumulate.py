@@ -1,7 +1,7 @@
 """One pass over a set of images: features, their moments, logits, checksums.
 
-Under `torchrun`, rank 0 reads the images and hands each process a batch at a time. It takes the
-features back in the order of the images, so that nothing depends on the number of processes.
+Under `torchrun`, rank 0 reads the images, hands each process a batch at a time and accumulates the
+features in the order of the images, so that nothing depends on the number of processes.
 """
 
 import hashlib
@@ -31,16 +31,15 @@ class Accumulator:
         self,
         extractor: Extractor,
         selected: NDArray[np.bool_],  # (N,), True for the M images whose features are stored
-        *,
         logits: bool = False,
-        spatial: bool = False,
     ) -> None:
         self.extractor, self.num_images, self._selected = extractor, len(selected), selected
         self.moments = StreamingMoments(extractor.feature_dim)
-        self.spatial = StreamingMoments(extractor.spatial_dim) if spatial else None
+        spatial_dim = extractor.spatial_dim
+        self.spatial = StreamingMoments(spatial_dim) if spatial_dim else None
         self.features = np.empty((selected.sum(), extractor.feature_dim), np.float32)  # (M, D)
-        shape = len(selected), extractor.num_logits
-        self.logits = np.empty(shape, np.float32) if logits else None
+        logits_shape = len(selected), extractor.num_logits
+        self.logits = np.empty(logits_shape, np.float32) if logits else None
         self.digest = hashlib.sha256()  # of all features
         self._position = self._filled = 0
         self._pending: list[tuple[Array, Array | None]] = []
@@ -55,8 +54,7 @@ class Accumulator:
         self.digest.update(features.tobytes())
         stored = features[self._selected[rows]]
         self.features[self._filled : self._filled + len(stored)] = stored
-        if self.logits is not None:
-            assert logits is not None
+        if self.logits is not None and logits is not None:
             check_features("logits", logits)
             self.logits[rows] = logits
         self._position, self._filled = rows.stop, self._filled + len(stored)

@@ -53,30 +53,21 @@ def score(
     """Score generated images under the protocol of every task, reading them once.
 
     `intervals` adds 95 % intervals, and FID by number of images with its extrapolation;
-    `checksum_all` reads all images of the set, for `Scores.set_sha256`. Other ranks than 0 get no
-    scores. A ValueError tells too few images, images of another type, or a reference for another
-    protocol.
+    `checksum_all` reads all images of the set, for `Scores.set_sha256`. Ranks other than 0 get
+    no scores.
     """
     counts = [num_scored(images.num_images, task.protocol, task.num_images) for task in tasks]
-    parts: defaultdict[tuple[Extractor, int], set[str]] = defaultdict(set)
+    needed: defaultdict[tuple[Extractor, int], set[str]] = defaultdict(set)
     for task, count in zip(tasks, counts, strict=True):
         protocol = task.protocol
         task.reference.require_protocol(protocol)
-        needed = parts[protocol.extractor, count]
-        if intervals or FEATURE_METRICS & set(protocol.metrics):
-            needed.add("features")
-        if "sfid" in protocol.metrics:
-            needed.add("spatial")
+        stored = intervals or bool(FEATURE_METRICS & set(protocol.metrics))
+        needed[protocol.extractor, count].add("features" if stored else "moments")
         if "is" in protocol.metrics:
-            parts[protocol.logits_extractor, count].add("logits")
+            needed[protocol.logits_extractor, count].add("logits")
     accumulators = {
-        (extractor, count): Accumulator(
-            extractor,
-            np.full(count, "features" in x),
-            logits="logits" in x,
-            spatial="spatial" in x,
-        )
-        for (extractor, count), x in parts.items()
+        (extractor, count): Accumulator(extractor, np.full(count, "features" in x), "logits" in x)
+        for (extractor, count), x in needed.items()
     }
     every = [images.num_images] if checksum_all else []
     checksums = accumulate(images, [*accumulators.values()], every, device, progress)
@@ -122,8 +113,8 @@ def _scores(
         if intervals:
             fid_parts = fid_of_parts(generated.features, *real)
     if "sfid" in metrics:
-        assert generated.spatial is not None
-        assert reference.spatial_mu is not None and reference.spatial_sigma is not None
+        assert generated.spatial and reference.spatial_mu is not None
+        assert reference.spatial_sigma is not None
         real = reference.spatial_mu, reference.spatial_sigma
         values["sfid"] = frechet_distance(*generated.spatial.mean_and_covariance(), *real)
     if "is" in metrics:

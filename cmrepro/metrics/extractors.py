@@ -1,7 +1,7 @@
 """Extractors: frozen image networks with their preprocessing.
 
-Images are uint8 (B, H, W, 3), RGB; features (N, D), logits (N, K) and spatial features (N, S) are
-float32.
+Images are uint8 (B, H, W, 3), RGB. Outputs are float32: features (B, D), logits (B, K), spatial
+features (B, S).
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ from cmrepro.settings import Extractor
 
 DINOV2_CODE = "facebookresearch/dinov2"
 BATCH_SIZE = 64  # images that a source hands over at a time, and the most in one forward pass
-
-# Features (B, D), logits (B, K), spatial features (B, S) of a batch; None without them.
-Outputs = tuple[Tensor, Tensor | None, Tensor | None]
+Outputs = tuple[Tensor, Tensor | None, Tensor | None]  # features, logits, spatial features
 
 
 class ImageBatches(Protocol):
@@ -59,10 +57,7 @@ class Features(NamedTuple):
 
 
 class FeatureExtractor(nn.Module):
-    """A frozen network in eval mode with its preprocessing.
-
-    The network maps resized and scaled pixels to `Outputs`, or to features alone.
-    """
+    """A frozen network, which gives `Outputs` or features alone, with its preprocessing."""
 
     mean: Tensor
     std: Tensor
@@ -100,7 +95,7 @@ class FeatureExtractor(nn.Module):
 
 
 def check_images(images: np.ndarray) -> None:
-    """Refuse everything but RGB images, uint8 (N, H, W, 3) with N >= 1, by a ValueError."""
+    """Raise ValueError unless these are RGB images, uint8 (N, H, W, 3) with N >= 1."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise ValueError(
             f"images are {getattr(images, 'dtype', type(images))}, must be a uint8 array; "
@@ -160,8 +155,8 @@ def _load_extractor(settings: Extractor, device: str) -> FeatureExtractor:
 def weights_file(settings: Extractor) -> Path:
     """The file with an extractor's weights, after its checksum.
 
-    A download is stored as `cache_folder()/weights/FILE`; a file put there by hand is used. So is
-    one elsewhere, where the [weights.NAME] of a protocol file gives an absolute path as `file`.
+    A download is stored in the cache's folder `weights`; a file put there by hand is used, or one
+    elsewhere, if `file` is an absolute path.
     """
     weights = settings.weights
     if weights.url is not None:
@@ -195,9 +190,9 @@ def fold_batch_norm(network: EfficientNet) -> EfficientNet:
     """
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
+        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
         if hasattr(block, "_expand_conv"):
             pairs.append((block, "_expand_conv", "_bn0"))
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
     for module, convolution, norm in pairs:
         fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
         sides = getattr(fused.static_padding, "padding", (0, 0, 0, 0))

@@ -14,8 +14,8 @@ from cmrepro.records import Extrapolation
 
 MOMENTS_BLOCK = 4096  # rows of features in float64 at once
 
-# FID is measured for the whole set, its halves, thirds, ... and this division, evenly spaced in
-# 1/N. With fifths the extrapolation of Gaussians in 24 to 64 dimensions spreads as FID itself.
+# Divisions for the extrapolation, evenly spaced in 1/N: whole, halves, ..., fifths. With fifths
+# that of Gaussians in 24 to 64 dimensions spreads as FID itself.
 PARTS = 5
 
 
@@ -61,9 +61,8 @@ def frechet_distance(
 
     The trace of the root is the sum of the roots of the eigenvalues of L1^T S2 L1, where
     S1 = L1 L1^T. Where a covariance is singular, zeros are among these, whose rounding the root
-    would blow up from 1e-16 to 1e-8; then it is the sum of the singular values of L1^T L2, and
-    the factors come from Cholesky's method with pivoting, which stops at the rank of the matrix.
-    Nothing is added to a diagonal in either case.
+    would blow up from 1e-16 to 1e-8; then it is the sum of the singular values of L1^T L2, with
+    factors from Cholesky's method with pivoting, which stops at the rank of the matrix.
 
     References:
         Dowson, Landau (1982), "The Fréchet distance between multivariate normal distributions";
@@ -91,8 +90,7 @@ def frechet_distance(
 
 def _definite_factor(sigma: np.ndarray) -> np.ndarray | None:
     """L (D, D) with L L^T = sigma, in its lower triangle; None where sigma is singular."""
-    # The transpose has the same values in LAPACK's order of memory.
-    factor, failed = dpotrf(sigma.T, lower=1, clean=0)
+    factor, failed = dpotrf(sigma.T, lower=1, clean=0)  # in LAPACK's order of memory
     if failed:
         return None
     # As for `_semidefinite_factor`: smaller pivots are rounding of the largest variance.
@@ -123,12 +121,11 @@ def fid_of_parts(
     parts: dict[int, tuple[float, ...]] = {}
     for divisor in range(PARTS, 0, -1):
         size = count // divisor
-        distances = []
         for start in range(0, divisor * size, size):
             moments = StreamingMoments(dim)
             moments.update(features[order[start : start + size]])
-            distances.append(frechet_distance(*moments.mean_and_covariance(), mu, sigma))
-        parts[size] = tuple(distances)
+            distance = frechet_distance(*moments.mean_and_covariance(), mu, sigma)
+            parts[size] = (*parts.get(size, ()), distance)
     return parts
 
 
@@ -153,11 +150,8 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
         [np.var(distances, ddof=1) / len(distances) for distances in divided],
         weights=[len(distances) - 1 for distances in divided],
     )
-    return Extrapolation(
-        value=float(value),
-        standard_error=float(np.sqrt(variance)),
-        bias=float(np.mean(parts[max(parts)]) - value),
-    )
+    bias = float(np.mean(parts[max(parts)]) - value)
+    return Extrapolation(value=float(value), standard_error=float(np.sqrt(variance)), bias=bias)
 
 
 def check_features(name: str, features: np.ndarray) -> None:
@@ -170,10 +164,7 @@ def check_features(name: str, features: np.ndarray) -> None:
 
 
 def check_gaussian(name: str, mu: np.ndarray, sigma: np.ndarray) -> None:
-    """Raise ValueError unless these are a finite mean and a symmetric covariance.
-
-    Positive semidefiniteness is not checked: it costs as much as the distance itself.
-    """
+    """Raise ValueError unless these are a finite mean and a symmetric covariance, of any rank."""
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         fault = f": mu has shape {mu.shape} and sigma {sigma.shape}, must be (D,) and (D, D)"
     elif not (np.isfinite(mu).all() and np.isfinite(sigma).all()):

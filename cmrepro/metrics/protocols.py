@@ -4,7 +4,6 @@ A protocol's table names its extractor, and an extractor's table its weights; lo
 named tables in the place of their names.
 """
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def _named(kind: str, name: object, tables: Tables) -> dict[str, Any]:
 
 
 def _built_in() -> _File:
-    return read_toml(_File, Path(str(resources.files(__package__).joinpath("protocols.toml"))))
+    return read_toml(_File, Path(__file__).with_name("protocols.toml"))
 
 
 def _with_file(path: Path) -> tuple[str, _File]:
@@ -80,8 +79,6 @@ def _with_file(path: Path) -> tuple[str, _File]:
             raise ValueError(f"{path}: {kind}.{taken[0]} comes with the package; rename it")
         merged[kind] = known | new
     if len(added.protocols) != 1:
-        raise ValueError(
-            f"{path} has {len(added.protocols)} tables [protocols.NAME], must have one; "
-            "give each protocol a file of its own"
-        )
+        got = f"{path} has {len(added.protocols)} tables [protocols.NAME]"
+        raise ValueError(f"{got}, must have one; give each protocol a file of its own")
     return next(iter(added.protocols)), _File(**merged)

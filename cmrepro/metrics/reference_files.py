@@ -86,8 +86,7 @@ class ReferenceStatistics:
             if None not in (got, expected) and got != expected:
                 raise ValueError(
                     f"reference {self.name} was made with {setting} {got!r}, protocol "
-                    f"'{protocol.name}' and the model need {expected!r}; name another reference, "
-                    "or build it again for this protocol"
+                    f"'{protocol.name}' and the model need {expected!r}; name or build another"
                 )
         need = {"sfid"} if spatial is None else set()
         if self.features is None and not self.num_images:
@@ -100,13 +99,10 @@ class ReferenceStatistics:
 
     def warnings(self, protocol: Protocol) -> list[str]:
         """Reasons to read scores against these statistics with care, one line each."""
-        warnings = []
+        warnings, stored = [], protocol.stored_features
         if self.metadata.extractor is None or self.metadata.dataset is None:
-            warnings.append(
-                f"reference {self.name} does not say what it was made of: its extractor, resize "
-                "and data set are taken on trust"
-            )
-        stored = protocol.stored_features
+            trusted = "its extractor, resize and data set are taken on trust"
+            warnings.append(f"reference {self.name} does not say what it was made of: {trusted}")
         count = self.num_images if self.features is None else len(self.features)
         if stored and count not in (0, stored.num_images):
             warnings.append(

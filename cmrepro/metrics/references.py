@@ -1,11 +1,9 @@
 """Reference statistics by name (references.toml) or file, and built from real images."""
 
 import functools
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from cmrepro.distributed import broadcast
@@ -37,10 +35,9 @@ class RegisteredReference(ReferenceMetadata, frozen=True, kw_only=True):
 @functools.cache
 def registered_references() -> dict[str, RegisteredReference]:
     """The entries of references.toml by name."""
-    path = Path(str(resources.files(__package__).joinpath("references.toml")))
-    tables = read_toml(dict[str, dict[str, dict[str, Any]]], path)["references"]
+    path = Path(__file__).with_name("references.toml")
     registered = {}
-    for name, table in tables.items():
+    for name, table in read_toml(dict[str, dict[str, Any]], path)["references"].items():
         extractor = load_extractor_settings(table["extractor"])
         settings = {"image_size": extractor.image_size, "resize": extractor.resize}
         registered[name] = convert(RegisteredReference, {"name": name} | table | settings, name)
@@ -49,8 +46,7 @@ def registered_references() -> dict[str, RegisteredReference]:
 
 def bundled_references() -> dict[str, Path]:
     """Paths of the reference statistics that come with the package, by name."""
-    folder = Path(str(resources.files(__package__).joinpath("bundled")))
-    return {path.stem: path for path in sorted(folder.glob("*.npz"))}
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("bundled/*.npz"))}
 
 
 def fetch_reference(name: str) -> Path:
@@ -58,16 +54,15 @@ def fetch_reference(name: str) -> Path:
     bundled, registered = bundled_references(), registered_references()
     if name in bundled:
         return bundled[name]
-    if name not in registered:
+    if (entry := registered.get(name)) is None:
         raise ValueError(unknown("reference", name, bundled | registered))
-    entry = registered[name]
-    if entry.url is not None:
+    if entry.url:
         return download(entry.url, entry.path, RECORDED)
     if not entry.path.is_file():
+        source = f"{entry.dataset_split} --protocol {entry.protocol} --dataset {entry.dataset}"
         raise ValueError(
-            f"nobody publishes reference {name}; build it with `cmrepro references build "
-            f"{entry.dataset}-{entry.split} --protocol {entry.protocol} --dataset "
-            f"{entry.dataset} --split {entry.split} --out {entry.path}`"
+            f"nobody publishes reference {name}; build it with `cmrepro references build {source} "
+            f"--split {entry.split} --out {entry.path}`"
         )
     return entry.path
 
@@ -77,30 +72,31 @@ def load_reference(protocol: Protocol, name: str | Path | None = None) -> Refere
 
     A ValueError says that the file cannot be had, is not valid or was made for another protocol.
     """
-    name = protocol.reference if name is None else name
-    is_file = Path(name).suffix in (".npz", ".pkl")
-    reference = read_statistics(Path(name) if is_file else fetch_reference(str(name)))
-    documented = None if is_file else registered_references().get(str(name))
-    for key, stated in to_builtins(reference.metadata).items() if documented else ():
-        value = getattr(documented, key)
-        if None not in (value, stated) and value != stated:
-            raise ValueError(
-                f"{reference.path} has {key} {stated!r}, {name} has {value!r}; delete the file "
-                "and build or fetch it again"
-            )
-        if stated is None:
-            reference.metadata = msgspec.structs.replace(reference.metadata, **{key: value})
+    name = str(name or protocol.reference)
+    is_file = name.endswith((".npz", ".pkl"))
+    reference = read_statistics(Path(name) if is_file else fetch_reference(name))
+    if not is_file and (entry := registered_references().get(name)):
+        metadata = to_builtins(reference.metadata)
+        for key, stated in metadata.items():
+            documented = getattr(entry, key)
+            if None not in (documented, stated) and documented != stated:
+                raise ValueError(
+                    f"{reference.path} has {key} {stated!r}, {name} has {documented!r}; delete "
+                    "the file and build or fetch it again"
+                )
+            metadata[key] = documented if stated is None else stated
+        reference.metadata = ReferenceMetadata(**metadata)
     reference.require_protocol(protocol)
     return reference
 
 
 def reference_rows() -> list[dict[str, object]]:
     """One row a name: metadata and place."""
-    named = {name: read_statistics(path).metadata for name, path in bundled_references().items()}
-    rows = [
-        (name, data, "bundled", f"built for protocol {data.protocol} v{data.protocol_version}")
-        for name, data in named.items()
-    ]
+    rows: list[tuple[str, ReferenceMetadata, str, str]] = []
+    for name, path in bundled_references().items():
+        data = read_statistics(path).metadata
+        source = f"built for protocol {data.protocol} v{data.protocol_version}"
+        rows.append((name, data, "bundled", source))
     for name, entry in registered_references().items():
         absent = "to be fetched" if entry.url else "to be built"
         rows.append((name, entry, "cached" if entry.path.is_file() else absent, entry.source))
@@ -133,20 +129,18 @@ def build_reference(
     """
     count, stored, extractor = images.num_images, protocol.stored_features, protocol.extractor
     selected = np.zeros(count, np.bool_)
-    if stored and count < stored.num_images:
-        raise ValueError(
-            f"got {count} images, protocol {protocol.name!r} stores features of "
-            f"{stored.num_images}; give the whole data set"
-        )
     if stored:
+        if count < stored.num_images:
+            need = f"protocol {protocol.name!r} stores features of {stored.num_images}"
+            raise ValueError(f"got {count} images, {need}; give the whole data set")
         order = np.random.RandomState(stored.seed).permutation(count)
         selected[order[: stored.num_images]] = True
-    accumulator = Accumulator(extractor, selected, spatial="sfid" in protocol.metrics)
+    accumulator = Accumulator(extractor, selected)
     checksums = accumulate(images, [accumulator], device=device, progress=progress)
     if not checksums:  # another rank than 0
         built: ReferenceStatistics = broadcast(None)
         return built
-    # As exact as in the file, so that a score does not change when the reference goes through it.
+    # As exact as in the file, so that writing and reading it does not change a score.
     features = accumulator.features.astype(np.float16).astype(np.float32) if stored else None
     moments = [m.mean_and_covariance() for m in (accumulator.moments, accumulator.spatial) if m]
     arrays = [x for mu, sigma in moments for x in (mu, sigma.astype(np.float32).astype(float))]

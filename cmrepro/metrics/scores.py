@@ -5,8 +5,6 @@ over other sets of as many images of the same generator; the reference and the b
 manifold metrics are held fixed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -49,15 +47,14 @@ def inception_score(logits: np.ndarray, settings: InceptionScoreSettings) -> Est
 
     References:
         Salimans et al. (2016), https://arxiv.org/abs/1606.03498. Parts of equal size: Obukhov et
-        al., torch-fidelity (metric_isc.py); of a given size: the evaluator of Dhariwal, Nichol
-        (2021), https://arxiv.org/abs/2105.05233.
+        al., torch-fidelity (metric_isc.py); of fixed size: Dhariwal, Nichol (2021), evaluator,
+        https://arxiv.org/abs/2105.05233.
     """
-    count = len(logits)
-    if settings.num_splits is not None:
-        bounds = [i * count // settings.num_splits for i in range(settings.num_splits + 1)]
-    else:
-        assert settings.split_size is not None
+    count, num_splits = len(logits), settings.num_splits
+    if settings.split_size is not None:
         bounds = [*range(0, count, settings.split_size), count]
+    elif num_splits is not None:
+        bounds = [i * count // num_splits for i in range(num_splits + 1)]
     rng = np.random.RandomState(settings.seed)
     order = rng.permutation(count) if settings.shuffle else np.arange(count)
     log_p = torch.from_numpy(logits[order]).double().log_softmax(dim=1)
@@ -78,8 +75,7 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
 
     The standard error is that of a U-statistic to first order: an image adds twice the mean
     kernel with the other generated images of its subset less that with the real ones. Where the
-    two distributions are the same, and KID nothing but noise, it is too large, by the root of 2
-    at most.
+    distributions are the same, and KID is noise, it is too large, by the root of 2 at most.
 
     References:
         Binkowski et al. (2018), https://arxiv.org/abs/1801.01401; Obukhov et al., torch-fidelity,
@@ -87,10 +83,8 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
     """
     size, smaller = settings.subset_size, min(len(generated), len(real))
     if not 2 <= size <= smaller:
-        raise ValueError(
-            f"got KID subsets of {size} images, allowed are 2 to {smaller} for sets of "
-            f"{len(generated)} and {len(real)}; score more images"
-        )
+        sets = f"for sets of {len(generated)} and {len(real)}; score more images"
+        raise ValueError(f"got KID subsets of {size} images, allowed are 2 to {smaller} {sets}")
     kernel = {"kid_kernel_poly_degree": settings.degree, "kid_kernel_poly_coef0": settings.coef0}
     rng = np.random.RandomState(settings.seed)
     distances, influence = [], np.zeros(len(generated))
@@ -130,18 +124,17 @@ def manifold_scores(
 ) -> ManifoldScores:
     """Images that lie in the balls around the images of the other set.
 
-    A ball reaches to the k-th nearest other image of its set, border included; k < N, M is
-    `neighborhood`. Memory beyond the features does not grow with N and M.
+    A ball reaches to the k-th nearest other image of its set, border included, with k < N, M
+    (`neighborhood`). Memory beyond the features does not grow with N and M.
 
     References:
         Precision and recall: Kynkäänniemi et al. (2019), https://arxiv.org/abs/1904.06991,
-        equations 1 and 2. Density and coverage: Naeem et al. (2020),
-        https://arxiv.org/abs/2002.09797, equations 3 and 4; their code leaves the border of a
-        ball out.
+        equations 1, 2. Density and coverage: Naeem et al. (2020), https://arxiv.org/abs/2002.09797,
+        equations 3, 4; their code leaves the border of a ball out.
     """
     place = "cpu" if device.startswith("mps") else device  # mps has no float64
     x, y = (torch.from_numpy(features).to(place) for features in (generated, real))
-    center = y.double().mean(dim=0)  # the smaller the norms, the less their rounding matters
+    center = y.double().mean(dim=0)  # the smaller the norms, the smaller their rounding
     x_radii, y_radii = (_squared_radii(features, center, neighborhood) for features in (x, y))
     num_balls = torch.zeros(len(x), dtype=torch.int64, device=place)
     recalled, covered = torch.zeros(2, len(y), dtype=torch.bool, device=place)
@@ -167,19 +160,15 @@ def _squared_distances(x: Tensor, y: Tensor, center: Tensor) -> Tensor:
 
 
 def _squared_radii(x: Tensor, center: Tensor, neighborhood: int) -> Tensor:
-    """Squared distance (N,) from each row to its k-th nearest other row.
-
-    It is enlarged by more than rounding can take from it and add to the distance of an image on
-    the border: at 2,048 dimensions 1e-13 of the squared norm.
-    """
+    """Squared distance (N,) from each row to its k-th nearest other row."""
+    # More than rounding can move an image on the border: 1e-13 of the squared norm for D = 2,048.
     rounding = 8 * (x.shape[1] + 8) ** 0.5 * torch.finfo(torch.float64).eps
     radii = []
     for (rows,) in _blocks(x):
         nearest = torch.empty(len(rows), 0, dtype=torch.float64, device=x.device)
         for (columns,) in _blocks(x):
             found = torch.cat([nearest, _squared_distances(rows, columns, center)], dim=1)
-            # One more than k: the row itself is among them.
-            count = min(neighborhood + 1, found.shape[1])
+            count = min(neighborhood + 1, found.shape[1])  # with the row itself
             nearest = found.topk(count, largest=False).values
         kth = nearest[:, -1]
         norms = (rows.double() - center).square().sum(dim=1)
