@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cmrepro.metrics.accumulate import Accumulator, accumulate
 from cmrepro.metrics.extractors import ImageBatches
@@ -78,14 +77,12 @@ def score(
         generated = accumulators[task.protocol.extractor, count]
         classified = accumulators.get((task.protocol.logits_extractor, count), generated)
         values, uncertainty = _scores(task, generated, classified.logits, intervals, device)
+        warnings = [*_warnings(count, task.protocol), *task.reference.warnings(task.protocol)]
         results.append(
             Scores(
                 values=values,
                 num_images=count,
-                warnings=[
-                    *_warnings(count, task.protocol),
-                    *task.reference.warnings(task.protocol),
-                ],
+                warnings=warnings,
                 features_sha256=generated.digest.hexdigest(),
                 images_sha256=checksums[count],
                 set_sha256=checksums[images.num_images] if checksum_all else None,
@@ -96,11 +93,7 @@ def score(
 
 
 def _scores(
-    task: Task,
-    generated: Accumulator,
-    logits: NDArray[np.float32] | None,
-    intervals: bool,
-    device: str,
+    task: Task, generated: Accumulator, logits: np.ndarray | None, intervals: bool, device: str
 ) -> tuple[dict[Metric, float], Uncertainty]:
     """Values and uncertainty of a task's metrics from the accumulated features."""
     protocol, reference, metrics = task.protocol, task.reference, task.protocol.metrics

@@ -87,9 +87,9 @@ class FeatureExtractor(nn.Module):
         if isinstance(network, InceptionV3W):  # scales by itself
             return network(x.contiguous()), None, None
         outputs = network((x - self.mean) / self.std)
-        features, logits, spatial = (
-            outputs if isinstance(outputs, tuple) else (outputs, None, None)
-        )
+        if not isinstance(outputs, tuple):
+            return outputs, None, None
+        features, logits, spatial = outputs
         logits = logits if settings.num_logits else None
         return features, logits, spatial if settings.spatial_dim else None
 
@@ -97,15 +97,12 @@ class FeatureExtractor(nn.Module):
 def check_images(images: np.ndarray) -> None:
     """Raise ValueError unless these are RGB images, uint8 (N, H, W, 3) with N >= 1."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        raise ValueError(
-            f"images are {getattr(images, 'dtype', type(images))}, must be a uint8 array; "
-            "convert floats in [-1, 1] by round((x + 1) * 127.5)"
-        )
+        got = getattr(images, "dtype", type(images))
+        fix = "convert floats in [-1, 1] by round((x + 1) * 127.5)"
+        raise ValueError(f"images are {got}, must be a uint8 array; {fix}")
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise ValueError(
-            f"images have shape {images.shape}, must be (N, H, W, 3) with N >= 1; "
-            "move the channels last and convert to RGB"
-        )
+        need = "(N, H, W, 3) with N >= 1; move the channels last and convert to RGB"
+        raise ValueError(f"images have shape {images.shape}, must be {need}")
 
 
 @torch.inference_mode()
@@ -169,7 +166,7 @@ def weights_file(settings: Extractor) -> Path:
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 of the efficientnet-lite-pytorch package: pooled features and logits."""
+    """EfficientNet-Lite0 of efficientnet-lite-pytorch: pooled features and logits."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -209,11 +206,9 @@ def fold_batch_norm(network: EfficientNet) -> EfficientNet:
 
 def _torchscript_inception(settings: Extractor, path: Path) -> nn.Module:
     """NVIDIA's InceptionV3 in clean-fid's wrapper; it resizes in mode legacy_tensorflow."""
-    if not settings.weights.checksum.startswith("sha256:"):
-        raise ValueError(
-            f"got checksum '{settings.weights.checksum}' for {path}, needed is 'sha256:' with 64 "
-            "digits, because loading TorchScript runs code of the file"
-        )
+    if not (checksum := settings.weights.checksum).startswith("sha256:"):
+        need = "'sha256:' with 64 digits, because loading TorchScript runs code of the file"
+        raise ValueError(f"got checksum '{checksum}' for {path}, needed is {need}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
         inside = settings.resize == "tensorflow1-bilinear"
@@ -230,10 +225,8 @@ def _dinov2(settings: Extractor, path: Path) -> nn.Module:
             warnings.filterwarnings("ignore", message="xFormers is ")
             network: nn.Module = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
     except (OSError, RuntimeError, ImportError) as error:
-        raise ValueError(
-            f"cannot load {name} through torch.hub ({error}); run it again with github.com in "
-            f"reach, or put a clone of {DINOV2_CODE} into {torch.hub.get_dir()}"
-        ) from error
+        fix = f"connect to github.com, or put a clone of {DINOV2_CODE} into {torch.hub.get_dir()}"
+        raise ValueError(f"cannot load {name} through torch.hub ({error}); {fix}") from error
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network
 

@@ -109,10 +109,10 @@ def _semidefinite_factor(sigma: np.ndarray) -> np.ndarray:
 def fid_of_parts(
     features: np.ndarray, mu: np.ndarray, sigma: np.ndarray, seed: int = 0
 ) -> dict[int, tuple[float, ...]]:
-    """FID of the whole set, of both halves, of the three thirds and so on, by size, ascending.
+    """FID of fifths, quarters, ... and the whole of the shuffled images, by size, ascending.
 
     Disjoint parts tell chance from bias: those of one size differ by chance alone, and the means
-    of two sizes, being of the same images, by bias alone. The images are shuffled before.
+    of two sizes, being of the same images, by bias alone.
     """
     count, dim = features.shape
     if count < 2 * PARTS:
@@ -146,10 +146,8 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
     value = np.polyfit(1 / sizes, means, 1, w=np.sqrt(sizes))[1]
     # A mean over g disjoint parts has the variance of the whole: a gth of that of one part.
     divided = [distances for distances in parts.values() if len(distances) > 1]
-    variance = np.average(
-        [np.var(distances, ddof=1) / len(distances) for distances in divided],
-        weights=[len(distances) - 1 for distances in divided],
-    )
+    variances = [np.var(distances, ddof=1) / len(distances) for distances in divided]
+    variance = np.average(variances, weights=[len(distances) - 1 for distances in divided])
     bias = float(np.mean(parts[max(parts)]) - value)
     return Extrapolation(value=float(value), standard_error=float(np.sqrt(variance)), bias=bias)
 

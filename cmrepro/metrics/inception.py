@@ -17,8 +17,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
-# ADM's evaluator: this many channels at 17 x 17 positions are nearly as many values as it pools.
-SPATIAL_CHANNELS = 7
+SPATIAL_CHANNELS = 7  # at 17 x 17 positions nearly as many values as the pooled features
 
 
 class InceptionV3(nn.Module):

@@ -31,38 +31,33 @@ def protocol_names() -> list[str]:
 def load_protocol(name: str | Path) -> Protocol:
     """A protocol by its name, or from a .toml file with one table [protocols.NAME].
 
-    The file's tables [extractors.NAME] and [weights.NAME] add to those of the package. A
-    ValueError names an unknown protocol, or a wrong, unknown or missing key.
+    The file's tables [extractors.NAME] and [weights.NAME] add to those of the package.
     """
     if Path(name).suffix == ".toml":
         name, tables = _with_file(Path(name))
     elif name not in (tables := _built_in()).protocols:
         raise ValueError(f"{unknown('protocol', str(name), tables.protocols)}, or a .toml file")
-    table = {"name": name, **tables.protocols[str(name)]}
-    settings = table.get("inception_score")
-    for holder in [table, *([settings] if isinstance(settings, dict) else [])]:
-        if "extractor" in holder:
-            holder["extractor"] = _extractor_table(holder["extractor"], tables)
+    table = _resolved({"name": name, **tables.protocols[str(name)]}, tables)
     return convert(Protocol, table, f"protocol '{name}'")
 
 
 def load_extractor_settings(name: str) -> Extractor:
     """The settings of an extractor that comes with the package."""
-    return convert(Extractor, _extractor_table(name, _built_in()), f"extractor '{name}'")
+    table = _resolved({"extractor": name}, _built_in())["extractor"]
+    return convert(Extractor, table, f"extractor '{name}'")
 
 
-def _extractor_table(name: str, tables: _File) -> dict[str, Any]:
-    """An extractor's table with its weights' table."""
-    table = _named("extractor", name, tables.extractors)
-    if "weights" in table:
-        table["weights"] = _named("weights", table["weights"], tables.weights)
-    return table
-
-
-def _named(kind: str, name: object, tables: Tables) -> dict[str, Any]:
-    if str(name) not in tables:
-        raise ValueError(unknown(kind, str(name), tables))
-    return {"name": name, **tables[str(name)]}
+def _resolved(table: dict[str, Any], tables: _File) -> dict[str, Any]:
+    """A table, with the tables of extractors and weights in the place of their names."""
+    named, resolved = {"extractor": tables.extractors, "weights": tables.weights}, dict(table)
+    for key, value in table.items():
+        if key in named:
+            if str(value) not in named[key]:
+                raise ValueError(unknown(key, str(value), named[key]))
+            value = {"name": value, **named[key][str(value)]}
+        if isinstance(value, dict):
+            resolved[key] = _resolved(value, tables)
+    return resolved
 
 
 def _built_in() -> _File:

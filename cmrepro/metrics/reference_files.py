@@ -33,9 +33,9 @@ from cmrepro.settings import MANIFOLD_METRICS, Protocol, Reference, ReferenceMet
 Array = NDArray[Any]
 FEATURE_METRICS = {"kid", *MANIFOLD_METRICS}  # that need features, not moments alone
 
-# Labels arr_1, and mu_clip and sigma_clip of openai/consistency_models, are not used.
-_IMAGES = {"arr_0", "arr_1", "mu_clip", "sigma_clip"}
-_KEYS = {"mu", "sigma", "mu_s", "sigma_s", "features", "metadata", *_IMAGES}
+# Not loaded: images, labels, and mu_clip and sigma_clip of openai/consistency_models.
+_UNLOADED = {"arr_0", "arr_1", "mu_clip", "sigma_clip"}
+_KEYS = {"mu", "sigma", "mu_s", "sigma_s", "features", "metadata", *_UNLOADED}
 
 
 @dataclass(eq=False)
@@ -66,10 +66,7 @@ class ReferenceStatistics:
         return Reference(name=self.name, sha256=self.sha256, **to_builtins(self.metadata))
 
     def require_protocol(self, protocol: Protocol, dataset: str | None = None) -> None:
-        """Raise ValueError unless these serve a protocol and a model's `dataset`, where known.
-
-        Settings that the file does not state are taken on trust.
-        """
+        """Raise ValueError unless stated settings fit a protocol and a model's `dataset`."""
         extractor, metadata = protocol.extractor, self.metadata
         spatial = None if self.spatial_mu is None else len(self.spatial_mu)
         for setting, got, expected in [
@@ -92,10 +89,9 @@ class ReferenceStatistics:
         if self.features is None and not self.num_images:
             need |= FEATURE_METRICS
         if lacking := [metric for metric in protocol.metrics if metric in need]:
-            raise ValueError(
-                f"reference {self.name} lacks the features for {', '.join(lacking)}; build one "
-                "from the data set with `cmrepro references build`, or leave these metrics out"
-            )
+            fix = "build one with `cmrepro references build`, or leave these metrics out"
+            names = ", ".join(lacking)
+            raise ValueError(f"reference {self.name} lacks the features for {names}; {fix}")
 
     def warnings(self, protocol: Protocol) -> list[str]:
         """Reasons to read scores against these statistics with care, one line each."""
@@ -166,7 +162,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
 def _read_npz(path: Path) -> ReferenceStatistics:
     with np.load(path, allow_pickle=False) as file:
         keys = set(file.files)
-        arrays = {key: file[key] for key in keys - _IMAGES}
+        arrays = {key: file[key] for key in keys - _UNLOADED}
     if not {"mu", "sigma"} <= keys <= _KEYS:
         raise ValueError(
             f"it holds {', '.join(sorted(keys)) or 'nothing'}, must hold mu and sigma, with mu_s, "

@@ -68,10 +68,7 @@ def fetch_reference(name: str) -> Path:
 
 
 def load_reference(protocol: Protocol, name: str | Path | None = None) -> ReferenceStatistics:
-    """The reference statistics for a protocol, or those of another name or file.
-
-    A ValueError says that the file cannot be had, is not valid or was made for another protocol.
-    """
+    """The reference statistics of a name or file, or the protocol's own; they must serve it."""
     name = str(name or protocol.reference)
     is_file = name.endswith((".npz", ".pkl"))
     reference = read_statistics(Path(name) if is_file else fetch_reference(name))
@@ -80,10 +77,8 @@ def load_reference(protocol: Protocol, name: str | Path | None = None) -> Refere
         for key, stated in metadata.items():
             documented = getattr(entry, key)
             if None not in (documented, stated) and documented != stated:
-                raise ValueError(
-                    f"{reference.path} has {key} {stated!r}, {name} has {documented!r}; delete "
-                    "the file and build or fetch it again"
-                )
+                got = f"{reference.path} has {key} {stated!r}, {name} has {documented!r}"
+                raise ValueError(f"{got}; delete the file and build or fetch it again")
             metadata[key] = documented if stated is None else stated
         reference.metadata = ReferenceMetadata(**metadata)
     reference.require_protocol(protocol)
@@ -91,7 +86,7 @@ def load_reference(protocol: Protocol, name: str | Path | None = None) -> Refere
 
 
 def reference_rows() -> list[dict[str, object]]:
-    """One row a name: metadata and place."""
+    """One row a name."""
     rows: list[tuple[str, ReferenceMetadata, str, str]] = []
     for name, path in bundled_references().items():
         data = read_statistics(path).metadata
@@ -124,8 +119,8 @@ def build_reference(
 ) -> ReferenceStatistics:
     """Reference statistics of real images, read once, in memory that does not grow with N.
 
-    `dataset` and `split` ("train", "test" or "all") are for the metadata. The protocol gives the
-    extractor, the metrics and the choice of the M images whose features are stored.
+    `split` is "train", "test" or "all"; the protocol gives the extractor and the choice of the M
+    images whose features are stored.
     """
     count, stored, extractor = images.num_images, protocol.stored_features, protocol.extractor
     selected = np.zeros(count, np.bool_)
