@@ -9,11 +9,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from cmrepro.metrics.extractors import (
     BATCH_SIZE,
     FeatureExtractor,
+    InceptionV3,
     extract,
     load_extractor,
     weights_file,
 )
-from cmrepro.metrics.inception import InceptionV3
 from cmrepro.metrics.protocols import load_extractor_settings
 
 

@@ -9,6 +9,6 @@ Notation, used by every module of this package:
   function. Precision is the share of generated images inside the manifold of the real ones.
 - M: the number of real images whose features a reference file stores (for KID, precision, recall).
 
-Modules, in import order: `protocols`, `inception`, `extractors`, `frechet` and `scores` (functions
-of features), `accumulate` (one pass over images), `reference_files`, `references`, `evaluate`.
+Modules, in import order: `protocols`, `extractors`, `frechet` and `scores` (from features),
+`accumulate` (one pass over images), `reference_files`, `references`, `evaluate`.
 """

@@ -28,15 +28,12 @@ class Accumulator:
     """Accumulator of an extractor's outputs for the first N images of a set."""
 
     def __init__(
-        self,
-        extractor: Extractor,
-        selected: NDArray[np.bool_],  # (N,), True for the M images whose features are stored
-        logits: bool = False,
+        self, extractor: Extractor, selected: NDArray[np.bool_], logits: bool = False
     ) -> None:
-        self.extractor, self.num_images, self._selected = extractor, len(selected), selected
+        self.extractor, self.num_images = extractor, len(selected)
+        self._selected = selected  # (N,), True for the M images whose features are stored
         self.moments = StreamingMoments(extractor.feature_dim)
-        spatial_dim = extractor.spatial_dim
-        self.spatial = StreamingMoments(spatial_dim) if spatial_dim else None
+        self.spatial = StreamingMoments(extractor.spatial_dim) if extractor.spatial_dim else None
         self.features = np.empty((selected.sum(), extractor.feature_dim), np.float32)  # (M, D)
         logits_shape = len(selected), extractor.num_logits
         self.logits = np.empty(logits_shape, np.float32) if logits else None
@@ -54,7 +51,8 @@ class Accumulator:
         self.digest.update(features.tobytes())
         stored = features[self._selected[rows]]
         self.features[self._filled : self._filled + len(stored)] = stored
-        if self.logits is not None and logits is not None:
+        if self.logits is not None:
+            assert logits is not None
             check_features("logits", logits)
             self.logits[rows] = logits
         self._position, self._filled = rows.stop, self._filled + len(stored)

@@ -1,8 +1,4 @@
-"""Extractors: frozen image networks with their preprocessing.
-
-Images are uint8 (B, H, W, 3), RGB. Outputs are float32: features (B, D), logits (B, K), spatial
-features (B, S).
-"""
+"""Extractors: frozen image networks with their preprocessing."""
 
 from __future__ import annotations
 
@@ -24,15 +20,16 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from cmrepro.files import cache_folder, download, require_checksum
-from cmrepro.metrics.inception import InceptionV3
 from cmrepro.settings import Extractor
 
 DINOV2_CODE = "facebookresearch/dinov2"
 BATCH_SIZE = 64  # images that a source hands over at a time, and the most in one forward pass
-Outputs = tuple[Tensor, Tensor | None, Tensor | None]  # features, logits, spatial features
+# Features (B, D), logits (B, K), spatial features (B, S), float32.
+Outputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class ImageBatches(Protocol):
@@ -202,6 +199,42 @@ def fold_batch_norm(network: EfficientNet) -> EfficientNet:
         if isinstance(module, nn.ReLU6):
             module.inplace = True
     return network
+
+
+class InceptionV3(nn.Module):
+    """InceptionV3 of 2015-12-05, the network behind FID: torch-fidelity's, with fused batch norms.
+
+    ADM's spatial features are the first 7 channels of `mixed_6/conv` of the TensorFlow graph: the
+    1x1 convolution (with its ReLU) of Mixed_6d.
+
+    References:
+        Szegedy et al. (2016), https://arxiv.org/abs/1512.00567; the names of both sides:
+        github.com/toshas/torch-fidelity, utils/util_convert_inception_weights.py; the spatial
+        features: github.com/openai/guided-diffusion, evaluations/evaluator.py.
+    """
+
+    def __init__(self, path: Path) -> None:  # torch-fidelity's (pytorch-fid's) file of weights
+        super().__init__()
+        torch.load(path, map_location="cpu", weights_only=True)  # the next line runs any code
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
+        ).double()
+        for module in network.modules():
+            if isinstance(module, BasicConv2d):
+                module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+        *layers, self.classes = network.float().children()
+        self.layers = nn.Sequential(*layers)
+        network.Mixed_6d.branch1x1.register_forward_hook(self._take_spatial)
+        self.to(memory_format=torch.channels_last)
+
+    def _take_spatial(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._spatial = output[:, :7]
+
+    def forward(self, x: Tensor) -> Outputs:
+        """Features (B, 2048), logits (B, 1008) without bias, spatial features (B, 2023)."""
+        features = self.layers(x.contiguous(memory_format=torch.channels_last)).flatten(1)
+        spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # (B, 17 x 17 x 7)
+        return features, functional.linear(features, self.classes.weight), spatial
 
 
 def _torchscript_inception(settings: Extractor, path: Path) -> nn.Module:

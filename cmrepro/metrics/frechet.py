@@ -1,7 +1,6 @@
 """Fréchet distance of two Gaussians (FID, sFID): moments of features, distance, extrapolation.
 
-Features are (N, D), means mu (D,) and covariances sigma (D, D). Our own code: a symmetric
-eigenproblem is faster and more exact than the matrix square root or eigenvalues of other tools.
+Our own: a symmetric eigenproblem is faster and more exact than the matrix square root of others.
 """
 
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ from cmrepro.records import Extrapolation
 
 MOMENTS_BLOCK = 4096  # rows of features in float64 at once
 
-# Divisions for the extrapolation, evenly spaced in 1/N: whole, halves, ..., fifths. With fifths
-# that of Gaussians in 24 to 64 dimensions spreads as FID itself.
+# FID is measured for the whole set, halves, ..., fifths, evenly spaced in 1/N. With fifths the
+# extrapolation of Gaussians in 24 to 64 dimensions spreads as FID itself.
 PARTS = 5
 
 

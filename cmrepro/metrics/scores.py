@@ -1,8 +1,7 @@
 """Scores of features and logits: IS, KID, precision, recall, density, coverage.
 
-Features are generated (N, D) and real (M, D), logits (N, K). Each score has its standard error
-over other sets of as many images of the same generator; the reference and the balls of the
-manifold metrics are held fixed.
+Features are generated (N, D) and real (M, D). Each score has its standard error over other sets of
+as many images of the same generator; the reference and the balls of the manifolds are held fixed.
 """
 
 from collections.abc import Iterator
