@@ -1,10 +1,7 @@
-"""Images for training: resized, in memory or read on demand, unreadable ones replaced."""
+"""Images for training: resized, in memory or read on demand."""
 
 import io
-import itertools
-import logging
 import pathlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +9,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as torchvision
 
-from cmrepro.data import ImageDataset, load_dataset, open_images, opening, training_images
+from cmrepro.data import ImageDataset, load_dataset, opening, training_images
 from cmrepro.data.containers import centre_square
-from cmrepro.training.data import BatchSource
-from cmrepro.training.recipes import load_recipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), np.uint8)
 
@@ -26,12 +21,12 @@ def encoded(pixels: np.ndarray, mode: str = "RGB", kind: str = "png") -> bytes:
     return file.getvalue()
 
 
-def write(folder: pathlib.Path, unreadable: tuple[int, ...] = ()) -> pathlib.Path:
-    """Eight images in two classes, some of them cut off."""
+def write(folder: pathlib.Path, unreadable: int | None = None) -> pathlib.Path:
+    """Eight images in two classes, one of them cut off."""
     for i, pixels in enumerate(PIXELS):
         path = folder / ("ab"[i // 4]) / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(pixels)[: 60 if i in unreadable else None])
+        path.write_bytes(encoded(pixels)[: 60 if i == unreadable else None])
     return folder
 
 
@@ -103,54 +98,6 @@ def test_images_smaller_than_the_network_are_refused(tmp_path: pathlib.Path) -> 
         training_images(write(tmp_path), 7)
 
 
-# Two in a row, over the end, and in both classes.
-UNREADABLE = (2, 3, 7)
-SHOWN = [{2: 4, 3: 4, 7: 0}.get(i, i) for i in range(8)]
-
-
-def test_the_next_image_takes_the_place_of_an_unreadable_one(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, in_memory: bool
-) -> None:
-    images = training_images(write(tmp_path, UNREADABLE), 6, max_unreadable=3)
-    taken = np.concatenate([images.take([i]) for i in range(8)])
-    np.testing.assert_array_equal(taken, PIXELS[SHOWN])
-    assert images.labels is not None
-    assert images.labels.tolist() == [i // 4 for i in SHOWN]
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
-    for name in ("a/2.png", "a/3.png", "b/7.png"):
-        assert sum(f" {name} (" in record.getMessage() for record in caplog.records) == 1
-
-
-def test_an_unreadable_first_image_is_replaced_too(tmp_path: pathlib.Path) -> None:
-    images = training_images(write(tmp_path, (0,)), 6, 1)
-    np.testing.assert_array_equal(images.take([0, 1]), PIXELS[[1, 1]])
-
-
-def test_replacements_do_not_depend_on_the_order_of_reading(tmp_path: pathlib.Path) -> None:
-    """Else processes, or a resumed run, would train on other images."""
-    folder = write(tmp_path, UNREADABLE)
-    for order in itertools.islice(itertools.permutations(range(8)), 0, None, 997):
-        images: Any = open_images(folder, image_size=6, max_unreadable=3)
-        for pair in (order[i : i + 2] for i in range(0, 8, 2)):
-            np.testing.assert_array_equal(images.take(pair), PIXELS[[SHOWN[i] for i in pair]])
-            assert images.labels[list(pair)].tolist() == [SHOWN[i] // 4 for i in pair]
-
-
-@pytest.mark.parametrize("limit", [0, 2])
-def test_too_many_unreadable_images_stop_the_training(
-    tmp_path: pathlib.Path, in_memory: bool, limit: int
-) -> None:
-    message = rf"^cannot decode a/2.png \(.*; 3 such images, allowed are {limit} \(--max-unr"
-    with pytest.raises(ValueError, match=message):
-        training_images(write(tmp_path, UNREADABLE), 6, limit).take(range(8))
-
-
-def test_a_batch_has_the_labels_of_its_images(tmp_path: pathlib.Path) -> None:
-    """In the first batch already, before which no image is known to be unreadable."""
-    images = open_images(write(tmp_path, UNREADABLE), image_size=6, max_unreadable=3)
-    recipe = load_recipe("demo-cifar10-edm").replace(batch_size=8, horizontal_flip=False)
-    batch = BatchSource(images, recipe, seed=0).batch(0)
-    by_pixels = {PIXELS[i].tobytes(): i // 4 for i in range(8)}
-    shown = batch.images.permute(0, 2, 3, 1).contiguous().numpy()
-    assert batch.labels is not None
-    assert batch.labels.tolist() == [by_pixels[image.tobytes()] for image in shown]
+def test_an_unreadable_image_stops_the_training(tmp_path: pathlib.Path, in_memory: bool) -> None:
+    with pytest.raises(ValueError, match=r"^cannot decode b/7\.png \(.*; replace it"):
+        training_images(write(tmp_path, unreadable=7), 6).take(range(8))

@@ -23,12 +23,11 @@ pytestmark = pytest.mark.usefixtures("networks")
 
 @pytest.fixture
 def images(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder of six images of the tiny network's size, one of which cannot be decoded."""
+    """A folder of six images of the tiny network's size."""
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(6):
         Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(folder / f"{i}.png")
-    (folder / "3.png").write_bytes(b"no image")
     return folder
 
 
@@ -36,7 +35,7 @@ def test_every_option_reaches_the_training(
     run: Run, tmp_path: pathlib.Path, images: pathlib.Path
 ) -> None:
     arguments = ["train", "demo-cifar10-ct", "--data", images, "--out", tmp_path / "run"]
-    arguments += ["--max-unreadable", 1, "--micro-batch", 2, "--precision", "bf16", "--seed", 3]
+    arguments += ["--micro-batch", 2, "--precision", "bf16", "--seed", 3]
     arguments += ["--save-every", 2, "--keep", 2, "--sample-every", 3, "--name", "mine"]
     arguments += ["--set", "network=tiny,batch_size=5", "--set", "distance=l2,schedule_steps=6"]
     code, out, err = run(*arguments, "--set", "total_steps=6")

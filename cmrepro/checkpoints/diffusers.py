@@ -18,13 +18,12 @@ from cmrepro.schema import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLD_WEIGHTS = "diffusion_pytorch_model.bin"
-PIPELINE = "ConsistencyModelPipeline"
 
 RESNET = {
     **{"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj"},
     **{"out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut"},
 }
-ATTENTION = {"norm": "group_norm", "qkv": "", "proj_out": "to_out.0"}
+ATTENTION = {"norm": "group_norm", "qkv": "to_q to_k to_v", "proj_out": "to_out.0"}
 OUTSIDE = {
     **{"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"},
     **{"label_emb": "class_embedding", "input_blocks.0.0": "conv_in"},
@@ -40,7 +39,7 @@ FIXED: dict[str, Any] = {
 
 
 def adm_networks() -> dict[str, ADMConfig]:
-    """The presets that have a counterpart in diffusers."""
+    """The presets that have a counterpart in diffusers, with their settings."""
     return {
         name: config
         for name, (network_class, config) in PRESETS.items()
@@ -71,8 +70,8 @@ def unet_config(network_name: str) -> dict[str, Any]:
     }
 
 
-def module_names(config: ADMConfig) -> dict[str, str]:
-    """Our name -> diffusers' name of every module with parameters (`qkv`: of its layer)."""
+def module_names(config: ADMConfig) -> dict[str, list[str]]:
+    """Our name -> diffusers' name, or names, of every module with parameters."""
     last, n = len(config.channel_mult) - 1, config.num_res_blocks
     middle = [f"mid_block.{layer}" for layer in ("resnets.0", "attentions.0", "resnets.1")]
     down: list[list[str]] = []
@@ -87,26 +86,23 @@ def module_names(config: ADMConfig) -> dict[str, str]:
     layers = {"middle_block": middle}
     layers |= {f"input_blocks.{i}": block for i, block in enumerate(down, start=1)}
     layers |= {f"output_blocks.{i}": block for i, block in enumerate(up)}
-    return OUTSIDE | {
-        f"{block}.{i}.{ours}": f"{layer}.{part}".rstrip(".")
-        for block, parts in layers.items()
-        for i, layer in enumerate(parts)
-        for ours, part in (ATTENTION if ".attentions." in layer else RESNET).items()
+    return {ours: [name] for ours, name in OUTSIDE.items()} | {
+        f"{block}.{i}.{ours}": [f"{layer}.{part}" for part in parts.split()]
+        for block, block_layers in layers.items()
+        for i, layer in enumerate(block_layers)
+        for ours, parts in (ATTENTION if ".attentions." in layer else RESNET).items()
     }
 
 
 def to_diffusers(weights: Mapping[str, Tensor], config: ADMConfig) -> dict[str, Tensor]:
     """Weights of our ADM U-Net under diffusers' names."""
-    modules, result = module_names(config), {}
+    modules, result = module_names(config), dict[str, Tensor]()
     for name, tensor in weights.items():
         module, _, kind = name.rpartition(".")
-        layer, attention = modules[module], module.endswith((".qkv", ".proj_out"))
+        attention, layers = module.endswith((".qkv", ".proj_out")), modules[module]
         tensor = tensor.reshape(tensor.shape[:2]) if attention else tensor
-        if module.endswith(".qkv"):
-            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                result[f"{layer}.to_{part}.{kind}"] = rows
-        else:
-            result[f"{layer}.{kind}"] = tensor
+        parts = zip(layers, tensor.chunk(len(layers)), strict=True)
+        result |= {f"{layer}.{kind}": rows for layer, rows in parts}
     return result
 
 
@@ -117,8 +113,7 @@ def from_diffusers(weights: Mapping[str, Tensor], network_name: str) -> dict[str
         expected = build_network(network_name).state_dict()
     for name, parameter in expected.items():
         module, _, kind = name.rpartition(".")
-        parts = [f"to_{part}.{kind}" for part in "qkv"] if module.endswith(".qkv") else [kind]
-        tensors = [weights[f"{modules[module]}.{part}"] for part in parts]
+        tensors = [weights[f"{layer}.{kind}"] for layer in modules[module]]
         tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
         result[name] = tensor.reshape(parameter.shape)
     return result
@@ -128,8 +123,8 @@ def weights_file(path: Path) -> Path:
     """The file itself; of a folder the one with the weights, safetensors or the older pickle."""
     if not path.is_dir():
         return path
-    for name in (WEIGHTS, OLD_WEIGHTS):
-        if (file := _unet_folder(path) / name).is_file():
+    for file in (_unet_folder(path) / WEIGHTS, _unet_folder(path) / OLD_WEIGHTS):
+        if file.is_file():
             return file
     raise ValueError(f"{path} has no [unet/]{WEIGHTS}; download the folder again")
 
@@ -141,14 +136,13 @@ def _unet_folder(path: Path) -> Path:
     return folder
 
 
-def folder_network(path: Path) -> str:
-    """The preset that a folder's config.json describes; refuses any other U-Net."""
-    path = _unet_folder(path) / "config.json"
-    config = read_json(dict[str, Any], path)
+def folder_fields(path: Path) -> dict[str, Any]:
+    """The fields of `CheckpointInfo` that a folder states; refuses a U-Net that is no preset."""
+    file = _unet_folder(path) / "config.json"
     defaults = FIXED | {"downsample_type": "conv", "upsample_type": "conv"}
     # The older of the published folders lack this key; their weights have the normalisation.
-    got = defaults | config | {"attn_norm_num_groups": 32}
-    differences: dict[str, list[str]] = {
+    got = defaults | read_json(dict[str, Any], file) | {"attn_norm_num_groups": 32}
+    differences = {
         name: [
             f"{key} is {got.get(key)}, '{name}' has {value}"
             for key, value in unet_config(name).items()
@@ -159,20 +153,17 @@ def folder_network(path: Path) -> str:
     nearest = min(differences, key=lambda name: len(differences[name]))
     if differences[nearest]:
         raise ValueError(
-            f"{path} describes a U-Net that is none of ours: {differences[nearest][0]}; allowed "
+            f"{file} describes a U-Net that is none of ours: {differences[nearest][0]}; allowed "
             "are the ADM U-Nets of the released consistency models"
         )
-    return nearest
-
-
-def folder_fields(path: Path) -> dict[str, Any]:
-    """The fields of `CheckpointInfo` that a folder states."""
-    fields: dict[str, Any] = {"network": folder_network(path)}
     index, scheduler = (
         read_json(dict[str, Any], path / name) if (path / name).is_file() else {}
         for name in ("model_index.json", "scheduler/scheduler_config.json")
     )
-    if index.get("_class_name") == PIPELINE:
-        fields["parameterization"] = "boundary"
+    is_pipeline = index.get("_class_name") == "ConsistencyModelPipeline"
     keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
-    return fields | {key: scheduler[key] for key in keys if scheduler.get(key) is not None}
+    return (
+        {"network": nearest}
+        | ({"parameterization": "boundary"} if is_pipeline else {})
+        | {key: scheduler[key] for key in keys if scheduler.get(key) is not None}
+    )

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from cmrepro.networks.ncsnpp import Attention, NCSNpp, NCSNppConfig, PyramidDownsample, ResBlock
 
 EMA_TREE = "params_ema"
-NDARRAY, SCALAR = 1, 3  # flax's msgpack extension codes
 
 # Our modules -> the official ones, outside and inside of the blocks. Blocks are numbered by kind.
 MODULES = {
@@ -28,17 +27,14 @@ MODULES = {
     **{"time_embed.0": "Dense_0", "time_embed.2": "Dense_1"},
     **{"conv_in": "Conv_0", "norm_out": "GroupNorm_0", "conv_out": "Conv_1"},
 }
+RESNET = {
+    **{"norm1": "GroupNorm_0", "conv1": "Conv_0", "emb": "Dense_0"},
+    **{"norm2": "GroupNorm_1", "conv2": "Conv_1", "skip": "Conv_2"},
+}
+ATTENTION = {part: f"NIN_{i}" for i, part in enumerate(("query", "key", "value", "out"))}
 BLOCKS: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
-    ResBlock: (
-        "ResnetBlockBigGANpp",
-        {"norm1": "GroupNorm_0", "conv1": "Conv_0", "emb": "Dense_0"}
-        | {"norm2": "GroupNorm_1", "conv2": "Conv_1", "skip": "Conv_2"},
-    ),
-    Attention: (
-        "AttnBlockpp",
-        {"norm": "GroupNorm_0"}
-        | {"query": "NIN_0", "key": "NIN_1", "value": "NIN_2", "out": "NIN_3"},
-    ),
+    ResBlock: ("ResnetBlockBigGANpp", RESNET),
+    Attention: ("AttnBlockpp", {"norm": "GroupNorm_0"} | ATTENTION),
     PyramidDownsample: ("Downsample", {"conv": "Conv2d_0"}),
 }
 # Official kind of a module -> our names of its parameters -> the official ones.
@@ -83,8 +79,8 @@ def read_flax_checkpoint(path: Path) -> tuple[dict[str, NDArray[Any]], int]:
 
 
 def _decode(code: int, data: bytes) -> Any:
-    """The array or number in one of flax's msgpack extensions."""
-    if code not in (NDARRAY, SCALAR):
+    """The array or number in one of flax's msgpack extensions, whose codes are 1 and 3."""
+    if code not in (1, 3):
         raise ValueError(f"it has a msgpack extension of type {code}")
     shape, name, buffer = msgpack.unpackb(data)
     return np.frombuffer(buffer, name).reshape(shape)
@@ -102,13 +98,10 @@ def _flatten(tree: Any, path: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
 def flax_names(network: NCSNpp) -> dict[str, str]:
     """The name map: our names of all parameters -> the official ones, in our order."""
     modules = dict(MODULES)
-    counts = dict.fromkeys(BLOCKS, 0)
-    for name, module in network.named_modules():
-        if type(module) in BLOCKS:
-            kind, parts = BLOCKS[type(module)]
-            number = counts[type(module)]
-            counts[type(module)] += 1
-            modules |= {f"{name}.{ours}": f"{kind}_{number}/{p}" for ours, p in parts.items()}
+    for block, (kind, parts) in BLOCKS.items():
+        blocks = [name for name, module in network.named_modules() if type(module) is block]
+        for i, name in enumerate(blocks):
+            modules |= {f"{name}.{ours}": f"{kind}_{i}/{part}" for ours, part in parts.items()}
     names = {}
     for key in network.state_dict():
         ours, _, leaf = key.rpartition(".")
@@ -135,8 +128,7 @@ def ncsnpp_state_dict(
     """
     with torch.device("meta"):
         names = flax_names(NCSNpp(config))
-    arrays = {ours: parameters[official] for ours, official in names.items()}
     return {
         ours: torch.from_numpy(np.array(array.transpose(AXES[array.ndim]), order="C"))
-        for ours, array in arrays.items()
+        for ours, array in ((ours, parameters[official]) for ours, official in names.items())
     }

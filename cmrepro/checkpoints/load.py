@@ -9,9 +9,13 @@ from filelock import FileLock
 from msgspec.structs import asdict
 from torch import nn
 
-from cmrepro.checkpoints.convert import convert, local_checkpoint, read_checkpoint
+from cmrepro.checkpoints.convert import (
+    convert,
+    local_checkpoint,
+    read_checkpoint,
+    read_contents,
+)
 from cmrepro.checkpoints.diffusers import weights_file
-from cmrepro.checkpoints.formats import read_contents
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.parameterization import PreconditionedModel
@@ -43,9 +47,7 @@ class CheckpointModel(PreconditionedModel):
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:
     """The model of a checkpoint, in evaluation mode, float32, channels_last.
 
-    Args:
-        name: Name of a bundled or released checkpoint, or a path of any supported format.
-        device: Device of its parameters.
+    `name` is that of a bundled or released checkpoint, or a path of any supported format.
     """
     path = find_checkpoint(name)
     weights, info = read_checkpoint(path)

@@ -8,7 +8,7 @@ from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.files import RECORDED, cache_folder, download
 from cmrepro.records import TrainingRun
-from cmrepro.schema import Struct, convert, read_toml, to_builtins, unknown
+from cmrepro.schema import Struct, convert, lookup, read_toml, to_builtins
 
 
 class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
@@ -37,10 +37,9 @@ class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
     @property
     def two_step_time(self) -> float | None:
         """Second sampling time, where published."""
-        if self.two_step_index is None or self.num_scales is None:
+        if (index := self.two_step_index) is None or self.num_scales is None:
             return None
-        times = karras_times(self.num_scales, self.sigma_min, self.sigma_max)
-        return times[self.two_step_index].item()
+        return karras_times(self.num_scales, self.sigma_min, self.sigma_max)[index].item()
 
     @property
     def state(self) -> str:
@@ -86,10 +85,8 @@ def released_checkpoints() -> dict[str, ReleasedCheckpoint]:
         fields = tables["defaults"] | tables["sources"][row["source"]] | row | {"name": name}
         del fields["source"]
         training = {key: fields.pop(key) for key in TrainingRun.__struct_fields__ if key in fields}
-        training |= {
-            "scale": "paper",
-            "stands_for": f"{training['dataset'].removesuffix('-train')}-{training['method']}",
-        }
+        stands_for = f"{training['dataset'].removesuffix('-train')}-{training['method']}"
+        training |= {"scale": "paper", "stands_for": stands_for}
         if "total_steps" in training:
             training["images_seen"] = training["total_steps"] * training["batch_size"]
         entries[name] = convert(ReleasedCheckpoint, fields | {"training": training}, name)
@@ -98,8 +95,5 @@ def released_checkpoints() -> dict[str, ReleasedCheckpoint]:
 
 def fetch_checkpoint(name: str) -> Path:
     """The official file of a released checkpoint, downloaded if it is not in the cache yet."""
-    released = released_checkpoints()
-    if name not in released:
-        raise ValueError(unknown("released checkpoint", name, released))
-    entry = released[name]
+    entry = lookup("released checkpoint", name, released_checkpoints())
     return download(entry.url, entry.downloaded, entry.checksum)

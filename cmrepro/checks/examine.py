@@ -54,8 +54,7 @@ def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Finding
 def _examined(file: str, sets: list[ImageSource], settings: Settings) -> Findings:
     match kind_of(file):
         case "sample set":
-            images = open_images(file)
-            sets.append(images)
+            sets.append(images := open_images(file))
             samples = read_provenance(Path(file), images)
             return examine_images(images, settings) | examine_samples(samples, settings.protocol)
         case "record":
@@ -73,9 +72,8 @@ def finding_rows(findings: Mapping[str, Findings]) -> list[dict[str, object]]:
     """One row a finding, the certain ones first, or one row for a file without any."""
     rows: list[dict[str, object]] = []
     for file, checked in findings.items():
-        found = [(key, finding) for key, finding in checked.items() if finding]
-        for key, finding in sorted(found, key=lambda pair: pair[1].certainty):
-            cause = causes()[key]
+        found = [(causes()[key], finding) for key, finding in checked.items() if finding]
+        for cause, finding in sorted(found, key=lambda pair: pair[1].certainty):
             row = {"file": file, "finding": cause.description, **to_builtins(finding)}
             rows.append(row | {"advice": cause.advice})
         if not found:

@@ -4,13 +4,11 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cmrepro.data import ImageSource
 from cmrepro.schema import Struct, read_toml
 from cmrepro.settings import Protocol
-
-Certainty = Literal["certain", "likely"]
 
 
 class Cause(Struct, frozen=True):
@@ -23,7 +21,8 @@ class Cause(Struct, frozen=True):
 class Finding(Struct, frozen=True, kw_only=True):
     """Evidence for a cause."""
 
-    certainty: Certainty = "certain"  # "likely" where clean inputs may, rarely, give the same
+    # "likely" where clean inputs may, rarely, give the same
+    certainty: Literal["certain", "likely"] = "certain"
     measured: str  # measurement or statement
     expected: str  # its value for clean inputs
     effect: str = "not measured"  # on the score
@@ -48,11 +47,9 @@ def causes() -> dict[str, Cause]:
     return read_toml(dict[str, Cause], Path(str(resources.files(__package__) / "causes.toml")))
 
 
-def finding_if(
-    fault: bool, measured: str, expected: str, certainty: Certainty = "certain"
-) -> Finding | None:
+def finding_if(fault: bool, measured: str, expected: str, **others: Any) -> Finding | None:
     """A finding where there is a fault."""
-    return Finding(measured=measured, expected=expected, certainty=certainty) if fault else None
+    return Finding(measured=measured, expected=expected, **others) if fault else None
 
 
 def too_few_images(num_images: int, required: int) -> Finding | None:

@@ -83,22 +83,20 @@ def value_range(images: Images) -> Finding | None:
     """
     shares = np.bincount(images.ravel(), minlength=256) / images.size
     ends, dark, zero = shares[[0, 1, 255]].sum(), shares[:127].sum(), shares[0]
+    measured = f"{zero:.1%} of the values are 0"
     return (
         finding_if(ends > 0.9, f"{ends:.1%} of the values are 0, 1 or 255", "below 90 %")
         or finding_if(dark < 0.001, f"{dark:.2%} of the values are below 127", "above 0.1 %")
-        or finding_if(
-            zero > 0.25, f"{zero:.1%} of the values are 0", "below 25 %", certainty="likely"
-        )
+        or finding_if(zero > 0.25, measured, "below 25 %", certainty="likely")
     )
 
 
 def channel_order(fid: float, swapped: float) -> Finding | None:
     """Red and blue swapped: FID falls when they are swapped back."""
-    if fid / swapped - 1 < FID_LIMIT:
-        return None
-    return Finding(
-        measured=f"fid falls by {1 - swapped / fid:.1%} with red and blue swapped",
-        expected=f"below {FID_LIMIT:.0%}",
+    return finding_if(
+        fid / swapped - 1 >= FID_LIMIT,
+        f"fid falls by {1 - swapped / fid:.1%} with red and blue swapped",
+        f"below {FID_LIMIT:.0%}",
         certainty="likely",
         effect=f"fid {fid:.1f}, {swapped:.1f} with red and blue swapped",
     )

@@ -41,10 +41,9 @@ def examine_record(record: RunRecord, images: ImageSource | None, settings: Sett
     expected = protocol.extractor
     training = record.checkpoint.training if record.checkpoint else None
     dataset, _, part = (training.dataset if training else "").rpartition("-")  # "cifar10-train"
+    expected_split = part if dataset == reference.dataset else None
     findings = examine_samples(record, protocol) | {
-        "split": contradiction(
-            "reference of split", reference.split, part if dataset == reference.dataset else None
-        ),
+        "split": contradiction("reference of split", reference.split, expected_split),
         "too-few-images": too_few_images(record.num_images, record.protocol.num_images),
         "extractor": contradiction("extractor", used.name, expected.name)
         or contradiction("weights", used.weights.checksum, expected.weights.checksum)

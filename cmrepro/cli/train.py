@@ -12,7 +12,7 @@ from cmrepro.data import training_images
 from cmrepro.distributed import process_group
 from cmrepro.networks.presets import IMAGE_SIZES
 from cmrepro.provenance import provenance
-from cmrepro.schema import unknown
+from cmrepro.schema import lookup
 from cmrepro.settings import Variant
 from cmrepro.training.loop import train as run
 from cmrepro.training.plan import plan
@@ -26,7 +26,6 @@ from cmrepro.training.step import Training
 @click.option("--name", help="Name of the checkpoint (default: the recipe's).")
 @click.option("--teacher", help="EDM checkpoint: a name or a path.")
 @click.option("--data", help="Data set: a path or a name (default: the recipe's).")
-@click.option("--max-unreadable", default=0, help="Undecodable images to leave out, at most.")
 @click.option("--set", "settings", multiple=True, help="Changes to the recipe: KEY=VALUE,…")
 @click.option("--seed", default=0)
 @click.option("--resume", is_flag=True, help="Continue from the newest state in the --out folder.")
@@ -63,10 +62,8 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **options: Any
     for key in changes.keys() & {"name", "variant", "method"}:
         raise ValueError(f"got --set {key}=…, which identifies the recipe; leave it out")
     changed = load_recipe(recipe, variant).replace(**changes)
-    if changed.network not in IMAGE_SIZES:
-        raise ValueError(unknown("network", changed.network, IMAGE_SIZES))
-    device, teacher, seed = options.pop("device"), options.pop("teacher"), options.pop("seed")
-    data, max_unreadable = options.pop("data"), options.pop("max_unreadable")
+    image_size = lookup("network", changed.network, IMAGE_SIZES)
+    device, teacher, seed, data = map(options.pop, ("device", "teacher", "seed", "data"))
     how = {key: options.pop(key) for key in ("precision", "micro_batch", "compiled")}
     if options.pop("planned"):
         print_rows(plan(changed, device, **how), format_)
@@ -74,8 +71,7 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **options: Any
     with process_group() as rank:
         model = load_model(teacher, device) if teacher else None
         training = Training(changed, seed, model, device, **how)
-        size = IMAGE_SIZES[changed.network]
-        images = training_images(data or changed.dataset, size, max_unreadable)
+        images = training_images(data or changed.dataset, image_size)
         path = run(training, images, out, provenance=provenance(), **options)
     if rank == 0:
         click.echo(f"wrote {path}")

@@ -6,8 +6,9 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -75,17 +76,14 @@ def lmdb_files(path: Path) -> Container:
     if needed > os.path.getsize(path / "data.mdb"):
         raise ValueError(f"{path / 'data.mdb'} is shorter than its {needed} bytes; fetch it again")
 
-    def read(name: str) -> bytes:
-        with database.begin() as transaction:
-            return transaction.get(os.fsencode(name), b"")
-
-    def length(name: str) -> int:
+    def value(convert: Callable[[memoryview | bytes], Any], name: str) -> Any:
         with database.begin(buffers=True) as transaction:
-            return len(transaction.get(os.fsencode(name), b""))
+            return convert(transaction.get(os.fsencode(name), b""))
 
     with database.begin() as transaction:
         keys = transaction.cursor().iternext(keys=True, values=False)  # sorted
-        return Container([os.fsdecode(key) for key in keys], None, read, length)
+        names = [os.fsdecode(key) for key in keys]
+    return Container(names, None, partial(value, bytes), partial(value, len))
 
 
 def _container(
@@ -117,15 +115,9 @@ def _edm_labels(image_names: Sequence[str], text: bytes) -> Labels:
     if labels is None:
         return None
     by_name = dict(labels)
-    if unmatched := sorted(by_name.keys() ^ set(image_names)):
-        raise ValueError(
-            f"dataset.json and the images differ by {len(unmatched)} names, e.g. {unmatched[0]}"
-        )
+    if odd := sorted(by_name.keys() ^ set(image_names)):
+        raise ValueError(f"dataset.json and the images differ by {len(odd)} names, e.g. {odd[0]}")
     return np.array([by_name[name] for name in image_names], np.int64)
-
-
-class UnreadableError(ValueError):
-    """An image file that cannot be read or decoded."""
 
 
 def read_image(name: str, files: Container, convert: bool) -> Image.Image:
@@ -135,7 +127,7 @@ def read_image(name: str, files: Container, convert: bool) -> Image.Image:
         image.load()
         image = image.convert("RGB") if convert else image
     except Exception as error:  # Pillow, zipfile and zlib each raise their own kinds
-        raise UnreadableError(f"cannot decode {name} ({error}); replace it") from error
+        raise ValueError(f"cannot decode {name} ({error}); replace it") from error
     if image.mode != "RGB":
         raise ValueError(f"{name} is {image.mode}, allowed is RGB; convert the images beforehand")
     return image

@@ -18,18 +18,14 @@ MAX_BYTES_IN_MEMORY = 1 << 30  # more images in files are decoded when a step ne
 
 
 def open_images(
-    source: str | Path,
-    name: str | None = None,
-    image_size: int | None = None,
-    max_unreadable: int = 0,
+    source: str | Path, name: str | None = None, image_size: int | None = None
 ) -> ImageSource:
     """Images behind a name or a path; those in files are read when they are needed.
 
     `source` is "cifar10-train" or "cifar10-test" (downloaded once), "synthetic", or the path of a
     folder or zip of images (EDM's dataset.json, class folders or ImageNet's file names give
     labels), of an LMDB (LSUN's format) or of a sample set (.npz with `arr_0`); `name` stands in
-    records. Images in files become squares of `image_size` px if it is not None, and at most
-    `max_unreadable` that cannot be decoded are replaced, which is logged.
+    records. Images in files become squares of `image_size` px if it is not None.
     """
     path, text = Path(source), str(source)
     if text in ("cifar10-train", "cifar10-test"):
@@ -53,7 +49,7 @@ def open_images(
     if not files.image_names:
         raise ValueError(f"no images in {path}; allowed are {', '.join(sorted(SUFFIXES))}")
     name = name or (path.name if path.is_dir() else path.stem)
-    return ImageFiles(name, files, image_size, max_unreadable)
+    return ImageFiles(name, files, image_size)
 
 
 def load_dataset(source: str | Path, name: str | None = None) -> ImageDataset:
@@ -61,9 +57,9 @@ def load_dataset(source: str | Path, name: str | None = None) -> ImageDataset:
     return _in_memory(open_images(source, name))
 
 
-def training_images(source: str | Path, image_size: int, max_unreadable: int = 0) -> ImageSource:
+def training_images(source: str | Path, image_size: int) -> ImageSource:
     """Images for a network of `image_size` px, see `open_images`; many in files stay there."""
-    images = open_images(source, None, image_size, max_unreadable)
+    images = open_images(source, None, image_size)
     on_demand = isinstance(images, ImageFiles) and math.prod(images.shape) > MAX_BYTES_IN_MEMORY
     return images if on_demand else _in_memory(images)
 

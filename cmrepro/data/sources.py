@@ -2,8 +2,6 @@
 
 import functools
 import hashlib
-import itertools
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro import npz
-from cmrepro.data.containers import Container, Labels, UnreadableError, centre_square, read_image
+from cmrepro.data.containers import Container, Labels, centre_square, read_image
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
 
 Indices = Sequence[int] | NDArray[np.int64]
 Images = NDArray[np.uint8]
 Batches = Iterator[Images]
-
-log = logging.getLogger(__name__)
 
 
 class ImageSource:
@@ -68,51 +64,30 @@ class ImageDataset(ImageSource):
 
 
 class ImageFiles(ImageSource):
-    """Image files, decoded when they are needed, on all cores; see `open_images`.
+    """Image files, decoded when they are needed, on all cores; see `open_images`."""
 
-    The next readable image takes the place of one that cannot be decoded, and so does its label.
-    The choice depends on the files alone and not on the order of reading: all processes agree.
-    """
-
-    def __init__(
-        self, name: str, files: Container, image_size: int | None, max_unreadable: int
-    ) -> None:
+    def __init__(self, name: str, files: Container, image_size: int | None) -> None:
         first = files.image_names[0]
-        try:
-            width, height = read_image(first, files, convert=image_size is not None).size
-        except UnreadableError:
-            if image_size is None:
-                raise
-            width = height = image_size
+        width, height = read_image(first, files, convert=image_size is not None).size
         if image_size and min(width, height) < image_size:
             network = f"the network takes {image_size}x{image_size}"
             raise ValueError(
                 f"{first} has {height}x{width} pixels, {network}; enlarge it beforehand"
             )
         shape = (len(files.image_names), image_size or height, image_size or width, 3)
-        # A copy: a replaced image takes its label along.
-        super().__init__(name, shape, None if files.labels is None else files.labels.copy())
-        self.files, self.image_size, self.max_unreadable = files, image_size, max_unreadable
-        self._unreadable: dict[int, str] = {}  # number -> name and problem
+        super().__init__(name, shape, files.labels)
+        self.files, self.image_size = files, image_size
 
     def take(self, indices: Indices) -> Images:
-        numbers = [self._readable(int(index)) for index in indices]
-        batch = np.empty((len(numbers), *self.image_shape), np.uint8)
-        problems: dict[int, str] = {}
+        batch = np.empty((len(indices), *self.image_shape), np.uint8)
         pool, num_threads = _pool(os.getpid())
 
         def fill(first: int) -> None:
-            for i in range(first, len(numbers), num_threads):
-                try:
-                    batch[i] = self._pixels(self.files.image_names[numbers[i]])
-                except UnreadableError as error:
-                    problems[numbers[i]] = str(error)
+            for i in range(first, len(indices), num_threads):
+                batch[i] = self._pixels(self.files.image_names[indices[i]])
 
         list(pool.map(fill, range(num_threads)))
-        if not problems:
-            return batch
-        self._leave_out(problems)
-        return self.take(indices)
+        return batch
 
     def _pixels(self, name: str) -> Images:
         if self.image_size is not None:
@@ -124,24 +99,6 @@ class ImageFiles(ImageSource):
                 f"{self.image_shape[:2]}, {name} is {pixels.shape[:2]}; resize them beforehand"
             )
         return pixels
-
-    def _readable(self, index: int) -> int:
-        """Number of the image that is shown as image `index`."""
-        following = itertools.chain(range(index, self.num_images), range(index))
-        return next(i for i in following if i not in self._unreadable)
-
-    def _leave_out(self, problems: dict[int, str]) -> None:
-        """Log images that cannot be decoded and replace their labels, or refuse too many."""
-        unreadable = self._unreadable | problems
-        if len(unreadable) > min(self.max_unreadable, self.num_images - 1):
-            found = f"{unreadable[min(unreadable)]}; {len(unreadable)} such images"
-            raise ValueError(f"{found}, allowed are {self.max_unreadable} (--max-unreadable)")
-        self._unreadable = unreadable
-        for index in sorted(problems):
-            log.warning("left out an image: %s", problems[index])
-        if self.labels is not None:
-            for index in unreadable:
-                self.labels[index] = self.labels[self._readable(index)]
 
     def sha256(self) -> str:
         """Checksum of the names and lengths of the files and of the size; no image is decoded."""

@@ -76,7 +76,6 @@ class BatchSource:
             images[flipped] = images[flipped, :, ::-1]
         z = self._noise(step, (3, *images.shape[1:3]), generator)
         t, s = METHODS[recipe.method].draw_times(recipe, step, generator)
-        # After the images: reading may replace the labels of images that cannot be decoded.
         numbers = self.dataset.labels
         labels = None if numbers is None else torch.from_numpy(numbers[indices])
         return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), z, t[rows], s[rows], labels)
