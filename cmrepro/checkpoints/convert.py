@@ -11,20 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cmrepro.checkpoints import diffusers, flax, io
-from cmrepro.checkpoints.registry import (
-    ReleasedCheckpoint,
-    default_sigmas,
-    fetch_checkpoint,
-    released_checkpoints,
-)
+from cmrepro import schema
+from cmrepro.checkpoints import diffusers, flax, io, registry
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.files import sha256
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
 from cmrepro.networks.presets import PRESETS, build_network
 from cmrepro.records import CheckpointInfo
-from cmrepro.schema import convert as to_struct
-from cmrepro.schema import to_builtins, unknown
 from cmrepro.settings import Selection
 
 # Goes into the header; rises with every change that would give other bytes from the same source.
@@ -44,12 +37,12 @@ def convert(
     two_step_selection: Selection | None = None,  # None for a time given by hand
 ) -> Path:
     """Write a checkpoint of any supported format (`source` as for `load_model`) as one of ours."""
-    entry = None if Path(source).exists() else released_checkpoints().get(str(source))
+    entry = None if Path(source).exists() else registry.released_checkpoints().get(str(source))
     if out is None:
         if entry is None:
             raise ValueError(f"got no file to write {source} to; give one with --out")
         out = entry.converted
-    path = fetch_checkpoint(entry.name) if entry else local_checkpoint(source)
+    path = registry.fetch_checkpoint(entry.name) if entry else local_checkpoint(source)
     weights, info = read_checkpoint(path, entry, network, parameterization)
     if two_step_time is not None:
         low, high = info.sigma_min, info.sigma_max
@@ -68,14 +61,15 @@ def local_checkpoint(name: str | Path) -> Path:
     bundled = io.bundled_checkpoints()
     path = Path(name) if Path(name).exists() else bundled.get(str(name))
     if path is None:
-        known, kind = [*bundled, *released_checkpoints()], "checkpoint (no such file either)"
-        raise ValueError(unknown(kind, str(name), known, "cmrepro checkpoints list"))
+        kind, known = "checkpoint (no such file either)", registry.released_checkpoints()
+        listed_by = "cmrepro checkpoints list"
+        raise ValueError(schema.unknown(kind, str(name), [*bundled, *known], listed_by))
     return path
 
 
 def read_checkpoint(
     path: Path,
-    released: ReleasedCheckpoint | None = None,
+    released: registry.ReleasedCheckpoint | None = None,
     network: str | None = None,
     parameterization: Parameterization | None = None,
 ) -> tuple[dict[str, Tensor], CheckpointInfo]:
@@ -97,7 +91,8 @@ def read_checkpoint(
             **{"format": kind, "conversion": CONVERSION_VERSION, "step": step},
         }
         fields["selection"] = {"rule": "as released" if released else "not stated"}
-    return weights, to_struct(CheckpointInfo, default_sigmas() | fields, str(path))
+    fields = registry.default_sigmas() | fields
+    return weights, schema.convert(CheckpointInfo, fields, str(path))
 
 
 def read_contents(
@@ -114,7 +109,7 @@ def read_contents(
         tensors, step = flax.read_flax_checkpoint(path)
     else:
         if kind == "safetensors":
-            fields = to_builtins(io.read_info(path))
+            fields = schema.to_builtins(io.read_info(path))
         elif kind == "diffusers":
             fields = diffusers.folder_fields(path)
         file = diffusers.weights_file(path)
@@ -169,7 +164,16 @@ def _fitting_network(
     path: Path, kind: Format, tensors: Mapping[str, Any], network: str | None
 ) -> str:
     """The requested network, or the one with these parameters; refuses any other parameters."""
-    expected = {name: _expected(kind, name) for name in ([network] if network else PRESETS)}
+    expected: dict[str, Mapping[str, Tensor]] = {}  # under the format's names, without memory
+    for name in [network] if network else PRESETS:
+        with torch.device("meta"):
+            candidate = build_network(name)
+        expected[name] = candidate.state_dict()
+        if kind == "flax":
+            expected[name] = flax.flax_layout(candidate) if isinstance(candidate, NCSNpp) else {}
+        elif kind == "diffusers":
+            config = diffusers.adm_networks()[name]
+            expected[name] = diffusers.to_diffusers(expected[name], config)
     got = io.shapes(tensors)
     distances = {name: len(io.shapes(e).items() ^ got.items()) for name, e in expected.items()}
     nearest, *others = sorted(distances, key=lambda name: distances[name])
@@ -178,15 +182,3 @@ def _fitting_network(
     source = str(path) if network else f"{path} (compared with the nearest network)"
     io.check_parameters(expected[nearest], tensors, source, nearest)
     return nearest
-
-
-def _expected(kind: Format, network_name: str) -> Mapping[str, Tensor]:
-    """A network's parameters as a format names them, without memory; none if it has no such."""
-    with torch.device("meta"):
-        network = build_network(network_name)
-    if kind == "flax":
-        return flax.flax_layout(network) if isinstance(network, NCSNpp) else {}
-    weights = network.state_dict()
-    if kind == "diffusers":
-        return diffusers.to_diffusers(weights, diffusers.adm_networks()[network_name])
-    return weights

@@ -29,8 +29,7 @@ OUTSIDE = {
     **{"label_emb": "class_embedding", "input_blocks.0.0": "conv_in"},
     **{"out.0": "conv_norm_out", "out.2": "conv_out"},
 }
-# Settings that make a UNet2DModel an ADM U-Net of any width; diffusers' own defaults but for the
-# two resamplers.
+# Settings of an ADM U-Net of any width: diffusers' own defaults but for the two resamplers.
 FIXED: dict[str, Any] = {
     **{"act_fn": "silu", "norm_eps": 1e-5, "norm_num_groups": 32, "mid_block_scale_factor": 1},
     **{"time_embedding_type": "positional", "flip_sin_to_cos": True, "freq_shift": 0},
@@ -56,8 +55,7 @@ def unet_config(network_name: str) -> dict[str, Any]:
     return FIXED | {
         "_class_name": "UNet2DModel",
         "sample_size": IMAGE_SIZES[network_name],
-        "in_channels": config.in_channels,
-        "out_channels": config.in_channels,
+        **dict.fromkeys(("in_channels", "out_channels"), config.in_channels),
         "layers_per_block": config.num_res_blocks,
         "block_out_channels": [m * config.num_channels for m in config.channel_mult],
         "down_block_types": down,

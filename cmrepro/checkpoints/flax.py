@@ -41,8 +41,7 @@ BLOCKS: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
 LEAVES = {
     "GaussianFourierProjection": {"frequencies": "W"},
     "GroupNorm": {"weight": "scale", "bias": "bias"},
-    "Dense": {"weight": "kernel", "bias": "bias"},
-    "Conv": {"weight": "kernel", "bias": "bias"},
+    **dict.fromkeys(("Dense", "Conv"), {"weight": "kernel", "bias": "bias"}),
     "Conv2d": {"weight": "weight", "bias": "bias"},
     "NIN": {"weight": "W", "bias": "b"},
 }

@@ -9,12 +9,7 @@ from filelock import FileLock
 from msgspec.structs import asdict
 from torch import nn
 
-from cmrepro.checkpoints.convert import (
-    convert,
-    local_checkpoint,
-    read_checkpoint,
-    read_contents,
-)
+from cmrepro.checkpoints import convert
 from cmrepro.checkpoints.diffusers import weights_file
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info
 from cmrepro.checkpoints.registry import released_checkpoints
@@ -29,8 +24,7 @@ class CheckpointModel(PreconditionedModel):
 
     def __init__(self, network: nn.Module, path: Path, info: CheckpointInfo) -> None:
         super().__init__(network, info.parameterization, info.sigma_data, info.sigma_min)
-        self.path = path
-        self.info = info
+        self.path, self.info = path, info
 
     @property
     def image_size(self) -> int:
@@ -50,7 +44,7 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> Checkpoi
     `name` is that of a bundled or released checkpoint, or a path of any supported format.
     """
     path = find_checkpoint(name)
-    weights, info = read_checkpoint(path)
+    weights, info = convert.read_checkpoint(path)
     network = build_network(info.network)
     network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
     model = CheckpointModel(network, path, info)
@@ -61,11 +55,11 @@ def find_checkpoint(name: str | Path) -> Path:
     """The file of a bundled or released name (converted on first use), or the path itself."""
     entry = released_checkpoints().get(str(name))
     if entry is None or Path(name).exists():
-        return local_checkpoint(name)
+        return convert.local_checkpoint(name)
     make_folder(entry.converted.parent)
     # Processes of `torchrun` that need the same file convert it once.
     with FileLock(entry.converted.with_suffix(".lock")):
-        return entry.converted if entry.converted.is_file() else convert(entry.name)
+        return entry.converted if entry.converted.is_file() else convert.convert(entry.name)
 
 
 def checkpoint_rows() -> list[dict[str, Any]]:
@@ -92,8 +86,8 @@ def contents(name: str) -> dict[str, Any]:
     entry = None if Path(name).exists() else released_checkpoints().get(name)
     if entry and not entry.converted.is_file():
         return {"state": entry.state, "bytes": entry.bytes_approx} | entry.info_fields
-    path = entry.converted if entry else local_checkpoint(name)
-    kind, weights, fields, step = read_contents(path)
+    path = entry.converted if entry else convert.local_checkpoint(name)
+    kind, weights, fields, step = convert.read_contents(path)
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
     return {
         "format": kind,

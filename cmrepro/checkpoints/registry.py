@@ -51,8 +51,8 @@ class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
     def info_fields(self) -> dict[str, Any]:
         """The fields of `CheckpointInfo` that are published."""
         sigmas = ("sigma_data", "sigma_min", "sigma_max")
-        keys = ("network", "parameterization", *sigmas, "two_step_time")
-        return {key: getattr(self, key) for key in keys} | {"training": to_builtins(self.training)}
+        keys = ("network", "parameterization", *sigmas, "two_step_time", "training")
+        return {key: to_builtins(getattr(self, key)) for key in keys}
 
     @property
     def downloaded(self) -> Path:

@@ -50,6 +50,6 @@ def calibration_rows(
         ours = scores.values[entry.metric]
         difference = ours - entry.published
         verdict = "agrees" if abs(difference) <= entry.tolerance else "differs"
-        row = {"ours": ours, "difference": difference, "verdict": verdict}
-        rows.append(to_builtins(entry) | row)
+        values = {"ours": ours, "difference": difference, "verdict": verdict}
+        rows.append(to_builtins(entry) | values)
     return rows

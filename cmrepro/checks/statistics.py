@@ -28,8 +28,7 @@ def compare(
     """Another extractor, too few images, or other images, whichever is first."""
     findings: Findings = dict.fromkeys(("extractor", "too-few-images", "split"))
     if (dims := len(statistics.mu)) != (feature_dim := len(reference.mu)):
-        finding = Finding(measured=f"{dims} features", expected=f"{feature_dim}")
-        return {"extractor": finding}
+        return {"extractor": Finding(measured=f"{dims} features", expected=f"{feature_dim}")}
     variance = np.diag(reference.sigma).clip(RANK_TOLERANCE * reference.sigma.max())
     shift = (np.abs(statistics.mu - reference.mu) / np.sqrt(variance)).max()
     if shift < SAME_MEAN:

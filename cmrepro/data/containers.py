@@ -89,26 +89,23 @@ def lmdb_files(path: Path) -> Container:
 def _container(
     names: Sequence[str], read: Callable[[str], bytes], length: Callable[[str], int]
 ) -> Container:
-    """Images among files, and their labels by EDM's dataset.json, class folders or file names."""
+    """Images among files, and their labels."""
     image_names = sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES)
-    edm = "dataset.json" in names
-    labels = _edm_labels(image_names, read("dataset.json")) if edm else _class_labels(image_names)
-    return Container(image_names, labels, read, length)
+    edm = read("dataset.json") if "dataset.json" in names else None
+    return Container(image_names, _labels(image_names, edm), read, length)
 
 
-def _class_labels(image_names: Sequence[str]) -> Labels:
-    """Labels in the order of the sorted names of class folders, or else of ImageNet's classes."""
-    classes = [str(PurePosixPath(name).parent) for name in image_names]
-    if len(set(classes)) < 2:
-        matches = [WNID.match(PurePosixPath(name).name) for name in image_names]
-        classes = [match.group() for match in matches if match]
-    unique, labels = np.unique(classes, return_inverse=True)
-    return labels if len(labels) == len(image_names) and len(unique) > 1 else None
-
-
-def _edm_labels(image_names: Sequence[str], text: bytes) -> Labels:
+def _labels(image_names: Sequence[str], edm: bytes | None) -> Labels:
+    """Labels by EDM's dataset.json, or by the sorted class folders, or by ImageNet's classes."""
+    if edm is None:
+        classes = [str(PurePosixPath(name).parent) for name in image_names]
+        if len(set(classes)) < 2:
+            matches = [WNID.match(PurePosixPath(name).name) for name in image_names]
+            classes = [match.group() for match in matches if match]
+        unique, numbers = np.unique(classes, return_inverse=True)
+        return numbers if len(numbers) == len(image_names) and len(unique) > 1 else None
     try:
-        labels = msgspec.json.decode(text, type=dict[str, list[tuple[str, int]] | None])["labels"]
+        labels = msgspec.json.decode(edm, type=dict[str, list[tuple[str, int]] | None])["labels"]
     except (KeyError, msgspec.DecodeError) as error:
         allowed = '{"labels": [[FILE, CLASS], …]} with integer classes, or {"labels": null}'
         raise ValueError(f"dataset.json cannot be read ({error}); allowed is {allowed}") from error

@@ -70,10 +70,8 @@ class ImageFiles(ImageSource):
         first = files.image_names[0]
         width, height = read_image(first, files, convert=image_size is not None).size
         if image_size and min(width, height) < image_size:
-            network = f"the network takes {image_size}x{image_size}"
-            raise ValueError(
-                f"{first} has {height}x{width} pixels, {network}; enlarge it beforehand"
-            )
+            takes = f"the network takes {image_size}x{image_size}; enlarge it beforehand"
+            raise ValueError(f"{first} has {height}x{width} pixels, {takes}")
         shape = (len(files.image_names), image_size or height, image_size or width, 3)
         super().__init__(name, shape, files.labels)
         self.files, self.image_size = files, image_size
