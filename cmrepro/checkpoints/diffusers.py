@@ -55,7 +55,8 @@ def unet_config(network_name: str) -> dict[str, Any]:
     return FIXED | {
         "_class_name": "UNet2DModel",
         "sample_size": IMAGE_SIZES[network_name],
-        **dict.fromkeys(("in_channels", "out_channels"), config.in_channels),
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
         "layers_per_block": config.num_res_blocks,
         "block_out_channels": [m * config.num_channels for m in config.channel_mult],
         "down_block_types": down,

@@ -3,8 +3,7 @@
 A file is one msgpack map of the training state. Its trees are `params` (the weights that are
 trained), `params_ema` (their average at `ema_rate`, which the official code samples from and which
 is read here), in CT and progressive distillation `target_params`, and the optimizer's moments.
-Arrays are msgpack extensions, as flax/serialization.py of flax 0.6 writes them. Nothing in such a
-file can be executed.
+Arrays are msgpack extensions, as flax/serialization.py of flax 0.6 writes them; none holds code.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +40,8 @@ BLOCKS: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
 LEAVES = {
     "GaussianFourierProjection": {"frequencies": "W"},
     "GroupNorm": {"weight": "scale", "bias": "bias"},
-    **dict.fromkeys(("Dense", "Conv"), {"weight": "kernel", "bias": "bias"}),
+    "Dense": {"weight": "kernel", "bias": "bias"},
+    "Conv": {"weight": "kernel", "bias": "bias"},
     "Conv2d": {"weight": "weight", "bias": "bias"},
     "NIN": {"weight": "W", "bias": "b"},
 }
@@ -98,7 +98,7 @@ def flax_names(network: NCSNpp) -> dict[str, str]:
     """The name map: our names of all parameters -> the official ones, in our order."""
     modules = dict(MODULES)
     for block, (kind, parts) in BLOCKS.items():
-        blocks = [name for name, module in network.named_modules() if type(module) is block]
+        blocks = (name for name, module in network.named_modules() if type(module) is block)
         for i, name in enumerate(blocks):
             modules |= {f"{name}.{ours}": f"{kind}_{i}/{part}" for ours, part in parts.items()}
     names = {}
@@ -126,8 +126,8 @@ def ncsnpp_state_dict(
     Official kernels are (height, width, in, out) or (in, out). The result has its own memory.
     """
     with torch.device("meta"):
-        names = flax_names(NCSNpp(config))
+        arrays = {ours: parameters[name] for ours, name in flax_names(NCSNpp(config)).items()}
     return {
         ours: torch.from_numpy(np.array(array.transpose(AXES[array.ndim]), order="C"))
-        for ours, array in ((ours, parameters[official]) for ours, official in names.items())
+        for ours, array in arrays.items()
     }
