@@ -1,8 +1,8 @@
 """Losses of consistency distillation and training, and EDM's denoising loss, each (B,).
 
-x (B, C, H, W) are images in [-1, 1], z (B, C, H, W) is standard normal. The times t (B,) are of
-the grid but its last, s (B,) those that follow on the grid, s < t. `online` is f with the weights
-that are trained, `target` f with the target network's, `online` itself where mu = 0.
+x (B, C, H, W) are images in [-1, 1], z (B, C, H, W) is standard normal. t (B,) is any time of the
+grid except the smallest, s (B,) the next smaller one: t_{n+1} and t_n in the paper. `online` is
+f_theta; `target` is f_theta^-, the online model itself if mu = 0.
 
 The weighting is lambda = 1 throughout, as in the paper. The gradient reaches the online model
 only. Both models see the same dropout mask.
@@ -25,8 +25,8 @@ def noisy(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return x + t[:, None, None, None] * z
 
 
-def _goal(target: Model, x_s: Tensor, s: Tensor, labels: Labels) -> Tensor:
-    """stop-gradient(f_target(x_s, s)); the online model gets the same dropout mask next."""
+def _target_output(target: Model, x_s: Tensor, s: Tensor, labels: Labels) -> Tensor:
+    """stop-gradient(f_target(x_s, s)); the RNG state is restored for `online`."""
     devices = [x_s.device] if x_s.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         return target(x_s, s, labels)
@@ -51,8 +51,8 @@ def consistency_distillation_loss(
     x_t = noisy(x, z, t)
     with torch.no_grad():
         x_s = step(lambda x_t, t: teacher(x_t, t, labels), x_t, t, s)
-    goal = _goal(target, x_s, s, labels)
-    return distance(online(x_t, t, labels), goal)
+    target_output = _target_output(target, x_s, s, labels)
+    return distance(online(x_t, t, labels), target_output)
 
 
 def consistency_training_loss(
@@ -66,8 +66,8 @@ def consistency_training_loss(
     labels: Labels = None,
 ) -> Tensor:
     """Loss of Algorithm 3 (CT): d(f(x + t z, t), f_target(x + s z, s))."""
-    goal = _goal(target, noisy(x, z, s), s, labels)
-    return distance(online(noisy(x, z, t), t, labels), goal)
+    target_output = _target_output(target, noisy(x, z, s), s, labels)
+    return distance(online(noisy(x, z, t), t, labels), target_output)
 
 
 def edm_loss(
