@@ -5,9 +5,9 @@ from pathlib import Path
 
 from cmrepro.checkpoints.load import load_model
 from cmrepro.data import ImageDataset
+from cmrepro.data.containers import write_grid
 from cmrepro.experiments.run import evaluate
 from cmrepro.files import make_folder
-from cmrepro.grids import write_grid
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, RunRecord, write_record
 from cmrepro.sampling import sample, sample_provenance, sampler_settings

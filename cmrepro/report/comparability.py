@@ -4,10 +4,11 @@ A claim of the paper and a record are brought to the same fields (`facts`); `Agr
 that differ and those that are not known. Verdicts, tables and `cmrepro compare` use it alike.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from cmrepro.paper import ABLATED, AbsoluteClaim, Setting, ablated_fields
+from cmrepro.paper import ABLATED, AbsoluteClaim, Setting, ablated_fields, claims
 from cmrepro.records import RunRecord, TrainingRun
 from cmrepro.schema import Struct
 from cmrepro.settings import Metric
@@ -27,10 +28,14 @@ RECIPE = (
     *("horizontal_flip", "mixed_precision", "sigma_min", "sigma_max", "rho", "sigma_data"),
     *("mu_form", "mu0", "s0", "s1"),
 )
-FIELDS = ("nfe", *SAMPLING, *SCORING, *DATA_AND_SIZE, *TRAINING, *MODEL)
+SCORED = (*SCORING, *DATA_AND_SIZE)
+FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
+# Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
+FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
 # A record without one of these is not set beside a printed score.
 NEEDED = {*SCORING, "dataset", "network", "images_seen", "batch_size", "total_steps"}
 UNKNOWN = (None, "", "not stated", "as released")
+NAMES = ("for the better", "for the worse")  # the sides of an ordering, in words
 
 
 class Agreement(Struct, frozen=True):
@@ -80,34 +85,25 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     for name in known.keys() & {*ABLATED, *RECIPE}:
         if known[name] is None:
             known[name] = absent.get(name, "none")
-    return dict.fromkeys((*FIELDS, *RECIPE, "teacher")) | known
+    return dict.fromkeys((*FIELDS, *SAMPLING, *RECIPE, "teacher")) | known
 
 
 def _claim_facts(claim: AbsoluteClaim) -> Facts:
     setting, shared = claim.setting, ("num_images", "network", *TRAINING[:4], "selection")
-    return {
-        **{name: getattr(claim, name) for name in shared},
-        "nfe": setting.nfe,
-        "protocol": f"{setting.protocol}-v{claim.protocol_version}",
-        "reference": claim.training_data,
-        "scale": "paper",
-        "dataset": claim.training_data,
-        "weights": f"EMA {claim.ema_rate:.6g}",
-        "stands_for": setting.recipe,
-        **(ablated_fields(setting.recipe, setting.changes) or {}),
-    }
+    known: Facts = {name: getattr(claim, name) for name in shared}
+    known |= {"nfe": setting.nfe, "protocol": f"{setting.protocol}-v{claim.protocol_version}"}
+    known |= dict.fromkeys(("reference", "dataset"), claim.training_data)
+    known |= {"scale": "paper", "weights": f"EMA {claim.ema_rate:.6g}"}
+    fields = ablated_fields(setting.recipe, setting.changes)
+    return {**known, "stands_for": setting.recipe, **(fields or {})}
 
 
 def _record_facts(record: RunRecord) -> Facts:
     reference, checkpoint = record.reference, record.checkpoint
     images = f"{reference.dataset}-{reference.split}" if reference.dataset else reference.name
-    known: Facts = {
-        "nfe": record.nfe,
-        "protocol": f"{record.protocol.name}-v{record.protocol.version}",
-        "reference": images,
-        "num_images": record.num_images,
-        **(ablated(record) or {}),
-    }
+    protocol = f"{record.protocol.name}-v{record.protocol.version}"
+    known: Facts = {"nfe": record.nfe, "num_images": record.num_images}
+    known |= {"protocol": protocol, "reference": images, **(ablated(record) or {})}
     if sampler := record.sampler:
         known |= {name: getattr(sampler, name) for name in SAMPLING[1:]}
         known["times"] = times_in_words(sampler.times)
@@ -124,14 +120,11 @@ def _record_facts(record: RunRecord) -> Facts:
 
 
 def sampling_agreement(record: RunRecord) -> Agreement:
-    """Agreement of a record's sampling with what its checkpoint and protocol ask for.
-
-    The second time is the checkpoint's own, published or selected, and the rounding that of the
-    protocol's tools.
-    """
-    expected: Facts = {"times": None, "to_uint8": None, "clip_denoised": True}
-    if record.protocol.to_uint8 != "as given":
-        expected["to_uint8"] = record.protocol.to_uint8
+    """Agreement of a record's sampling with the times of its checkpoint and its protocol."""
+    to_uint8 = record.protocol.to_uint8
+    expected: Facts = {"times": None, "to_uint8": to_uint8, "clip_denoised": True}
+    if to_uint8 == "as given":
+        expected["to_uint8"] = None
     if (checkpoint := record.checkpoint) and record.nfe in (1, 2):
         times = [t for t in (checkpoint.sigma_max, checkpoint.two_step_time)[: record.nfe] if t]
         expected["times"] = times_in_words(times) if len(times) == record.nfe else None
@@ -140,13 +133,10 @@ def sampling_agreement(record: RunRecord) -> Agreement:
 
 def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
     """Agreement of a record with a claim; what the record must state and does not, differs."""
-    fields = [field for field in FIELDS if field not in SAMPLING]
-    found = compare_facts(facts(claim), facts(record), fields, ("in the paper", "here"))
+    found = compare_facts(facts(claim), facts(record), FIELDS, ("in the paper", "here"))
     needed = {f: f"not known: {text}" for f, text in found.unknown.items() if f in NEEDED}
-    return Agreement(
-        found.different | sampling_agreement(record).different | needed,
-        {field: text for field, text in found.unknown.items() if field not in needed},
-    )
+    unknown = {field: text for field, text in found.unknown.items() if field not in needed}
+    return Agreement(found.different | sampling_agreement(record).different | needed, unknown)
 
 
 def scoring(record: RunRecord) -> tuple[object, ...]:
@@ -180,12 +170,9 @@ def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
 def is_of(record: RunRecord, setting: Setting, demo: bool) -> bool:
     """True if a model is that of a setting, with its changes and no others, at that scale."""
     training = trained(record)
-    return (
-        training is not None
-        and is_demo(record) == demo
-        and training.stands_for == setting.recipe
-        and ablated(record) == ablated_fields(setting.recipe, setting.changes, demo)
-    )
+    if not training or (is_demo(record), training.stands_for) != (demo, setting.recipe):
+        return False
+    return ablated(record) == ablated_fields(setting.recipe, setting.changes, demo)
 
 
 def is_ablation(record: RunRecord) -> bool:
@@ -193,6 +180,13 @@ def is_ablation(record: RunRecord) -> bool:
     training = trained(record)
     fields = ablated_fields(training.stands_for, (), is_demo(record)) if training else None
     return fields is not None and ablated(record) != fields
+
+
+def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Other records of images from elsewhere, scored like a record, in the order of FD."""
+    elsewhere = [r for r in records if r.nfe is None and r.id != record.id]
+    found = [r for r in elsewhere if scoring(r) == scoring(record)]
+    return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 
 def group(
@@ -226,13 +220,49 @@ def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
     found = []
     for members in group(usable, ignore=("seed", "model")):
         by_seed = {record.seed: record for record in members if record.seed is not None}
-        chosen_on: set[int] = set()
-        if checkpoint := members[0].checkpoint:
-            times = checkpoint.two_step_selection if nfe > 1 else None
-            chosen_on = {*checkpoint.selection.seeds, *(times.seeds if times else ())}
+        checkpoint = members[0].checkpoint
+        chosen_on = {*checkpoint.selection.seeds} if checkpoint else set()
+        if checkpoint and nfe > 1 and (times := checkpoint.two_step_selection):
+            chosen_on |= {*times.seeds}
         left_out = ", ".join(str(seed) for seed in sorted(chosen_on & by_seed.keys()))
         remark = f"without seed {left_out}, on which checkpoint or time was chosen"
         counted = {seed: r for seed, r in by_seed.items() if seed not in chosen_on}
         if by_seed:
             found.append(Side(members[0], counted, remark if left_out else ""))
     return found
+
+
+def disagreement(
+    settings: tuple[Setting, Setting], records: tuple[RunRecord, RunRecord], demo: bool
+) -> tuple[list[str], list[str]]:
+    """Fields in which two sides are not comparable, and notes on the rest, in words."""
+    notes, found, different = [], [], {}
+    known = facts(records[0]), facts(records[1])
+    for setting, own, name in () if demo else zip(settings, known, NAMES, strict=True):
+        plain = setting.replace(changes=())
+        paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
+        fields = [field for field in FIELDS if field not in dict(setting.changes)]
+        found.append(compare_facts(facts(paper), own, fields, ("in the paper", name)))
+    checksums = {record.checkpoint and record.checkpoint.sha256 for record in records}
+    if len(checksums) > 1:
+        fields = [*SCORED]
+        if settings[0].recipe == settings[1].recipe:
+            wanted = [ablated_fields(s.recipe, s.changes, demo) or {} for s in settings]
+            changed = [f for f in ABLATED if wanted[0].get(f) != wanted[1].get(f)]
+            varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
+            fields += [field for field in (*TRAINING, *MODEL) if field not in varied]
+            further = [field for field in (*RECIPE, "teacher") if field not in varied]
+            different = compare_facts(*known, further, NAMES).different
+            if not changed:  # two checkpoints of one setting
+                models = records[0].model, records[1].model
+                different = {"model": f"model {in_words(models, NAMES)}"}
+        else:
+            trained_by = ("images_seen", "batch_size", "initialisation", "distance")
+            otherwise = compare_facts(*known, trained_by, NAMES).different
+            notes += [f"trained otherwise: {', '.join(otherwise.values())}"] if otherwise else []
+        found.append(compare_facts(*known, fields, NAMES))
+    unknown: dict[str, str] = {}
+    for agreement in found:
+        different, unknown = different | agreement.different, unknown | agreement.unknown
+    notes += [f"not known: {', '.join(unknown.values())}"] if unknown else []
+    return list(different.values()), notes

@@ -4,19 +4,12 @@ import math
 from statistics import NormalDist
 from typing import Any
 
-from cmrepro.records import RELATIVE_TOLERANCE, Hashes, RunRecord, differences
-from cmrepro.report.comparability import (
-    DATA_AND_SIZE,
-    SAMPLING,
-    SCORING,
-    TRAINING,
-    compare_facts,
-    facts,
-)
+from cmrepro.records import RELATIVE_TOLERANCE, RunRecord, differences
+from cmrepro.report.comparability import SAMPLING, SCORED, SCORING, TRAINING, compare_facts, facts
 from cmrepro.schema import Struct
 from cmrepro.settings import Metric
 
-PARTED = {
+PARTED = {  # causes of a difference by stage, in the order of the stages
     "noise": "another seed, num_images, nfe or random generator",
     "labels": "another rule to draw classes",
     "images": "another checkpoint, sampler or rounding, or other device, threads or libraries",
@@ -51,11 +44,9 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
     for metric in (m for m in first.scores if m in second.scores):
         a, b = first.scores[metric], second.scores[metric]
         half = math.hypot(_half_width(first, metric), _half_width(second, metric))
-        if first.hashes.images == second.hashes.images:
-            half = 0.0
-        interval = None if math.isnan(half) else half
-        row = {"what": metric, "first": a, "second": b, "difference": b - a, "interval": interval}
-        scores.append(row)
+        half = 0.0 if first.hashes.images == second.hashes.images else half
+        row = {"what": metric, "first": a, "second": b, "difference": b - a}
+        scores.append(row | {"interval": None if math.isnan(half) else half})
     return Comparison(settings, _parted(first, second), scores, _reasons(first, second))
 
 
@@ -75,11 +66,11 @@ def _reasons(first: RunRecord, second: RunRecord) -> list[str]:
     reasons, fields = [], list(SCORING)
     if first.reference.sha256 != second.reference.sha256 and a["reference"] == b["reference"]:
         reasons.append("reference statistics with other checksums")
-    with_model = [record for record in (first, second) if record.checkpoint]
+    with_model = [record.id for record in (first, second) if record.checkpoint]
     if len(with_model) == 1:
-        reasons.append(f"only {with_model[0].id} states how its model was trained")
+        reasons.append(f"only {with_model[0]} states how its model was trained")
     if len(with_model) == 2:
-        fields += [*DATA_AND_SIZE, *TRAINING, *SAMPLING[first.nfe != second.nfe :]]
+        fields = [*SCORED, *TRAINING, *SAMPLING[first.nfe != second.nfe :]]
     agreement = compare_facts(a, b, fields, ("in the first", "in the second"))
     unknown = [f"not known: {text}" for text in agreement.unknown.values()]
     return [*agreement.different.values(), *unknown, *reasons]
@@ -88,13 +79,11 @@ def _reasons(first: RunRecord, second: RunRecord) -> list[str]:
 def _parted(first: RunRecord, second: RunRecord) -> str:
     """The first stage whose hashes differ, or where a difference of scores comes from."""
     shared = []
-    for stage in Hashes.__struct_fields__:
-        pair = getattr(first.hashes, stage), getattr(second.hashes, stage)
-        if None in pair:
-            continue
-        if pair[0] != pair[1]:
+    for stage in PARTED:
+        pair = {getattr(first.hashes, stage), getattr(second.hashes, stage)}
+        if None not in pair and len(pair) > 1:
             return f"The runs part at the {stage}; causes: {PARTED[stage]}."
-        shared.append(stage)
+        shared += [] if None in pair else [stage]
     scores = f"their scores are the same within rounding ({RELATIVE_TOLERANCE:g} of each)"
     for metric, value in first.scores.items():
         if not math.isclose(value, second.scores.get(metric, value), rel_tol=RELATIVE_TOLERANCE):

@@ -4,6 +4,7 @@ Fixed ids and no date, so that one version of matplotlib writes the same bytes e
 """
 
 import io
+import itertools
 import json
 import math
 import re
@@ -20,22 +21,16 @@ from matplotlib.figure import Figure
 
 from cmrepro.files import atomic_path
 from cmrepro.records import RunRecord
-from cmrepro.report.comparability import group, is_ablation
-from cmrepro.report.results import PAPER_METRICS, anchors, protocol_of
+from cmrepro.report.comparability import anchors, group, is_ablation
+from cmrepro.report.results import PAPER_METRICS, protocol_of
 from cmrepro.report.statistics import Summary, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.settings import Metric
 
 # Colours that colour-blind readers tell apart (Okabe, Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8c6d00", "#56B4E9")
-STYLE: Any = {
-    "svg.hashsalt": "cmrepro",
-    "svg.fonttype": "none",
-    "font.size": 8,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.prop_cycle": cycler(color=COLOURS),
-}
+STYLE: Any = {"svg.hashsalt": "cmrepro", "svg.fonttype": "none", "font.size": 8}
+STYLE |= {"axes.grid": True, "grid.alpha": 0.3, "axes.prop_cycle": cycler(color=COLOURS)}
 CURVE_POINTS = 300  # of a training curve; a longer log is thinned
 NORMAL_95 = 1.96  # standard errors from the middle of a normal interval of 95 % to its end
 LEAST_SHARE = 0.1  # of the vertical axis, which anchors leave to the lines
@@ -55,12 +50,10 @@ def figures(records: Sequence[RunRecord], training: Path) -> dict[str, dict[str,
             "fid_by_num_images": {name: num_images_figure(of) for name, of in by_protocol.items()},
             "training": {path.stem: training_figure(path) for path in logs},
         }
-        svgs: dict[str, dict[str, str]] = {kind: {} for kind in drawn}
-        for kind, named in drawn.items():
-            for name, figure in named.items():
-                if figure:
-                    svgs[kind][re.sub(r"[^\w.]+", "-", f"{kind}_{name}")] = _svg(figure)
-    return svgs
+        return {
+            kind: {re.sub(r"[^\w.]+", "-", f"{kind}_{n}"): _svg(f) for n, f in named.items() if f}
+            for kind, named in drawn.items()
+        }
 
 
 def _svg(figure: Figure) -> str:
@@ -72,7 +65,9 @@ def _svg(figure: Figure) -> str:
 def score_figure(records: Sequence[RunRecord]) -> Figure | None:
     """Scores against NFE under one protocol, without ablations; None without multistep sampling.
 
-    Dashed lines are images from elsewhere, which say what the scale means.
+    Dashed levels are images from elsewhere, which say what the scale means; those that would leave
+    the lines no room only get a name in the legend. A panel names the better direction, except
+    where the anchors' best by FD, the first, is not the best.
     """
     multistep = [r for r in records if r.sampler and r.sampler.algorithm == "multistep"]
     groups = group(r for r in multistep if not is_ablation(r))
@@ -90,11 +85,19 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
             mean = summarise([r.scores[metric] for r in members])
             lines[f"{first.model}, {first.num_images:,} images"][first.nfe or 0] = mean
             context |= {r.model: r for r in anchors(first, records) if metric in r.scores}
-        levels = {name: r.scores[metric] for name, r in context.items()}
         _draw_lines(ax, lines)
-        _draw_anchors(ax, levels)
+        low, high = ax.get_ylim()
+        best, direction = (min, "lower") if metric == "fid" else (max, "higher")
+        levels = {name: r.scores[metric] for name, r in context.items()}
+        ordered = not levels or next(iter(levels.values())) == best(levels.values())
+        for name, value in levels.items():
+            ax.axhline(value, ls="--", lw=0.8, alpha=0.6, color="k", label=f"{name} {value:.4g}")
+        bottom, top = ax.get_ylim()
+        if high - low < LEAST_SHARE * (top - bottom):
+            ax.set_ylim(low, high)
         ax.set_xticks(sorted({nfe for line in lines.values() for nfe in line}))
-        ax.set_title(f"{LABELS[metric]} ({_direction(metric, list(levels.values()))})")
+        better = f"{direction} is better" if ordered else "no order of quality"
+        ax.set_title(f"{LABELS[metric]} ({better})")
         ax.set_xlabel(f"network evaluations ({protocol_of(records[0])})")
         ax.legend(fontsize=6)
     return figure
@@ -108,23 +111,6 @@ def _draw_lines(ax: Axes, lines: Mapping[str, Line]) -> None:
         ax.errorbar([*line], means, bars, marker=marker, markersize=4, capsize=2, label=label)
 
 
-def _draw_anchors(ax: Axes, levels: Mapping[str, float]) -> None:
-    """Dashed levels; those that would leave the lines no room only get a name in the legend."""
-    low, high = ax.get_ylim()
-    for name, value in levels.items():
-        ax.axhline(value, ls="--", lw=0.8, alpha=0.6, color="k", label=f"{name} {value:.4g}")
-    bottom, top = ax.get_ylim()
-    if high - low < LEAST_SHARE * (top - bottom):
-        ax.set_ylim(low, high)
-
-
-def _direction(metric: Metric, levels: Sequence[float]) -> str:
-    """Better direction; none where the anchors' best by FD, the first, is not the best."""
-    if levels and levels[0] != (min if metric == "fid" else max)(levels):
-        return "no order of quality"
-    return "lower is better" if metric == "fid" else "higher is better"
-
-
 def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
     """FID against the number of images under one protocol; None where no record holds it.
 
@@ -135,9 +121,8 @@ def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
     for members in group(records):
         known = [r.uncertainty for r in members if r.uncertainty]
         values: dict[int, list[float]] = defaultdict(list)
-        for uncertainty in known:
-            for size, parts in uncertainty.fid_by_num_images.items():
-                values[size] += parts
+        for size, parts in (item for u in known for item in u.fid_by_num_images.items()):
+            values[size] += parts
         line = {size: summarise(of) for size, of in sorted(values.items())}
         for size, mean in line.items():
             if mean.n == 1 and (infinity := known[0].fid_infinity):
@@ -146,8 +131,7 @@ def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
         lines |= {members[0].model + nfe: line} if line else {}
     if not lines:
         return None
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    ax = figure.add_subplot()
+    ax = (figure := Figure(figsize=(6, 4), layout="constrained")).add_subplot()
     _draw_lines(ax, lines)
     ax.set(xscale="log", xlabel="num_images", title=f"{LABELS['fid']} ({protocol_of(records[0])})")
     ticks = sorted({size for line in lines.values() for size in line})[-4:]
@@ -164,15 +148,12 @@ def training_figure(path: Path) -> Figure:
     except ValueError as error:
         raise ValueError(f"{path} is not a log of training ({error})") from error
     xs, ys = ([entry[key] for entry in entries] for key in ("images", "loss"))
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    ax = figure.add_subplot()
+    known = [(x, n) for x, e in zip(xs, entries, strict=True) if (n := e.get("num_scales"))]
+    ax = (figure := Figure(figsize=(6, 3), layout="constrained")).add_subplot()
     every = math.ceil(len(xs) / CURVE_POINTS)
     ax.plot(xs[::every], ys[::every])
-    num_scales, end = None, -math.inf
-    for x, n in zip(xs, (entry.get("num_scales") for entry in entries), strict=True):
-        if n in (None, num_scales):
-            continue
-        num_scales = n
+    end = -math.inf
+    for x, n in (first for _, (first, *_) in itertools.groupby(known, key=lambda pair: pair[1])):
         ax.axvline(x, color="black", linestyle=":", linewidth=0.8)
         if x > end:  # else the texts would overlap
             place: Any = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top"}

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from cmrepro.files import atomic_path, sha256
 from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report import results
-from cmrepro.report.comparability import is_demo
+from cmrepro.report.comparability import anchors, is_demo
 from cmrepro.report.tables import LABELS, deviations_rows, later_work_rows, render
 from cmrepro.report.verdicts import verdicts
 from cmrepro.schema import flat, to_builtins
@@ -30,11 +30,8 @@ BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
 def write_report(out: Path, overwrite: bool = False) -> list[Path]:
     """Write REPORT.md, tables, figures and the page from out/results/records.
 
-    Earlier reports are replaced, and pages of records that are gone are removed.
-
-    Args:
-        out: Folder of results/ and REPORT.md.
-        overwrite: Replace a REPORT.md that this function has not written.
+    Earlier reports are replaced, and pages of records that are gone are removed. A REPORT.md that
+    this function has not written needs `overwrite`.
     """
     require_own_report(out, overwrite)
     texts = _texts(out)
@@ -54,24 +51,22 @@ def require_own_report(out: Path, overwrite: bool) -> None:
 
 
 def check_report(out: Path) -> tuple[list[str], str]:
-    """Compare all files with the records in out/results/records.
+    """One line a file that differs from the records, and a remark on figures not compared.
 
-    Returns:
-        One line a file that differs, and a remark on figures that were not compared because
-        another version of matplotlib drew them, or "".
+    Figures that another version of matplotlib drew are not compared; the remark is "" without one.
     """
     import matplotlib
 
     drawn_by = f"Matplotlib v{matplotlib.__version__}, "
-    problems, other = [], 0
-    texts = _texts(out)
+    problems, other, texts = [], 0, _texts(out)
     for name, text in texts.items():
-        found = (out / name).read_text(encoding="utf-8") if (out / name).exists() else None
-        if found is None:
+        if not (out / name).exists():
             problems.append(f"{name} is missing")
-        elif found != text and name.endswith(".svg") and drawn_by not in found:
+        elif (found := (out / name).read_text(encoding="utf-8")) == text:
+            continue
+        elif name.endswith(".svg") and drawn_by not in found:
             other += 1
-        elif found != text:
+        else:
             problems.append(f"{name} differs from the records")
     problems += [f"{name} has no record" for name in _surplus(texts, out)]
     return problems, f"figures of another matplotlib are not compared: {other}" if other else ""
@@ -97,22 +92,23 @@ def _texts(out: Path) -> dict[str, str]:
     environment.filters["code"] = lambda text: Markup(  # HTML of a text with Markdown's `code`
         re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
     )
-    report, page, record_page = map(
-        environment.get_template, ("report.md.j2", "page.html.j2", "record.html.j2")
-    )
-    texts = {"REPORT.md": report.render(content), f"{SITE}/index.html": page.render(content)}
+    names = {"REPORT.md": "report.md.j2", f"{SITE}/index.html": "page.html.j2"}
+    texts = {name: environment.get_template(of).render(content) for name, of in names.items()}
     for name, rows in content["tables"].items():
         for suffix, format in TABLE_FILES.items():
             texts[f"results/tables/{name}.{suffix}"] = render(rows, format)
     for drawn in content["figures"].values():
         texts |= {f"results/figures/{name}.svg": text for name, text in drawn.items()}
+    record_page = environment.get_template("record.html.j2")
     for record in records:
         bundled = BUNDLED / f"{record.model}.safetensors"
         checksum = record.checkpoint and record.checkpoint.sha256
-        texts[f"{SITE}/records/{record.id}.html"] = record_page.render(
+        texts[f"{SITE}/records/{record.id}.html"] = environment.get_template(
+            "record.html.j2"
+        ).render(
             record=record,
             labels=LABELS,
-            anchors=results.anchors(record, records),
+            anchors=anchors(record, records),
             fields=flat({k: v for k, v in to_builtins(record).items() if isinstance(v, dict)}),
             file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
             bundled=bundled.is_file() and sha256(bundled) == checksum,
@@ -126,20 +122,16 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
 
     decided = verdicts(records)
     paper = {f"table{number}": results.paper_rows(number, records, decided) for number in (1, 2)}
-    orderings, absolute = (
-        results.verdict_rows(decided, kind) for kind in ("ordering", "absolute")
-    )
+    orderings, absolute = (results.verdict_rows(decided, k) for k in ("ordering", "absolute"))
     measured = {row["dataset"] for row in orderings if row["verdict"] != "not measured"}
     ledger = ("id", "item", "paper", "released", "action")
     deviations = [row for row in deviations_rows() if row["row"] is not None]
-    tables = {
-        **{name: [row.cells for row in rows] for name, rows in paper.items()},
-        "results": results.results_rows(records),
-        "verdicts": absolute + orderings,
-        "later_work": later_work_rows(),
-        "deviations": [{name: row[name] for name in ledger} for row in deviations],
-    }
+    tables = {name: [row.cells for row in rows] for name, rows in paper.items()}
+    tables |= {"results": results.results_rows(records), "verdicts": absolute + orderings}
+    tables["later_work"] = later_work_rows()
+    tables["deviations"] = [{name: row[name] for name in ledger} for row in deviations]
     elsewhere = [r for r in records if r.nfe is None and "fid" in r.scores]
+    context = (f"{r.model} {r.scores['fid']:.1f} ({r.protocol.name})" for r in elsewhere)
     samples: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
         if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
@@ -162,9 +154,7 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
         "figures": figures(records, out / "results/training"),
         "samples": list(samples.items()),
         "real": (out / REAL).exists(),
-        "context": ", ".join(
-            f"{r.model} {r.scores['fid']:.1f} ({r.protocol.name})" for r in elsewhere
-        ),
+        "context": ", ".join(context),
         "demo": any(is_demo(r) for r in records),
         "warnings": sorted({w for r in records for w in r.warnings}),
     }

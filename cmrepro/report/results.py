@@ -1,19 +1,11 @@
 """Records as rows: means over seeds, the paper's Tables 1 and 2 with our scores, the models."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
 from cmrepro.records import RunRecord
-from cmrepro.report.comparability import (
-    against_claim,
-    group,
-    is_ablation,
-    scoring,
-    times_in_words,
-    trained,
-)
+from cmrepro.report.comparability import against_claim, group, is_ablation, times_in_words, trained
 from cmrepro.report.statistics import Verdict, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.settings import Metric
@@ -42,30 +34,23 @@ def protocol_of(record: RunRecord) -> str:
 
 def _means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
     """Mean ± half the 95 % interval of each score of a group of records, by label."""
-    return {
-        LABELS[metric]: str(summarise([r.scores[metric] for r in members]))
-        for metric in shown
-        if metric in members[0].scores
-    }
+    shared = [metric for metric in shown if metric in members[0].scores]
+    return {LABELS[m]: str(summarise([r.scores[m] for r in members])) for m in shared}
 
 
 def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
     rows = []
     for members in (groups := group(records)):
-        first = members[0]
-        settings = _settings(first, groups)
-        rows.append(
-            {
-                "model": first.model,
-                "nfe": first.nfe,
-                "protocol": protocol_of(first),
-                "num_images": first.num_images,
-                "seeds": len(members),
-                **({"settings": settings} if settings else {}),
-                **_means(members, tuple(LABELS)),
-            }
-        )
+        first, settings = members[0], _settings(members[0], groups)
+        row: dict[str, Any] = {"model": first.model, "nfe": first.nfe}
+        row |= {
+            "protocol": protocol_of(first),
+            "num_images": first.num_images,
+            "seeds": len(members),
+        }
+        row |= {"settings": settings} if settings else {}
+        rows.append(row | _means(members, tuple(LABELS)))
     return rows
 
 
@@ -74,11 +59,12 @@ def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
     own = record.identity
     others = [members[0].identity for members in groups]
     alike = [other for other in others if all(other[key] == own[key] for key in SHOWN)]
-    keys = [k for k in own if k != "seed" and any(other.get(k) != own[k] for other in alike)]
-    values = {
-        k: times_in_words(v) if isinstance(v := own[k], tuple) else str(v)[:10] for k in keys
-    }
-    return ", ".join(f"{key.removeprefix('sampler.')} {value}" for key, value in values.items())
+    texts = []
+    for key, value in own.items():
+        if key != "seed" and any(other.get(key) != value for other in alike):
+            text = times_in_words(value) if isinstance(value, tuple) else str(value)[:10]
+            texts.append(f"{key.removeprefix('sampler.')} {text}")
+    return ", ".join(texts)
 
 
 def paper_rows(
@@ -99,74 +85,48 @@ def paper_rows(
         printed |= {"method": row.method, "nfe": row.nfe}
         printed |= {metrics()[m].label: str(row.scores.get(m, "")) for m in columns}
         model = models.get((row.dataset, row.method))
-        ours = [
-            r
-            for r in records
-            if r.nfe == row.nfe
-            and (training := trained(r))
-            and training.stands_for == model
-            and not is_ablation(r)
-        ]
+        made = [(r, t) for r in records if r.nfe == row.nfe and (t := trained(r))]
+        ours = [r for r, t in made if t.stands_for == model and not is_ablation(r)]
         if not ours:
             printed["ours"] = "not measured" if model else AS_PUBLISHED
             rows.append(PaperRow(printed, []))
+        place = (row.dataset, row.method, row.nfe)
+        of_row = [c for c in absolute if (c.dataset, c.method, c.setting.nfe) == place]
         for members in (groups := group(ours)):
-            first = members[0]
-            settings = _settings(first, groups)
+            first, settings = members[0], _settings(members[0], groups)
             answers = [
                 "not comparable" if against_claim(c, first).different else verdicts[c.id].answer
-                for c in absolute
-                if (c.dataset, c.method, c.setting.nfe) == (row.dataset, row.method, row.nfe)
-                and c.setting.metric in first.scores
+                for c in of_row
+                if c.setting.metric in first.scores
             ]
-            cells = {
-                "ours": first.model + (f" ({settings})" if settings else ""),
-                **{f"our {name}": mean for name, mean in _means(members, PAPER_METRICS).items()},
-                "n": f"{len(members)} x {first.num_images:,}",
-                "protocol": protocol_of(first),
-                "verdict": ", ".join(dict.fromkeys(answers)),
-            }
+            cells = {"ours": first.model + (f" ({settings})" if settings else "")}
+            cells |= {f"our {name}": mean for name, mean in _means(members, PAPER_METRICS).items()}
+            cells |= {"n": f"{len(members)} x {first.num_images:,}"}
+            cells |= {"protocol": protocol_of(first), "verdict": ", ".join(dict.fromkeys(answers))}
             rows.append(PaperRow(printed | cells, members))
     return rows
 
 
 def verdict_rows(verdicts: Mapping[str, Verdict], kind: str) -> list[dict[str, Any]]:
     """One row a claim of a kind ("absolute" or "ordering"): its statement and its verdict."""
-    return [
-        {
-            "statement": c.where if isinstance(c, AbsoluteClaim) else c.statement,
-            "dataset": c.dataset,
-            "verdict": verdicts[c.id].answer,
-            "reason": verdicts[c.id].reason,
-            "claim": c.id,
-        }
-        for c in claims()
-        if c.kind == kind
-    ]
+    rows = []
+    for c in (c for c in claims() if c.kind == kind):
+        statement = c.where if isinstance(c, AbsoluteClaim) else c.statement
+        verdict, reason = verdicts[c.id].answer, verdicts[c.id].reason
+        row = {"statement": statement, "dataset": c.dataset, "verdict": verdict, "reason": reason}
+        rows.append(row | {"claim": c.id})
+    return rows
 
 
 def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a record, those of one group beside each other."""
-    return [
-        {
-            "record": record.id,
-            "model": record.model,
-            "nfe": record.nfe,
-            "seed": record.seed,
-            **{LABELS[m]: f"{record.scores[m]:.5g}" for m in LABELS if m in record.scores},
-            "num_images": f"{record.num_images:,}",
-            "protocol": protocol_of(record),
-        }
-        for members in group(records)
-        for record in members
-    ]
-
-
-def anchors(record: RunRecord, records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Other records of images from elsewhere, scored like a record, in the order of FD."""
-    elsewhere = [r for r in records if r.nfe is None and r.id != record.id]
-    found = [r for r in elsewhere if scoring(r) == scoring(record)]
-    return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
+    rows = []
+    for record in (record for members in group(records) for record in members):
+        row = {"record": record.id} | {n: getattr(record, n) for n in ("model", "nfe", "seed")}
+        row |= {LABELS[m]: f"{record.scores[m]:.5g}" for m in LABELS if m in record.scores}
+        row |= {"num_images": f"{record.num_images:,}", "protocol": protocol_of(record)}
+        rows.append(row)
+    return rows
 
 
 def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -175,12 +135,10 @@ def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     for record in sorted(records, key=lambda r: r.model):
         training, recipe = trained(record), record.checkpoint and record.checkpoint.recipe
         if recipe and training and training.provenance:
-            rows[record.model] = {
-                "model": record.model,
-                **{name: getattr(recipe, name) for name in RECIPE_COLUMNS},
-                **{name: getattr(training, name) for name in TRAINING_COLUMNS},
-                "hours": f"{(training.duration_s or 0) / 3600:.2f}",
-                "machine": training.provenance.cpu,
-                "threads": training.provenance.threads,
-            }
+            row: dict[str, Any] = {"model": record.model}
+            row |= {name: getattr(recipe, name) for name in RECIPE_COLUMNS}
+            row |= {name: getattr(training, name) for name in TRAINING_COLUMNS}
+            row["hours"] = f"{(training.duration_s or 0) / 3600:.2f}"
+            row |= {"machine": training.provenance.cpu, "threads": training.provenance.threads}
+            rows[record.model] = row
     return list(rows.values())

@@ -90,13 +90,10 @@ def answer_probabilities(
     quantiles = (np.arange(400) + 0.5) / 400
     sd = sigma * np.sqrt(special.chdtri(n - 1, quantiles) / (n - 1))
     error = sigma / math.sqrt(n)
-
-    def inside(half: Numbers) -> Numbers:
-        """P(|mean - value| < half)."""
-        return special.ndtr((half - distance) / error) - special.ndtr((-half - distance) / error)
-
-    equivalent = np.maximum(inside(margin - half_width(sd, n, 1 - 2 * ALPHA)), 0)
-    return float(equivalent.mean()), float(1 - inside(margin + half_width(sd, n)).mean())
+    half = np.stack([margin - half_width(sd, n, 1 - 2 * ALPHA), margin + half_width(sd, n)])
+    # P(|mean - value| < half)
+    inside = special.ndtr((half - distance) / error) - special.ndtr((-half - distance) / error)
+    return float(np.maximum(inside[0], 0).mean()), float(1 - inside[1].mean())
 
 
 def seeds_to_decide(distance: float, margin: float, sigma: float) -> int | None:
@@ -106,11 +103,10 @@ def seeds_to_decide(distance: float, margin: float, sigma: float) -> int | None:
     """
     if sigma == 0:
         return None if math.isclose(abs(distance), margin) else 2
-
-    def power(n: int) -> float:
-        return sum(answer_probabilities(distance, margin, sigma, n))
-
-    seeds = 2 + bisect.bisect_left(range(2, MOST_SEEDS + 1), POWER, key=power)
+    numbers = range(2, MOST_SEEDS + 1)
+    seeds = 2 + bisect.bisect_left(
+        numbers, POWER, key=lambda n: sum(answer_probabilities(distance, margin, sigma, n))
+    )
     return seeds if seeds <= MOST_SEEDS else None
 
 
@@ -131,6 +127,5 @@ def inconclusive(
     """Verdict that names the number of seeds that would decide."""
     seeds = seeds_to_decide(distance, margin, sd)
     count = f"more than {MOST_SEEDS:,}" if seeds is None else f"{seeds}"
-    wanted = f"were mean and spread as observed, {count} seeds would decide with power"
-    text = f"{reason}; {wanted} {100 * POWER:.0f} %{notes}"
-    return Verdict("inconclusive", text, estimate, seeds)
+    text = f"{reason}; were mean and spread as observed, {count} seeds would decide with power"
+    return Verdict("inconclusive", f"{text} {100 * POWER:.0f} %{notes}", estimate, seeds)

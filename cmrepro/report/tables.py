@@ -14,12 +14,8 @@ from cmrepro.schema import to_builtins
 from cmrepro.settings import METRICS, Metric
 
 FORMATS = ("table", "md", "csv", "json", "latex")
-LABELS: dict[Metric, str] = dict(zip(METRICS, METRICS, strict=True)) | {
-    "fid": "FD",
-    "sfid": "sFD",
-    "is": "IS",
-    "kid": "KID",
-}
+LABELS: dict[Metric, str] = {metric: metric for metric in METRICS}
+LABELS |= {"fid": "FD", "sfid": "sFD", "is": "IS", "kid": "KID"}
 # Longer texts are wrapped in a terminal and get a column of fixed width in LaTeX. No claim's id is
 # longer, so that ids can be copied.
 WRAP_COLUMNS = 60
@@ -30,20 +26,14 @@ def render(rows: Sequence[Mapping[str, Any]], format: str) -> str:
     """A table as text, ending in a newline; a missing value becomes an empty cell.
 
     Strings stay as they are ("4e-4" is not read as a number). Numbers are written in full as CSV
-    and JSON, to six significant digits for readers.
-
-    Args:
-        rows: Cells by column: strings, numbers, booleans, None or absent.
-        format: "table" (plain text), "md" (Markdown with pipes), "csv", "json" (a list of
-            objects, null for a missing value) or "latex" (needs the LaTeX package booktabs).
+    and JSON, to six significant digits for readers. "table" is plain text; "latex" needs booktabs.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if format == "json":
         whole = [{name: row.get(name) for name in columns} for row in rows]
         return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if format == "csv":
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+        writer = csv.DictWriter(buffer := io.StringIO(), columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return buffer.getvalue()
@@ -70,11 +60,7 @@ def _line(value: object) -> str:
 
 
 def claims_rows() -> list[dict[str, Any]]:
-    """Every claim of the paper, one row each.
-
-    Absolute claims have `published` (the printed cell) and `margin`, orderings `better` and
-    `worse`; `recipe` and `nfe` of an ordering are those of the better side.
-    """
+    """One row a claim; `recipe` and `nfe` of an ordering are those of its better side."""
     rows = []
     for claim in claims():
         if isinstance(claim, AbsoluteClaim):
@@ -94,19 +80,14 @@ def claims_rows() -> list[dict[str, Any]]:
 
 def deviations_rows() -> list[dict[str, Any]]:
     """The deviation ledger: the fields of `paper.Deviation`, tuples joined with commas."""
-    return [
-        {
-            name: (", ".join(value) if isinstance(value, list | tuple) else value) or None
-            for name, value in to_builtins(deviation).items()
-        }
-        for deviation in deviations()
-    ]
+    rows: list[dict[str, Any]] = [to_builtins(deviation) for deviation in deviations()]
+    for row in rows:
+        for key, value in row.items():
+            row[key] = (", ".join(value) if isinstance(value, list | tuple) else value) or None
+    return rows
 
 
 def later_work_rows() -> list[dict[str, Any]]:
     """Results of later few-step models, for context: other training, other protocols."""
-    columns = ("dataset", "method", "nfe", "fid", "images_seen", "paper", "arxiv", "verified")
-    return [
-        {name: getattr(row, name) for name in columns} | {"fid": str(row.fid)}
-        for row in later_work()
-    ]
+    names = ("dataset", "method", "nfe", "fid", "images_seen", "paper", "arxiv", "verified")
+    return [{n: getattr(row, n) for n in names} | {"fid": str(row.fid)} for row in later_work()]

@@ -13,57 +13,27 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.paper import (
-    ABLATED,
-    AbsoluteClaim,
-    Ordering,
-    Setting,
-    ablated_fields,
-    claims,
-    metrics,
-)
+from cmrepro.paper import AbsoluteClaim, Ordering, Setting, claims, metrics
 from cmrepro.records import RunRecord
-from cmrepro.report import statistics
-from cmrepro.report.comparability import (
-    DATA_AND_SIZE,
-    FIELDS,
-    MODEL,
-    RECIPE,
-    SAMPLING,
-    SCORING,
-    TRAINING,
-    Agreement,
-    Side,
-    against_claim,
-    compare_facts,
-    facts,
-    in_words,
-    is_ablation,
-    is_of,
-    sampling_agreement,
-    scoring,
-    sides,
-    trained,
-)
+from cmrepro.report import comparability, statistics
+from cmrepro.report.comparability import NAMES, SCORED, Side, facts, scoring, sides
 from cmrepro.report.statistics import Summary, Verdict, half_width, inconclusive, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.settings import Metric
 
-NAMES = ("for the better", "for the worse")
 HOLDS = {True: "holds at demo scale", False: "reproduced"}
 DOES_NOT_HOLD = {True: "does not hold at demo scale", False: "not reproduced"}
-# Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
-FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
 
 
 def verdicts(records: Sequence[RunRecord]) -> dict[str, Verdict]:
     """The verdict on each claim by its id, in the order of the claims."""
-    return {
-        claim.id: ordering_verdict(claim, records)
-        if isinstance(claim, Ordering)
-        else absolute_verdict(claim, records)
-        for claim in claims()
-    }
+    found = {}
+    for c in claims():
+        if isinstance(c, Ordering):
+            found[c.id] = ordering_verdict(c, records)
+        else:
+            found[c.id] = absolute_verdict(c, records)
+    return found
 
 
 def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verdict:
@@ -75,29 +45,29 @@ def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verd
     """
     setting = claim.setting
     compared = [
-        (side, against_claim(claim, side.first))
+        (side, comparability.against_claim(claim, side.first))
         for side in sides(records, setting.nfe, setting.metric)
-        if (training := trained(side.first)) and training.stands_for == setting.recipe
+        if facts(side.first)["stands_for"] == setting.recipe
     ]
     if not compared:
         return Verdict("not measured", f"no record of {setting}")
     comparable = [pair for pair in compared if not pair[1].different]
     if not comparable:
         side, agreement = min(
-            compared, key=lambda pair: (is_ablation(pair[0].first), len(pair[1].different))
+            compared, key=lambda x: (comparability.is_ablation(x[0].first), len(x[1].different))
         )
         return Verdict("not comparable", f"{side.first.model}: {agreement}")
-    found = [(side, _decide_score(claim, side, agreement)) for side, agreement in comparable]
+    found = [(side, _decide_score(claim, side, str(found))) for side, found in comparable]
     if len({verdict.answer for _, verdict in found}) == 1:
         return found[0][1]
     each = "; ".join(f"{side.first.model} {v.answer} ({v.reason})" for side, v in found)
     return Verdict("inconclusive", f"the models disagree: {each}")
 
 
-def _decide_score(claim: AbsoluteClaim, side: Side, agreement: Agreement) -> Verdict:
+def _decide_score(claim: AbsoluteClaim, side: Side, unknown: str) -> Verdict:
     """Verdict on a printed score by comparable records."""
     values = [record.scores[claim.setting.metric] for record in side.records.values()]
-    notes = "".join(f"; {note}" for note in (side.remark, str(agreement)) if note)
+    notes = "".join(f"; {note}" for note in (side.remark, unknown) if note)
     against = f"{claim.printed} with margin {claim.margin:.2g}"
     if not values:
         return Verdict("not comparable", f"no seed is left{notes}")
@@ -144,7 +114,7 @@ def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
     found: list[Verdict] = []
     for demo in (True, False):
         candidates = [
-            [s for s in sides(records, x.nfe, x.metric) if is_of(s.first, x, demo)]
+            [s for s in sides(records, x.nfe, x.metric) if comparability.is_of(s.first, x, demo)]
             for x in settings
         ]
         missing.append([x for x, of in zip(settings, candidates, strict=True) if not of])
@@ -160,15 +130,14 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
     """Verdict where every setting has records; the choice among them never depends on scores."""
     comparable: list[list[Side]] = []
     for of in candidates:
-        agreements = [sampling_agreement(side.first) for side in of]
+        agreements = [comparability.sampling_agreement(side.first) for side in of]
         comparable.append([s for s, a in zip(of, agreements, strict=True) if not a.different])
         if not comparable[-1]:
             return Verdict("not comparable", f"{of[0].first.model}: {agreements[0]}")
     combinations = [c for c in product(*comparable) if len({scoring(s.first) for s in c}) == 1]
     if not combinations:
         first, *rest = [facts(of[0].first) for of in comparable]
-        fields = (*SCORING, *DATA_AND_SIZE)
-        found = [str(compare_facts(first, other, fields, NAMES)) for other in rest]
+        found = [str(comparability.compare_facts(first, x, SCORED, NAMES)) for x in rest]
         reason = "; ".join(filter(None, found)) or "scored against different reference statistics"
         return Verdict("not comparable", reason)
 
@@ -178,7 +147,7 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
         return [_pair((claim.better, worse), (better, side), demo) for worse, side in sides_of]
 
     combinations.sort(key=_preference, reverse=True)
-    tried = (pairs_of(combination) for combination in combinations)
+    tried = map(pairs_of, combinations)
     alike = (pairs for pairs in tried if not any(pair.different for pair in pairs))
     pairs = next(alike, None) or pairs_of(combinations[0])
     for pair in pairs:
@@ -200,7 +169,7 @@ def _preference(sides_of: Sequence[Side]) -> tuple[int, int, int]:
 def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool) -> _Pair:
     """Two sides with their differences by common seed."""
     (a, b), metric = pair, settings[0].metric
-    different, notes = _disagreement(settings, (a.first, b.first), demo)
+    different, notes = comparability.disagreement(settings, (a.first, b.first), demo)
     common = sorted(a.records.keys() & b.records.keys())
     if (a.first.nfe, a.first.num_sampled) != (b.first.nfe, b.first.num_sampled):
         notes.append("paired by seed alone, as the two sides draw different amounts of noise")
@@ -235,52 +204,11 @@ def _gains(
     return scores, (scores[0] - scores[1]) * (1 if metrics()[metric].higher_is_better else -1)
 
 
-def _disagreement(
-    settings: tuple[Setting, Setting], records: tuple[RunRecord, RunRecord], demo: bool
-) -> tuple[list[str], list[str]]:
-    """Fields in which two sides are not comparable, and notes on the rest, in words."""
-    notes, found, different = [], [], {}
-    known = facts(records[0]), facts(records[1])
-    for setting, own, name in () if demo else zip(settings, known, NAMES, strict=True):
-        omitted = (*SAMPLING, *(field for field, _ in setting.changes))
-        plain = setting.replace(changes=())
-        paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
-        fields = [field for field in FIELDS if field not in omitted]
-        found.append(compare_facts(facts(paper), own, fields, ("in the paper", name)))
-    checksums = {record.checkpoint and record.checkpoint.sha256 for record in records}
-    if len(checksums) > 1:
-        fields = [*SCORING, *DATA_AND_SIZE]
-        if settings[0].recipe == settings[1].recipe:
-            wanted = [ablated_fields(s.recipe, s.changes, demo) or {} for s in settings]
-            changed = [f for f in ABLATED if wanted[0].get(f) != wanted[1].get(f)]
-            varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
-            fields += [field for field in (*TRAINING, *MODEL) if field not in varied]
-            further = [field for field in (*RECIPE, "teacher") if field not in varied]
-            different = compare_facts(*known, further, NAMES).different
-            if not changed:  # two checkpoints of one setting
-                models = records[0].model, records[1].model
-                different = {"model": f"model {in_words(models, NAMES)}"}
-        else:
-            trained_by = ("images_seen", "batch_size", "initialisation", "distance")
-            otherwise = compare_facts(*known, trained_by, NAMES).different
-            notes += [f"trained otherwise: {', '.join(otherwise.values())}"] if otherwise else []
-        found.append(compare_facts(*known, fields, NAMES))
-    unknown: dict[str, str] = {}
-    for agreement in found:
-        different, unknown = different | agreement.different, unknown | agreement.unknown
-    notes += [f"not known: {', '.join(unknown.values())}"] if unknown else []
-    return list(different.values()), notes
-
-
 def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
     """Verdict where all pairs are comparable and have two seeds or more."""
-
-    def largest(pair: _Pair) -> float:
-        """Upper end of the interval of a gain."""
-        sd, n = np.std(pair.gains, ddof=1), len(pair.gains)
-        return float(pair.gains.mean() + half_width(sd, n, 1 - statistics.ALPHA / len(pairs)))
-
-    denied = [pair for pair in pairs if largest(pair) < 0]
+    confidence = 1 - statistics.ALPHA / len(pairs)
+    halves = [half_width(np.std(p.gains, ddof=1), len(p.gains), confidence) for p in pairs]
+    denied = [p for p, half in zip(pairs, halves, strict=True) if p.gains.mean() + half < 0]
     summaries = [(pair, summarise(list(pair.gains))) for pair in denied[:1] or pairs]
     closest, gain = min(summaries, key=lambda found: found[1].mean - found[1].half_width)
     sd, wins = float(np.std(closest.gains, ddof=1)), int((closest.gains > 0).sum())
