@@ -6,7 +6,7 @@ that differ and those that are not known. Verdicts, tables and `cmrepro compare`
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cmrepro.paper import ABLATED, AbsoluteClaim, Setting, ablated_fields, claims
 from cmrepro.records import RunRecord, TrainingRun
@@ -18,7 +18,7 @@ Facts = dict[str, Value]
 
 SAMPLING = ("times", "to_uint8", "clip_denoised")
 SCORING = ("protocol", "reference", "num_images")
-DATA_AND_SIZE = ("scale", "dataset", "network")
+SCORED = (*SCORING, "scale", "dataset", "network")
 TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
@@ -28,7 +28,6 @@ RECIPE = (
     *("horizontal_flip", "mixed_precision", "sigma_min", "sigma_max", "rho", "sigma_data"),
     *("mu_form", "mu0", "s0", "s1"),
 )
-SCORED = (*SCORING, *DATA_AND_SIZE)
 FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
 # Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
 FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
@@ -79,23 +78,20 @@ def times_in_words(times: Iterable[float]) -> str:
 
 def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     """The fields that make a score comparable, None where not known."""
-    known = _claim_facts(score) if isinstance(score, AbsoluteClaim) else _record_facts(score)
-    # A recipe field without a value is known too.
-    absent = {"num_scales": "by a schedule", "target_ema": "by a schedule"}
+    if isinstance(score, RunRecord):
+        known = _record_facts(score)
+    else:
+        setting, shared = score.setting, ("num_images", "network", *TRAINING[:4], "selection")
+        known = {name: getattr(score, name) for name in shared}
+        known |= {"nfe": setting.nfe, "protocol": f"{setting.protocol}-v{score.protocol_version}"}
+        known |= dict.fromkeys(("reference", "dataset"), score.training_data)
+        known |= {"scale": "paper", "stands_for": setting.recipe}
+        known["weights"] = f"EMA {score.ema_rate:.6g}"
+        known.update(ablated_fields(setting.recipe, setting.changes) or {})
     for name in known.keys() & {*ABLATED, *RECIPE}:
-        if known[name] is None:
-            known[name] = absent.get(name, "none")
+        if known[name] is None:  # a recipe field without a value is known too
+            known[name] = "by a schedule" if name in FOLLOWING else "none"
     return dict.fromkeys((*FIELDS, *SAMPLING, *RECIPE, "teacher")) | known
-
-
-def _claim_facts(claim: AbsoluteClaim) -> Facts:
-    setting, shared = claim.setting, ("num_images", "network", *TRAINING[:4], "selection")
-    known: Facts = {name: getattr(claim, name) for name in shared}
-    known |= {"nfe": setting.nfe, "protocol": f"{setting.protocol}-v{claim.protocol_version}"}
-    known |= dict.fromkeys(("reference", "dataset"), claim.training_data)
-    known |= {"scale": "paper", "weights": f"EMA {claim.ema_rate:.6g}"}
-    fields = ablated_fields(setting.recipe, setting.changes)
-    return {**known, "stands_for": setting.recipe, **(fields or {})}
 
 
 def _record_facts(record: RunRecord) -> Facts:
@@ -121,10 +117,8 @@ def _record_facts(record: RunRecord) -> Facts:
 
 def sampling_agreement(record: RunRecord) -> Agreement:
     """Agreement of a record's sampling with the times of its checkpoint and its protocol."""
-    to_uint8 = record.protocol.to_uint8
+    to_uint8 = None if (rule := record.protocol.to_uint8) == "as given" else rule
     expected: Facts = {"times": None, "to_uint8": to_uint8, "clip_denoised": True}
-    if to_uint8 == "as given":
-        expected["to_uint8"] = None
     if (checkpoint := record.checkpoint) and record.nfe in (1, 2):
         times = [t for t in (checkpoint.sigma_max, checkpoint.two_step_time)[: record.nfe] if t]
         expected["times"] = times_in_words(times) if len(times) == record.nfe else None
@@ -156,23 +150,12 @@ def is_demo(record: RunRecord) -> bool:
 
 
 def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
-    """Values of a model's recipe in the fields of `ABLATED`; None where unknown.
-
-    A released checkpoint has no recipe; its recipe is the paper's with the published distance.
-    """
+    """Values of a model's recipe in the fields of `ABLATED`; None where unknown."""
     if record.checkpoint and (recipe := record.checkpoint.recipe):
         return {name: getattr(recipe, name) for name in ABLATED}
-    training = trained(record)
+    training = trained(record)  # a released checkpoint: the paper's with its own distance
     fields = training and ablated_fields(training.stands_for)
     return {**fields, "distance": training.distance} if training and fields else None
-
-
-def is_of(record: RunRecord, setting: Setting, demo: bool) -> bool:
-    """True if a model is that of a setting, with its changes and no others, at that scale."""
-    training = trained(record)
-    if not training or (is_demo(record), training.stands_for) != (demo, setting.recipe):
-        return False
-    return ablated(record) == ablated_fields(setting.recipe, setting.changes, demo)
 
 
 def is_ablation(record: RunRecord) -> bool:
@@ -189,13 +172,11 @@ def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
     return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 
-def group(
-    records: Iterable[RunRecord], ignore: Collection[str] = ("seed",)
-) -> list[list[RunRecord]]:
-    """Groups of records whose identity differs in the ignored keys alone, sorted by seed."""
+def group(records: Iterable[RunRecord], *ignored: str) -> list[list[RunRecord]]:
+    """Groups of records whose identity differs in seed and ignored keys alone, sorted by seed."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
-        shared = {key: value for key, value in record.identity.items() if key not in ignore}
+        shared = {k: v for k, v in record.identity.items() if k not in ("seed", *ignored)}
         if record.seed is not None:  # else the images alone tell two sample sets apart
             shared["images"] = None
         found[repr(shared)].append(record)
@@ -218,7 +199,7 @@ def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
     """
     usable = [r for r in records if r.nfe == nfe and metric in r.scores]
     found = []
-    for members in group(usable, ignore=("seed", "model")):
+    for members in group(usable, "model"):
         by_seed = {record.seed: record for record in members if record.seed is not None}
         checkpoint = members[0].checkpoint
         chosen_on = {*checkpoint.selection.seeds} if checkpoint else set()
@@ -230,6 +211,17 @@ def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
         if by_seed:
             found.append(Side(members[0], counted, remark if left_out else ""))
     return found
+
+
+def setting_sides(records: Sequence[RunRecord], setting: Setting, demo: bool) -> list[Side]:
+    """Sides of the model of a setting, with its changes and no others, at that scale."""
+    wanted = setting.recipe, demo, ablated_fields(setting.recipe, setting.changes, demo)
+    return [
+        side
+        for side in sides(records, setting.nfe, setting.metric)
+        if (training := trained(side.first))
+        and (training.stands_for, is_demo(side.first), ablated(side.first)) == wanted
+    ]
 
 
 def disagreement(

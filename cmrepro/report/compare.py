@@ -42,12 +42,24 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
     ]
     scores = []
     for metric in (m for m in first.scores if m in second.scores):
-        a, b = first.scores[metric], second.scores[metric]
+        x, y = first.scores[metric], second.scores[metric]
         half = math.hypot(_half_width(first, metric), _half_width(second, metric))
         half = 0.0 if first.hashes.images == second.hashes.images else half
-        row = {"what": metric, "first": a, "second": b, "difference": b - a}
+        row = {"what": metric, "first": x, "second": y, "difference": y - x}
         scores.append(row | {"interval": None if math.isnan(half) else half})
-    return Comparison(settings, _parted(first, second), scores, _reasons(first, second))
+    a, b = facts(first), facts(second)
+    reasons, fields = [], [*SCORING]  # the models and their NFE may differ
+    if first.reference.sha256 != second.reference.sha256 and a["reference"] == b["reference"]:
+        reasons.append("reference statistics with other checksums")
+    with_model = [record.id for record in (first, second) if record.checkpoint]
+    if len(with_model) == 1:
+        reasons.append(f"only {with_model[0]} states how its model was trained")
+    if len(with_model) == 2:
+        fields = [*SCORED, *TRAINING, *SAMPLING[first.nfe != second.nfe :]]
+    agreement = compare_facts(a, b, fields, ("in the first", "in the second"))
+    unknown = [f"not known: {text}" for text in agreement.unknown.values()]
+    reasons = [*agreement.different.values(), *unknown, *reasons]
+    return Comparison(settings, _parted(first, second), scores, reasons)
 
 
 def _half_width(record: RunRecord, metric: Metric) -> float:
@@ -58,22 +70,6 @@ def _half_width(record: RunRecord, metric: Metric) -> float:
         return NormalDist().inv_cdf(0.975) * uncertainty.fid_infinity.standard_error
     low, high = uncertainty.intervals.get(metric, (math.nan, math.nan))
     return (high - low) / 2
-
-
-def _reasons(first: RunRecord, second: RunRecord) -> list[str]:
-    """Fields in which the scores are not comparable; the models and their NFE may differ."""
-    a, b = facts(first), facts(second)
-    reasons, fields = [], list(SCORING)
-    if first.reference.sha256 != second.reference.sha256 and a["reference"] == b["reference"]:
-        reasons.append("reference statistics with other checksums")
-    with_model = [record.id for record in (first, second) if record.checkpoint]
-    if len(with_model) == 1:
-        reasons.append(f"only {with_model[0]} states how its model was trained")
-    if len(with_model) == 2:
-        fields = [*SCORED, *TRAINING, *SAMPLING[first.nfe != second.nfe :]]
-    agreement = compare_facts(a, b, fields, ("in the first", "in the second"))
-    unknown = [f"not known: {text}" for text in agreement.unknown.values()]
-    return [*agreement.different.values(), *unknown, *reasons]
 
 
 def _parted(first: RunRecord, second: RunRecord) -> str:

@@ -35,8 +35,6 @@ CURVE_POINTS = 300  # of a training curve; a longer log is thinned
 NORMAL_95 = 1.96  # standard errors from the middle of a normal interval of 95 % to its end
 LEAST_SHARE = 0.1  # of the vertical axis, which anchors leave to the lines
 
-Line = dict[int, Summary]  # mean and interval by position
-
 
 def figures(records: Sequence[RunRecord], training: Path) -> dict[str, dict[str, str]]:
     """SVG by kind and file name without ending; logs of training are *.jsonl in a folder."""
@@ -57,8 +55,7 @@ def figures(records: Sequence[RunRecord], training: Path) -> dict[str, dict[str,
 
 
 def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer := io.StringIO(), format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -66,8 +63,7 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
     """Scores against NFE under one protocol, without ablations; None without multistep sampling.
 
     Dashed levels are images from elsewhere, which say what the scale means; those that would leave
-    the lines no room only get a name in the legend. A panel names the better direction, except
-    where the anchors' best by FD, the first, is not the best.
+    the lines no room only get a name in the legend.
     """
     multistep = [r for r in records if r.sampler and r.sampler.algorithm == "multistep"]
     groups = group(r for r in multistep if not is_ablation(r))
@@ -78,7 +74,7 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
     figure = Figure(figsize=(8, 3 * rows), layout="constrained")
     for i, metric in enumerate(shown, 1):
         ax = figure.add_subplot(rows, 2, i)
-        lines: dict[str, Line] = defaultdict(dict)
+        lines: dict[str, dict[int, Summary]] = defaultdict(dict)
         context: dict[str, RunRecord] = {}
         for members in (g for g in groups if metric in g[0].scores):
             first = members[0]
@@ -89,6 +85,7 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
         low, high = ax.get_ylim()
         best, direction = (min, "lower") if metric == "fid" else (max, "higher")
         levels = {name: r.scores[metric] for name, r in context.items()}
+        # The anchors' first is the best by FD; another order says nothing of quality.
         ordered = not levels or next(iter(levels.values())) == best(levels.values())
         for name, value in levels.items():
             ax.axhline(value, ls="--", lw=0.8, alpha=0.6, color="k", label=f"{name} {value:.4g}")
@@ -103,7 +100,7 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
     return figure
 
 
-def _draw_lines(ax: Axes, lines: Mapping[str, Line]) -> None:
+def _draw_lines(ax: Axes, lines: Mapping[str, dict[int, Summary]]) -> None:
     """Means by position, with error bars where there is a spread."""
     for (label, line), marker in zip(lines.items(), "osD^v" * len(lines), strict=False):
         bars = [0.0 if math.isnan(y.half_width) else y.half_width for y in line.values()]
@@ -112,19 +109,15 @@ def _draw_lines(ax: Axes, lines: Mapping[str, Line]) -> None:
 
 
 def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
-    """FID against the number of images under one protocol; None where no record holds it.
-
-    The interval is that of the mean over parts and seeds; for a single value that of its standard
-    error, which comes from the spread of the parts.
-    """
-    lines: dict[str, Line] = {}
+    """FID against the number of images under one protocol; None where no record holds it."""
+    lines: dict[str, dict[int, Summary]] = {}
     for members in group(records):
         known = [r.uncertainty for r in members if r.uncertainty]
         values: dict[int, list[float]] = defaultdict(list)
         for size, parts in (item for u in known for item in u.fid_by_num_images.items()):
             values[size] += parts
         line = {size: summarise(of) for size, of in sorted(values.items())}
-        for size, mean in line.items():
+        for size, mean in line.items():  # one value has the interval of its standard error
             if mean.n == 1 and (infinity := known[0].fid_infinity):
                 line[size] = Summary(mean.mean, NORMAL_95 * infinity.standard_error, 1)
         nfe = f", nfe {members[0].nfe}" if members[0].nfe else ""
@@ -168,9 +161,8 @@ def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
     """Write the rows of `explain` as SVG: one bar a change of protocol, one panel a metric."""
     metrics: list[Metric] = [m for m in LABELS if f"{m} moved" in rows[0]]
     labels = [f"{row['change']}\n{textwrap.fill(str(row['detail']), 40)}" for row in rows]
-    labels.append("final")
     with matplotlib.rc_context(STYLE):
-        size = (3.2 + 2.6 * len(metrics), 0.9 + 0.55 * len(labels))
+        size = (3.2 + 2.6 * len(metrics), 0.9 + 0.55 * (len(rows) + 1))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
@@ -185,7 +177,7 @@ def waterfall_figure(rows: list[dict[str, Any]], path: Path) -> None:
             ax.set_title(LABELS[metric])
             ax.use_sticky_edges = False  # room for the numbers beside the longest bar
             ax.margins(x=0.25)
-        axes[0].set_yticks(range(len(labels)), labels, fontsize=7)
+        axes[0].set_yticks(range(len(rows) + 1), [*labels, "final"], fontsize=7)
         axes[0].invert_yaxis()
         with atomic_path(path) as temporary:
             temporary.write_text(_svg(figure), encoding="utf-8")

@@ -28,17 +28,13 @@ BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
 
 
 def write_report(out: Path, overwrite: bool = False) -> list[Path]:
-    """Write REPORT.md, tables, figures and the page from out/results/records.
-
-    Earlier reports are replaced, and pages of records that are gone are removed. A REPORT.md that
-    this function has not written needs `overwrite`.
-    """
+    """Write REPORT.md, tables, figures and the page from out/results/records."""
     require_own_report(out, overwrite)
-    texts = _texts(out)
+    texts, surplus = _texts(out)
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for name in _surplus(texts, out):
+    for name in surplus:  # pages of records that are gone
         (out / name).unlink()
     return [out / name for name in texts]
 
@@ -51,14 +47,12 @@ def require_own_report(out: Path, overwrite: bool) -> None:
 
 
 def check_report(out: Path) -> tuple[list[str], str]:
-    """One line a file that differs from the records, and a remark on figures not compared.
-
-    Figures that another version of matplotlib drew are not compared; the remark is "" without one.
-    """
+    """One line a file that differs, and a remark on figures of another matplotlib, or ""."""
     import matplotlib
 
     drawn_by = f"Matplotlib v{matplotlib.__version__}, "
-    problems, other, texts = [], 0, _texts(out)
+    problems, other = [], 0
+    texts, surplus = _texts(out)
     for name, text in texts.items():
         if not (out / name).exists():
             problems.append(f"{name} is missing")
@@ -68,18 +62,12 @@ def check_report(out: Path) -> tuple[list[str], str]:
             other += 1
         else:
             problems.append(f"{name} differs from the records")
-    problems += [f"{name} has no record" for name in _surplus(texts, out)]
+    problems += [f"{name} has no record" for name in surplus]
     return problems, f"figures of another matplotlib are not compared: {other}" if other else ""
 
 
-def _surplus(texts: dict[str, str], out: Path) -> list[str]:
-    """Pages that belong to no record."""
-    pages = [path.relative_to(out).as_posix() for path in (out / SITE).rglob("*.html")]
-    return sorted(page for page in pages if page not in texts)
-
-
-def _texts(out: Path) -> dict[str, str]:
-    """Every file of the report by its name relative to the output folder."""
+def _texts(out: Path) -> tuple[dict[str, str], list[str]]:
+    """Every file of the report by its name relative to `out`, and the pages of no record."""
     records = read_records(out / FOLDER)
     content = _content(records, out)
     environment = jinja2.Environment(
@@ -103,9 +91,7 @@ def _texts(out: Path) -> dict[str, str]:
     for record in records:
         bundled = BUNDLED / f"{record.model}.safetensors"
         checksum = record.checkpoint and record.checkpoint.sha256
-        texts[f"{SITE}/records/{record.id}.html"] = environment.get_template(
-            "record.html.j2"
-        ).render(
+        texts[f"{SITE}/records/{record.id}.html"] = record_page.render(
             record=record,
             labels=LABELS,
             anchors=anchors(record, records),
@@ -113,7 +99,8 @@ def _texts(out: Path) -> dict[str, str]:
             file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
             bundled=bundled.is_file() and sha256(bundled) == checksum,
         )
-    return texts
+    pages = [path.relative_to(out).as_posix() for path in (out / SITE).rglob("*.html")]
+    return texts, sorted(page for page in pages if page not in texts)
 
 
 def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:

@@ -43,13 +43,9 @@ def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     rows = []
     for members in (groups := group(records)):
         first, settings = members[0], _settings(members[0], groups)
-        row: dict[str, Any] = {"model": first.model, "nfe": first.nfe}
-        row |= {
-            "protocol": protocol_of(first),
-            "num_images": first.num_images,
-            "seeds": len(members),
-        }
-        row |= {"settings": settings} if settings else {}
+        row = {name: getattr(first, name) for name in ("model", "nfe")}
+        row |= {"protocol": protocol_of(first), "num_images": first.num_images}
+        row |= {"seeds": len(members)} | ({"settings": settings} if settings else {})
         rows.append(row | _means(members, tuple(LABELS)))
     return rows
 
@@ -70,10 +66,7 @@ def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
 def paper_rows(
     number: int, records: Sequence[RunRecord], verdicts: Mapping[str, Verdict]
 ) -> list[PaperRow]:
-    """Table 1 or 2 as printed, every row, with our scores of CD, CT and EDM.
-
-    Each group of our records, ablations excepted, repeats its printed row.
-    """
+    """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations)."""
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
     models = {(c.dataset, c.method): c.setting.recipe for c in absolute}
     for dataset in {c.dataset for c in absolute}:  # the teacher is no claim
@@ -112,9 +105,8 @@ def verdict_rows(verdicts: Mapping[str, Verdict], kind: str) -> list[dict[str, A
     rows = []
     for c in (c for c in claims() if c.kind == kind):
         statement = c.where if isinstance(c, AbsoluteClaim) else c.statement
-        verdict, reason = verdicts[c.id].answer, verdicts[c.id].reason
-        row = {"statement": statement, "dataset": c.dataset, "verdict": verdict, "reason": reason}
-        rows.append(row | {"claim": c.id})
+        row = {"statement": statement, "dataset": c.dataset, "verdict": verdicts[c.id].answer}
+        rows.append(row | {"reason": verdicts[c.id].reason, "claim": c.id})
     return rows
 
 

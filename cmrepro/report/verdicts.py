@@ -8,7 +8,7 @@ a record whose checkpoint is the best of several says so in its selection and is
 
 from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cmrepro.paper import AbsoluteClaim, Ordering, Setting, claims, metrics
 from cmrepro.records import RunRecord
 from cmrepro.report import comparability, statistics
-from cmrepro.report.comparability import NAMES, SCORED, Side, facts, scoring, sides
+from cmrepro.report.comparability import NAMES, SCORED, Side, facts, sampling_agreement, scoring
 from cmrepro.report.statistics import Summary, Verdict, half_width, inconclusive, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.settings import Metric
@@ -27,13 +27,8 @@ DOES_NOT_HOLD = {True: "does not hold at demo scale", False: "not reproduced"}
 
 def verdicts(records: Sequence[RunRecord]) -> dict[str, Verdict]:
     """The verdict on each claim by its id, in the order of the claims."""
-    found = {}
-    for c in claims():
-        if isinstance(c, Ordering):
-            found[c.id] = ordering_verdict(c, records)
-        else:
-            found[c.id] = absolute_verdict(c, records)
-    return found
+    decide: dict[str, Any] = {"absolute": absolute_verdict, "ordering": ordering_verdict}
+    return {claim.id: decide[claim.kind](claim, records) for claim in claims()}
 
 
 def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verdict:
@@ -46,7 +41,7 @@ def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verd
     setting = claim.setting
     compared = [
         (side, comparability.against_claim(claim, side.first))
-        for side in sides(records, setting.nfe, setting.metric)
+        for side in comparability.sides(records, setting.nfe, setting.metric)
         if facts(side.first)["stands_for"] == setting.recipe
     ]
     if not compared:
@@ -76,19 +71,16 @@ def _decide_score(claim: AbsoluteClaim, side: Side, unknown: str) -> Verdict:
         reason = f"{mean} of 1 seed against {against}; a spread needs at least 2 seeds{notes}"
         return Verdict("inconclusive", reason, mean)
     distance, sd = mean.mean - claim.value, float(np.std(values, ddof=1))
-
-    def reason_with(percent: int) -> str:
+    reasons = {}
+    for percent in (90, 95):
         half = half_width(sd, mean.n, percent / 100)
-        return (
-            f"{mean.mean:.4g} over {mean.n} seeds, {percent} % interval "
-            f"{mean.mean - half:.4g} to {mean.mean + half:.4g}, against {against}"
-        )
-
+        interval = f"{percent} % interval {mean.mean - half:.4g} to {mean.mean + half:.4g}"
+        reasons[percent] = f"{mean.mean:.4g} over {mean.n} seeds, {interval}, against {against}"
     if statistics.is_equivalent(distance, claim.margin, sd, mean.n):
-        return Verdict("reproduced", reason_with(90) + notes, mean)
+        return Verdict("reproduced", reasons[90] + notes, mean)
     if statistics.is_outside(distance, claim.margin, sd, mean.n):
-        return Verdict("not reproduced", reason_with(95) + notes, mean)
-    return inconclusive(reason_with(90), mean, distance, claim.margin, sd, notes)
+        return Verdict("not reproduced", reasons[95] + notes, mean)
+    return inconclusive(reasons[90], mean, distance, claim.margin, sd, notes)
 
 
 class _Pair(NamedTuple):
@@ -113,10 +105,7 @@ def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
     missing: list[Sequence[Setting]] = []
     found: list[Verdict] = []
     for demo in (True, False):
-        candidates = [
-            [s for s in sides(records, x.nfe, x.metric) if comparability.is_of(s.first, x, demo)]
-            for x in settings
-        ]
+        candidates = [comparability.setting_sides(records, x, demo) for x in settings]
         missing.append([x for x, of in zip(settings, candidates, strict=True) if not of])
         if not missing[-1]:
             found.insert(0, _by_candidates(claim, candidates, demo))
@@ -128,12 +117,11 @@ def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
 
 def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) -> Verdict:
     """Verdict where every setting has records; the choice among them never depends on scores."""
-    comparable: list[list[Side]] = []
-    for of in candidates:
-        agreements = [comparability.sampling_agreement(side.first) for side in of]
-        comparable.append([s for s, a in zip(of, agreements, strict=True) if not a.different])
-        if not comparable[-1]:
-            return Verdict("not comparable", f"{of[0].first.model}: {agreements[0]}")
+    agreements = [[(s, sampling_agreement(s.first)) for s in of] for of in candidates]
+    comparable = [[side for side, found in of if not found.different] for of in agreements]
+    if [] in comparable:
+        side, agreement = agreements[comparable.index([])][0]
+        return Verdict("not comparable", f"{side.first.model}: {agreement}")
     combinations = [c for c in product(*comparable) if len({scoring(s.first) for s in c}) == 1]
     if not combinations:
         first, *rest = [facts(of[0].first) for of in comparable]
@@ -143,8 +131,8 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
 
     def pairs_of(combination: Sequence[Side]) -> list[_Pair]:
         better, *others = combination
-        sides_of = zip(claim.worse, others, strict=True)
-        return [_pair((claim.better, worse), (better, side), demo) for worse, side in sides_of]
+        worse_sides = zip(claim.worse, others, strict=True)
+        return [_pair((claim.better, worse), (better, side), demo) for worse, side in worse_sides]
 
     combinations.sort(key=_preference, reverse=True)
     tried = map(pairs_of, combinations)
@@ -159,11 +147,11 @@ def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) ->
     return _decide(claim, pairs, demo)
 
 
-def _preference(sides_of: Sequence[Side]) -> tuple[int, int, int]:
+def _preference(sides: Sequence[Side]) -> tuple[int, int, int]:
     """Greater for more images, then more seeds, then more models named like their recipes."""
-    firsts = [side.first for side in sides_of]
+    firsts = [side.first for side in sides]
     named = [r for r in firsts if (c := r.checkpoint) and c.recipe and c.recipe.name == r.model]
-    return firsts[0].num_images, sum(len(side.records) for side in sides_of), len(named)
+    return firsts[0].num_images, sum(len(side.records) for side in sides), len(named)
 
 
 def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool) -> _Pair:
@@ -185,14 +173,10 @@ def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool
     if not common and not different:
         notes.append("no seed in common")
     scores, gains = _gains(metric, pair, common)
-    opposite = [
-        label
-        for other, label in LABELS.items()
-        if other in a.first.scores.keys() & b.first.scores.keys()
-        and (_gains(other, pair, common)[1] * gains.sum() < 0).all()
-    ]
+    shared = [m for m in LABELS if m in a.first.scores.keys() & b.first.scores.keys()]
+    opposite = [m for m in shared if (_gains(m, pair, common)[1] * gains.sum() < 0).all()]
     if len(common) > 1 and opposite:
-        notes.append(f"the other way with every seed: {', '.join(opposite)}")
+        notes.append(f"the other way with every seed: {', '.join(LABELS[m] for m in opposite)}")
     return _Pair(settings[1], scores, gains, different, notes)
 
 
