@@ -1,51 +1,42 @@
 """Functions for notebooks: `cmrepro.load`, `sample`, `evaluate`, and tables as data frames."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-    from cmrepro.checkpoints.load import CheckpointModel
-    from cmrepro.records import RunRecord
+from cmrepro import sampling
+from cmrepro.checkpoints.load import CheckpointModel, load_model
+from cmrepro.data import ImageDataset, open_images
+from cmrepro.experiments import run
+from cmrepro.metrics.extractors import check_images
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.records import FOLDER, RunRecord, SampleProvenance, read_records
+from cmrepro.report.results import results_rows
+from cmrepro.report.tables import claims_rows, deviations_rows
+from cmrepro.training.recipes import table3_rows
 
 
 def load(checkpoint: str | Path, device: str = "cpu") -> CheckpointModel:
     """The model of a bundled or released checkpoint's name, or of a path, in evaluation mode.
 
-    Returns:
-        `model(x_t, t, labels=None)`: f(x_t, t), or D(x_t, t) of an EDM teacher; (B, 3, H, W) in
-        [-1, 1]. `model.info` is the checkpoint's header.
+    `model(x_t, t, labels=None)` is f(x_t, t), or D(x_t, t) of an EDM teacher; (B, 3, H, W) in
+    [-1, 1]. `model.info` is the checkpoint's header.
     """
-    from cmrepro.checkpoints.load import load_model
-
     return load_model(checkpoint, device)
 
 
 def sample(
-    model: CheckpointModel,
-    steps: int | Sequence[float] = 1,
-    num_images: int = 16,
-    seed: int = 0,
+    model: CheckpointModel, steps: int | Sequence[float] = 1, num_images: int = 16, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """Images uint8 (N, H, W, 3); image i depends on (seed, i) alone.
+    """Images uint8 (N, H, W, 3) of a model from `load`; image i depends on (seed, i) alone.
 
-    Args:
-        model: From `load`.
-        steps: 1, 2, or all times of Algorithm 1; for an EDM teacher the points of Heun's grid.
-        num_images: N.
-        seed: Seed of the noise.
+    `steps` are 1, 2, or all times of Algorithm 1; for an EDM teacher the points of Heun's grid.
     """
-    from cmrepro.sampling import sample as run
-    from cmrepro.sampling import sampler_settings
-
-    settings = sampler_settings(model.info, steps)
-    return run(model, settings, num_images, seed, model.image_size).stages[-1]
+    settings = sampling.sampler_settings(model.info, steps)
+    return sampling.sample(model, settings, num_images, seed, model.image_size).stages[-1]
 
 
 def evaluate(
@@ -56,62 +47,35 @@ def evaluate(
 ) -> RunRecord:
     """The record of a sample set, as `cmrepro evaluate` writes it.
 
-    Args:
-        images: uint8 (N, H, W, 3), or the path of an .npz, folder or zip.
-        protocol: Name of the protocol.
-        num_images: Score the first N images; by default the number that the protocol asks for.
-        name: Name in the record of images that are given as an array.
+    `images` are uint8 (N, H, W, 3), whose name in the record is `name`, or the path of an .npz,
+    folder or zip. The first `num_images` are scored; by default as many as the protocol needs.
     """
-    from cmrepro.data import ImageDataset, open_images
-    from cmrepro.experiments.run import evaluate as run
-    from cmrepro.metrics.extractors import check_images
-    from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.records import SampleProvenance
-    from cmrepro.sampling import read_provenance
-
     if isinstance(images, str | Path):
         source = open_images(images)
-        samples = read_provenance(Path(images), source)
+        samples = sampling.read_provenance(Path(images), source)
     else:
         check_images(images)
         source, samples = ImageDataset(name, images), SampleProvenance(model=name)
-    [record] = run(source, [load_protocol(protocol)], samples, num_images=num_images)
+    [record] = run.evaluate(source, [load_protocol(protocol)], samples, num_images=num_images)
     return record
 
 
 def table3(variant: str = "paper") -> pd.DataFrame:
     """Table 3 from the recipes; variant "paper", "released" or "both"."""
-    import pandas as pd
-
-    from cmrepro.training.recipes import table3_rows
-
     return pd.DataFrame(table3_rows(variant))
 
 
 def claims() -> pd.DataFrame:
     """Every number and ordering of the paper that this suite can test."""
-    import pandas as pd
-
-    from cmrepro.report.tables import claims_rows
-
     return pd.DataFrame(claims_rows())
 
 
 def deviations() -> pd.DataFrame:
     """Deviations of the official code from the paper."""
-    import pandas as pd
-
-    from cmrepro.report.tables import deviations_rows
-
     return pd.DataFrame(deviations_rows()).astype({"row": "Int64"})
 
 
 def results(folder: str | Path = ".") -> pd.DataFrame:
     """Mean and interval over seeds of the records in folder/results/records."""
-    import pandas as pd
-
-    from cmrepro.records import FOLDER, read_records
-    from cmrepro.report.results import results_rows
-
     rows = results_rows(read_records(Path(folder) / FOLDER))
     return pd.DataFrame(rows).astype({"nfe": "Int64"})

@@ -17,13 +17,15 @@ def process_group() -> Iterator[int]:
         return
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
     if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # Restarted processes would find the addresses of the dead ones in the store that
-        # torchrun shares with them: https://github.com/pytorch/pytorch/issues/135712
+        # Restarted processes would find the dead ones' addresses in the store that torchrun
+        # shares with them: https://github.com/pytorch/pytorch/issues/135712
         needed = "torchrun itself is started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         raise ValueError(f"got --max-restarts={restarts}, allowed only where {needed}")
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend)
     try:
         yield distributed.get_rank()
     finally:
@@ -53,11 +55,10 @@ def gather(part: Any) -> list[Any]:
 def scatter(parts: Sequence[Any]) -> Any:
     """One of rank 0's `parts` for each process in the order of their ranks; None where it ends."""
     rank, world_size = rank_and_world_size()
-    if world_size == 1:
-        return parts[0]
-    part = [None]
     padded = [*parts, *[None] * (world_size - len(parts))]
-    distributed.scatter_object_list(part, padded if rank == 0 else None, src=0)
+    part = padded[:1]
+    if world_size > 1:
+        distributed.scatter_object_list(part, padded if rank == 0 else None, src=0)
     return part[0]
 
 
@@ -65,8 +66,7 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes."""
     if distributed.is_initialized():
         distributed.all_reduce(value)
-        value = value / distributed.get_world_size()
-    return value
+    return value / rank_and_world_size()[1]
 
 
 def all_reduce_max(value: int) -> int:

@@ -24,10 +24,8 @@ class DownloadError(ValueError):
 
 def make_folder(path: Path) -> None:
     """Make a folder where it is missing, or refuse one that cannot be made or written."""
-    try:
+    with _write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     require_writable(path)
 
 
@@ -35,37 +33,36 @@ def require_writable(path: Path) -> None:
     """Refuse an output file or folder that cannot be written, before the work for it."""
     absolute = path.absolute()
     folders = [absolute, *absolute.parents] if path.is_dir() else absolute.parents
+    folder = next(folder for folder in folders if folder.exists())
+    with _write_errors(path), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path, only: int | None = None) -> Iterator[None]:
+    """Refusal of `path` in the place of an OSError, or of the one with errno `only`."""
     try:
-        with tempfile.TemporaryFile(dir=next(folder for folder in folders if folder.exists())):
-            pass
+        yield
     except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> ValueError:
-    reason = str(error.strerror).lower()
-    return ValueError(f"cannot write {path}: {reason}; choose another folder with --out")
+        if only not in (None, error.errno):
+            raise
+        advice = f"{str(error.strerror).lower()}; choose another folder with --out"
+        raise ValueError(f"cannot write {path}: {advice}") from error
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Temporary file beside `path` that becomes `path` when the block ends without an error.
-
-    An interrupted or failing block leaves neither the temporary file nor a partial `path`.
-    """
+    """Temporary file beside `path` that becomes `path` if the block ends without an error."""
     path = Path(path)
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise _cannot_write(path, error) from error
+        with _write_errors(path, only=errno.ENOSPC):
+            yield temporary
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -82,10 +79,7 @@ def sha256(path: str | Path) -> str:
 
 
 def require_checksum(path: Path, checksum: str, advice: str) -> None:
-    """Refuse a file with another checksum by a ValueError that ends in `advice`.
-
-    `checksum` is "sha256:…", "md5:…", or "sha256-prefix:…" where only first digits are known.
-    """
+    """Refuse a file of another checksum: "sha256:…", "md5:…", "sha256-prefix:…" (its start)."""
     kind, expected = checksum.split(":")
     algorithm = kind.removesuffix("-prefix")
     with open(path, "rb") as file:
@@ -114,13 +108,8 @@ def cache_folder() -> Path:
 def download(url: str, path: Path, checksum: str) -> Path:
     """Fetch `url` to `path`, continuing an interrupted download in PATH.part; gives `path`.
 
-    A file that is already there is used after its checksum. Processes that want the same file at
-    once fetch it once. For the checksum `RECORDED`, the first file's SHA-256 is recorded, and
-    later files must have it.
-
-    Raises:
-        DownloadError: The address is unreachable (names the place for the file), or no space.
-        ValueError: Wrong checksum.
+    A file that is already there is used after its checksum. For the checksum `RECORDED`, the first
+    file's SHA-256 is recorded, and later files must have it.
     """
     if path.exists():
         _check(path, path, checksum)

@@ -1,13 +1,10 @@
-"""What was run: trainings, checkpoints, sample sets, and the record of one run.
-
-One run is one JSON file, a `RunRecord`: generator, sampler, protocol and seed give scores.
-Checkpoint headers and the files beside sample sets hold the same types.
-"""
+"""What was run: trainings, checkpoints, sample sets, and the JSON file of one run, `RunRecord`."""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +19,10 @@ from cmrepro.schema import (
     Struct,
     convert,
     flat,
+    lookup,
     read_json,
     to_builtins,
     to_json,
-    unknown,
 )
 from cmrepro.settings import (
     Initialisation,
@@ -42,8 +39,7 @@ from cmrepro.settings import (
 SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
 RELATIVE_TOLERANCE = 1e-4  # of scores between machines
-# Fields in which two runs of the same settings may differ.
-NOT_COMPARED = ("provenance", "durations_s")
+NOT_COMPARED = ("provenance", "durations_s")  # these may differ in runs of the same settings
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -62,14 +58,11 @@ class Provenance(Struct, frozen=True, kw_only=True):
 
 
 class TrainingRun(Struct, frozen=True, kw_only=True):
-    """How a model was trained: measured for our own, published for official checkpoints.
+    """How a model was trained: measured for our own, published for official checkpoints."""
 
-    method, scale, stands_for: As in `Recipe`; official checkpoints have more methods.
-    """
-
-    method: ReleasedMethod
-    scale: Scale
-    stands_for: str
+    method: ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
+    scale: Scale  # as in `Recipe`
+    stands_for: str  # as in `Recipe`
     dataset: str  # name of the images trained on
     initialisation: Initialisation | None = None  # "random" or "teacher"
     weights: str = "not stated"  # the weights that were kept: "ema", "online" or "not stated"
@@ -78,8 +71,7 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
     batch_size: Positive | None = None  # global batch, images
     total_steps: Positive | None = None  # optimizer steps taken
     images_seen: Positive | None = None  # images, with repetition
-    # Seed of weights, order, noise and times. This and the rest: our own trainings only
-    seed: NotNegative | None = None
+    seed: NotNegative | None = None  # this and the rest: our own trainings only
     dataset_sha256: Checksum | None = None  # checksum of all training images
     teacher: str | None = None  # name or file of the teacher
     teacher_sha256: Checksum | None = None  # checksum of the teacher's file
@@ -90,42 +82,33 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
 
 
 class ConvertedFile(Struct, frozen=True, kw_only=True):
-    """The file that a converted checkpoint was made from.
+    """The file that a converted checkpoint was made from."""
 
-    file, sha256, format: Its name, its checksum (of a folder's weights), its format.
-    name, url, licence: Registry entry of an official checkpoint.
-    """
-
-    file: str
-    sha256: Checksum
+    file: str  # name of the file
+    sha256: Checksum  # its checksum, or that of a folder's weights
     format: Literal["torch", "flax", "diffusers"]
     conversion: int  # version of the conversion
-    name: str | None = None
-    url: str | None = None
-    licence: str | None = None
+    name: str | None = None  # name of an official checkpoint in the registry
+    url: str | None = None  # its address
+    licence: str | None = None  # its licence
     step: int | None = None  # step counter inside the file, where it has one
 
 
 class CheckpointInfo(Struct, frozen=True, kw_only=True):
-    """Header of a checkpoint.
-
-    sigma_data, sigma_min, sigma_max, rho: As in `Recipe`.
-    """
+    """Header of a checkpoint."""
 
     network: str  # name of the network preset
     parameterization: Literal["boundary", "edm"]  # "boundary" (f) or "edm" (D)
-    sigma_data: float
+    sigma_data: float  # as in `Recipe`, and so the next three
     sigma_min: float
     sigma_max: float
     rho: float = 7.0
     recipe: Recipe | None = None  # the recipe of our own trainings
     training: TrainingRun | None = None  # how the weights were trained; None where unknown
     converted: ConvertedFile | None = None  # the file of another format that the weights come from
-    # How the checkpoint was chosen among those of its training
-    selection: Selection = Selection(rule="last checkpoint")
+    selection: Selection = Selection(rule="last checkpoint")  # its choice within its training
     two_step_time: float | None = None  # second sampling time of a consistency function
-    # How that time was chosen; None where published or given by hand
-    two_step_selection: Selection | None = None
+    two_step_selection: Selection | None = None  # its choice; None: published or given by hand
 
 
 class Checkpoint(CheckpointInfo, frozen=True, kw_only=True):
@@ -150,8 +133,7 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
     model: str  # name of the checkpoint, or of the sample set where nothing more is known
     nfe: Positive | None = None  # network evaluations an image; None where unknown
     seed: NotNegative | None = None  # seed of the noise; None where unknown
-    # How the images were made; None for images from elsewhere
-    sampler: SamplerSettings | None = None
+    sampler: SamplerSettings | None = None  # None for images from elsewhere
     checkpoint: Checkpoint | None = None  # what made them; None for images from elsewhere
     num_sampled: Positive | None = None  # images of the whole sample set
     sampling_device: str | None = None  # device that made them
@@ -176,6 +158,10 @@ class Uncertainty(Struct, frozen=True, kw_only=True):
     fid_infinity: Extrapolation | None = None  # extrapolation of that curve
 
 
+_UNIT = dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0))
+_RANGES: dict[str, tuple[float, float]] = {"is": (1, inf), "density": (0, inf), **_UNIT}
+
+
 class RunRecord(SampleProvenance, frozen=True, kw_only=True):
     """One sample set scored under one protocol."""
 
@@ -193,7 +179,7 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for metric, value in self.scores.items():
-            low, high = _RANGES.get(metric, (float("-inf"), float("inf")))
+            low, high = _RANGES.get(metric, (-inf, inf))
             if not low <= value <= high:
                 raise ValueError(f"got {metric} = {value}; allowed is {low:g} to {high:g}")
 
@@ -218,31 +204,16 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """File name without ending: readable parts, then 8 digits of the identity's checksum."""
-        parts = [self.model, f"{self.protocol.name}-v{self.protocol.version}"]
-        if self.nfe is not None:
-            parts.insert(1, f"nfe{self.nfe}")
-        parts.append(f"n{self.num_images}")
-        if self.seed is not None:
-            parts.append(f"seed{self.seed}")
+        nfe = [] if self.nfe is None else [f"nfe{self.nfe}"]
+        seed = [] if self.seed is None else [f"seed{self.seed}"]
+        protocol, count = f"{self.protocol.name}-v{self.protocol.version}", f"n{self.num_images}"
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join([*parts, digest[:8]]))
-
-
-_RANGES = {
-    "is": (1.0, float("inf")),
-    "precision": (0.0, 1.0),
-    "recall": (0.0, 1.0),
-    "density": (0.0, float("inf")),
-    "coverage": (0.0, 1.0),
-}
+        parts = [self.model, *nfe, protocol, count, *seed, digest[:8]]
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
 
 
 def read_record(path: Path) -> RunRecord:
-    """The record in a file.
-
-    Raises:
-        ValueError: Not a record of `SCHEMA`; names the key and what is allowed.
-    """
+    """The record in a file."""
     fields = read_json(dict[str, Any], path)
     if (schema := fields.get("schema")) != SCHEMA:
         raise ValueError(
@@ -253,35 +224,24 @@ def read_record(path: Path) -> RunRecord:
 
 
 def read_records(folder: Path) -> list[RunRecord]:
-    """All records of a folder, in the order of their file names.
-
-    Raises:
-        ValueError: There is none, one is refused, or a file does not have its record's name.
-    """
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
+    """All records of a folder, in the order of their file names, which are their ids."""
+    records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
+    if not records:
         raise ValueError(f"no records in {folder}; make some with 'cmrepro reproduce cifar10'")
-    records = [read_record(path) for path in paths]
-    for path, record in zip(paths, records, strict=True):
+    for path, record in records.items():
         if path.stem != record.id:
             raise ValueError(f"{path} holds the record '{record.id}'; rename the file")
-    return records
+    return list(records.values())
 
 
 def find_record(name: str | Path) -> RunRecord:
-    """The record in a file, or the one with this id in ./results/records.
-
-    Raises:
-        ValueError: Neither exists, or the file is refused.
-    """
+    """The record in a file, or the one with this id in ./results/records."""
     path = Path(name)
-    if path.is_file():
-        return read_record(path)
-    known = {file.stem: file for file in FOLDER.glob("*.json")}
-    if str(name) not in known:
+    if not path.is_file():
+        known = {file.stem: file for file in FOLDER.glob("*.json")}
         kind = f"record (no such file, nor in {FOLDER})"
-        raise ValueError(unknown(kind, str(name), known, f"ls {FOLDER}"))
-    return read_record(known[str(name)])
+        path = lookup(kind, str(name), known, f"ls {FOLDER}")
+    return read_record(path)
 
 
 def differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
@@ -292,22 +252,11 @@ def differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
 
 
 def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Path:
-    """Write `record` to folder/ID.json and return that path.
-
-    A record of the same run that is there already stays as it is; runs may differ in provenance
-    and durations.
-
-    Raises:
-        ValueError: Another record of that id is there, or the folder cannot be written.
-    """
+    """Write folder/ID.json and return its path; a record of the same run there stays as it is."""
     path = folder / f"{record.id}.json"
     if path.is_file() and not overwrite:
-        found = [
-            key
-            for key in differences(read_record(path), record)
-            if key.partition(".")[0] not in NOT_COMPARED
-        ]
-        if found:
+        keys = differences(read_record(path), record)
+        if found := [key for key in keys if not key.startswith(NOT_COMPARED)]:
             raise ValueError(
                 f"{path} is there and differs in {', '.join(found)}; keep one: --overwrite "
                 "replaces it, another --out keeps both ('cmrepro compare' explains)"
@@ -319,10 +268,6 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
 
 
 def merge_records(paths: Iterable[Path], folder: Path, overwrite: bool = False) -> list[Path]:
-    """Write records from elsewhere (files or folders) into a folder, each under its id.
-
-    Raises:
-        ValueError: A file is refused, or contradicts a record of the same id.
-    """
+    """Write records from elsewhere (files or folders) into a folder, each under its id."""
     files = [f for path in paths for f in (sorted(path.glob("*.json")) or [path])]
     return [write_record(read_record(file), folder, overwrite) for file in files]

@@ -1,7 +1,4 @@
-"""From a checkpoint and a seed to images, and sample sets on disk.
-
-Image i depends on (seed, i) alone.
-"""
+"""Images from a checkpoint and a seed, and sample sets on disk."""
 
 import functools
 import hashlib
@@ -40,29 +37,24 @@ def sampler_settings(
     steps: int | Sequence[float],
     to_uint8: Literal[Rounding, "as given"] = "round",
 ) -> SamplerSettings:
-    """Sampler of a checkpoint.
+    """Sampler of a checkpoint; "as given", of protocols that read images, is "round".
 
     `steps` of a consistency function are 1, 2, or all times of Algorithm 1, decreasing from
-    sigma_max; those of a denoiser are the number of grid points of Heun's method. "as given", of
-    protocols that read images, is "round".
+    sigma_max; those of a denoiser are the number of grid points of Heun's method.
     """
     rounding: Rounding = "round" if to_uint8 == "as given" else to_uint8
     sigma_max = info.sigma_max
     if info.parameterization == "edm":
         if not isinstance(steps, int) or steps < 2:
-            raise ValueError(
-                f"got --steps {steps} for an EDM denoiser; allowed is a number N >= 2 of points "
-                "of Heun's sampler, which evaluates the network 2N - 1 times, e.g. --steps 18"
-            )
+            allowed = "a number N >= 2 of points of Heun's sampler, e.g. --steps 18"
+            raise ValueError(f"got --steps {steps} for an EDM denoiser; allowed is {allowed}")
         grid = tuple(karras_times(steps, info.sigma_min, sigma_max, info.rho).tolist())
         return SamplerSettings(algorithm="heun", times=grid, to_uint8=rounding)
     if isinstance(steps, int):
         known = [sigma_max, *([info.two_step_time] if info.two_step_time else [])]
         if not 1 <= steps <= len(known):
-            raise ValueError(
-                f"got {steps} steps; this checkpoint has times for 1 to {len(known)}; list all "
-                f"times for more, decreasing from {sigma_max:g}: --steps t1,t2,…"
-            )
+            found = f"got {steps} steps; this checkpoint has times for 1 to {len(known)}"
+            raise ValueError(f"{found}; list all times for more: --steps {sigma_max:g},t2,…")
         steps = known[:steps]
     check_times(steps, info.sigma_min, sigma_max)
     times = tuple(map(float, steps))
@@ -76,26 +68,17 @@ def _generator(seed: int, i: int, counter: int = 0) -> np.random.Generator:
 
 
 def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of images, each from its own counter-based stream.
+    """Standard normal noise (S, B, C, H, W), float32, of B images by their indices.
 
-    Args:
-        seed: In [0, 2^63).
-        indices: Numbers of the images, B of them.
-        shape: (S, C, H, W): S draws of an image.
-
-    Returns:
-        (S, B, C, H, W) float32; image i's part is a function of (seed, i) alone.
+    `shape` is (S, C, H, W): S draws of an image, which are a function of (seed, i) alone.
     """
     draws = [_generator(seed, i).standard_normal(shape, np.float32) for i in indices]
     return torch.from_numpy(np.stack(draws, axis=1))
 
 
 def class_labels(seed: int, indices: Sequence[int], num_classes: int) -> NDArray[np.int64]:
-    """Class of each image (N,), uniform, a function of (seed, i) and independent of its noise.
-
-    The official code draws classes from an unseeded generator, likewise uniform.
-    """
-    counter = 1 << 128  # noise starts at 0 and never gets this far
+    """Class of each image (N,), uniform as in the official code, a function of (seed, i) alone."""
+    counter = 1 << 128  # independent of the noise, whose counters never get this far
     return np.array([_generator(seed, i, counter).integers(num_classes) for i in indices])
 
 
@@ -107,14 +90,12 @@ def to_uint8(x: Tensor, rule: Rounding) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of one seed after each evaluation of the sampler."""
+    """Images of one seed after each evaluation of Algorithm 1, or at the end of Heun's method."""
 
-    # One uint8 (N, H, W, 3) for each evaluation of Algorithm 1; one in all for Heun
-    stages: list[NDArray[np.uint8]]
-    # Checksum of the noise used up to each stage, image by image, so that fewer steps have the
-    # same one however many followed
+    stages: list[NDArray[np.uint8]]  # (N, H, W, 3) each
+    # Checksum of the noise up to each stage, image by image: the same for any number of later ones
     noise_sha256: list[str]
-    labels: NDArray[np.int64] | None = None  # (N,) int64 of a class-conditional network, or None
+    labels: NDArray[np.int64] | None  # (N,) of a class-conditional network, or None
 
 
 @torch.inference_mode()
@@ -132,9 +113,8 @@ def sample(
     others return no images. `progress` is the label of a progress bar.
     """
     if num_images < 1 or seed < 0:
-        raise ValueError(
-            f"got {num_images} images and seed {seed}; allowed is at least 1 image and seed >= 0"
-        )
+        found = f"got {num_images} images and seed {seed}"
+        raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0")
     device = next(model.parameters()).device
     rank, world_size = rank_and_world_size()
     firsts = range(0, num_images, BATCH_SIZE)
@@ -187,17 +167,18 @@ def _stages(
 
 
 def sample_provenance(
-    model: CheckpointModel,
-    settings: SamplerSettings,
-    seed: int,
-    samples: Samples,
-    stage: int | None = None,
+    model: CheckpointModel, settings: SamplerSettings, seed: int, samples: Samples, stage: int = 0
 ) -> SampleProvenance:
     """Provenance of the images of one stage of `samples`, counted from 1; the last by default."""
     stage = stage or len(samples.stages)
     if settings.algorithm == "multistep":
         settings = settings.replace(times=settings.times[:stage])
     images, labels = samples.stages[stage - 1], samples.labels
+    hashes = Hashes(
+        noise=samples.noise_sha256[stage - 1],
+        labels=None if labels is None else array_sha256(labels),
+        images=array_sha256(images),
+    )
     return SampleProvenance(
         model=model.path.stem,
         nfe=settings.nfe,
@@ -206,11 +187,7 @@ def sample_provenance(
         checkpoint=model.checkpoint,
         num_sampled=len(images),
         sampling_device=str(next(model.parameters()).device),
-        hashes=Hashes(
-            noise=samples.noise_sha256[stage - 1],
-            labels=None if labels is None else array_sha256(labels),
-            images=array_sha256(images),
-        ),
+        hashes=hashes,
     )
 
 
@@ -240,13 +217,10 @@ def write_sample_set(
 
 def read_provenance(path: Path, images: ImageSource) -> SampleProvenance:
     """Provenance beside a sample set; without one, only the set's name."""
-    beside = provenance_path(path)
-    if not beside.is_file():
+    if not (beside := provenance_path(path)).is_file():
         return SampleProvenance(model=images.name)
     provenance = read_json(SampleProvenance, beside)
     if provenance.num_sampled not in (None, images.num_images):
-        raise ValueError(
-            f"{beside} is the provenance of {provenance.num_sampled} images, {path} has "
-            f"{images.num_images}; remove it or sample again"
-        )
+        counts = f"{provenance.num_sampled} images, {path} has {images.num_images}"
+        raise ValueError(f"{beside} is the provenance of {counts}; remove it or sample again")
     return provenance

@@ -1,7 +1,6 @@
 """Declared types for everything that is read: TOML, JSON, headers, command-line settings.
 
-A `Struct` is frozen and refuses unknown keys; a value of another type or out of its range is an
-error that names the place, what was got and what is allowed.
+The error of a wrong value names the place, what was got and what is allowed.
 """
 
 import difflib
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec.structs import fields
+from msgspec.structs import FieldInfo, fields
 
 T = TypeVar("T")
 
@@ -27,11 +26,7 @@ json_schema = msgspec.json.schema  # JSON Schema (draft 2020-12) of a declared t
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all declared types: frozen, no unknown keys.
-
-    Subclasses pass `frozen=True, kw_only=True` too: type checkers do not see the inherited ones,
-    and msgspec does not inherit the second.
-    """
+    """Base of all declared types, which pass `frozen=True, kw_only=True` for type checkers."""
 
     def replace(self: T, **changes: Any) -> T:
         """The same values with some fields changed, checked like values that are read."""
@@ -52,10 +47,10 @@ def unknown(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> 
     return f"unknown {kind} '{name}': {hint}known: {', '.join(names) or 'none'}"
 
 
-def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
+def lookup(kind: str, name: str, known: Mapping[str, T], listed_by: str = "") -> T:
     """Value of a name, or the error of `unknown`."""
     if name not in known:
-        raise ValueError(unknown(kind, name, known))
+        raise ValueError(unknown(kind, name, known, listed_by))
     return known[name]
 
 
@@ -113,10 +108,10 @@ def _explained(text: str, kind: Any, values: Any) -> str:
             value = value[int(step)]
         elif isinstance(value, Mapping):
             value = value.get(step)
-        inner = [f.type for s in _structs(annotations) for f in fields(s) if f.encode_name == step]
+        inner = [f.type for f in _fields(annotations) if f.encode_name == step]
         annotations = inner or annotations  # of a container: those of its items
     if found := re.search(r"contains unknown field `(.*)`", message):
-        known = [field.encode_name for s in _structs(annotations) for field in fields(s)]
+        known = [field.encode_name for field in _fields(annotations)]
         return unknown(f"key{f' in {place}' if place else ''}", found[1], known)
     if "missing required field" in message:
         key = message.rpartition("field ")[2].strip("`")
@@ -130,10 +125,11 @@ def _explained(text: str, kind: Any, values: Any) -> str:
     return f"got {place or 'value'} = {got}; {message[:1].lower()}{message[1:]}"
 
 
-def _structs(annotations: list[Any]) -> list[Any]:
-    """Struct types inside annotations."""
-    inner = [type_ for annotation in annotations for type_ in _arguments(annotation)]
-    return [t for t in inner if isinstance(t, type) and issubclass(t, msgspec.Struct)]
+def _fields(annotations: list[Any]) -> list[FieldInfo]:
+    """Fields of all Structs inside annotations."""
+    types = [type_ for annotation in annotations for type_ in _arguments(annotation)]
+    structs = [t for t in types if isinstance(t, type) and issubclass(t, msgspec.Struct)]
+    return [field for struct in structs for field in fields(struct)]
 
 
 def _arguments(annotation: Any) -> list[Any]:

@@ -1,8 +1,7 @@
 """The second time of two-step sampling, chosen by FID among the points of a time grid.
 
-The paper does so by ternary search (Section 5), which needs scores that fall towards the best
-point from both sides: of 16 inner points it scores 6 to 8, of 199 it scores 15 to 19. Where scores
-do not fall so, it may miss the deepest valley; scoring the whole grid finds it.
+The paper does so by ternary search (Section 5), which scores 6 to 8 of 16 inner points, 15 to 19
+of 199, and may miss the best one where scores do not fall towards it from both sides.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +17,17 @@ from cmrepro.sampling import sample, sampler_settings
 from cmrepro.settings import Metric, Protocol, Selection
 
 METRIC: Metric = "fid"
-# Seeds below are for scores that are reported: a time tuned on their images would flatter them.
-FIRST_SEARCH_SEED = 1000
+FIRST_SEARCH_SEED = 1000  # those below are for scores that are reported
 
-Search = Callable[[Callable[[float], float], Sequence[float]], dict[int, float]]
+Score = Callable[[float], float]
 
 
-def grid_search(score: Callable[[float], float], times: Sequence[float]) -> dict[int, float]:
+def grid_search(score: Score, times: Sequence[float]) -> dict[int, float]:
     """Score (lower is better) of every inner point of a grid of N times, by index 1 to N - 2."""
     return {index: score(time) for index, time in enumerate(times[1:-1], 1)}
 
 
-def ternary_search(score: Callable[[float], float], times: Sequence[float]) -> dict[int, float]:
+def ternary_search(score: Score, times: Sequence[float]) -> dict[int, float]:
     """Scores of the points that a ternary search probes, by index in the order of the probes.
 
     The probes are those of the official code (`scripts/ternary_search.py` of
@@ -40,8 +38,7 @@ def ternary_search(score: Callable[[float], float], times: Sequence[float]) -> d
     scores: dict[int, float] = {}
 
     def at(index: int) -> float:
-        if index not in scores:
-            scores[index] = score(times[index])
+        scores[index] = scores[index] if index in scores else score(times[index])
         return scores[index]
 
     left, right = 0, len(times) - 1
@@ -55,15 +52,14 @@ def ternary_search(score: Callable[[float], float], times: Sequence[float]) -> d
     return scores
 
 
-SEARCHES: dict[str, Search] = {"ternary": ternary_search, "grid": grid_search}
+SEARCHES = {"ternary": ternary_search, "grid": grid_search}
 
 
 @dataclass(frozen=True)
 class TimeSearch:
     """Result of a search."""
 
-    # Index, time and all scores of each scored point, in the order of scoring
-    rows: list[dict[str, float]]
+    rows: list[dict[str, float]]  # index, time, scores of each point, in the order of scoring
     time: float  # the point with the lowest FID
     selection: Selection  # how it was chosen, for the checkpoint's header
 
@@ -85,10 +81,8 @@ def search_time(
     """
     info = model.info
     if seed < FIRST_SEARCH_SEED:
-        raise ValueError(
-            f"got seed = {seed}; seeds below {FIRST_SEARCH_SEED} are for scores that are "
-            "reported, which a time chosen on them would flatter"
-        )
+        reported = f"seeds below {FIRST_SEARCH_SEED} are for scores that are reported"
+        raise ValueError(f"got seed = {seed}; {reported}, which the chosen time would flatter")
     if METRIC not in protocol.metrics:
         raise ValueError(f"protocol {protocol.name} has no {METRIC}, which the search needs")
     if info.parameterization == "edm":
@@ -97,10 +91,8 @@ def search_time(
         # Where N grows, the grid is the last one (deviation `ct-num-boundaries`).
         num_scales = info.recipe.num_scales or (info.recipe.s1 or 0) + 1
     if num_scales is None or num_scales < 3:
-        raise ValueError(
-            f"got a grid of {num_scales or 'unknown'} points for {model.path.name}; give a number "
-            "of points >= 3 with --grid"
-        )
+        found = f"got a grid of {num_scales or 'unknown'} points for {model.path.name}"
+        raise ValueError(f"{found}; give a number of points >= 3 with --grid")
     times = karras_times(num_scales, info.sigma_min, info.sigma_max, info.rho).tolist()
     num_images = num_images or protocol.num_images
     task = Task(protocol, load_reference(protocol), num_images)

@@ -1,7 +1,4 @@
-"""Settings of a run: recipe, sampler, protocol, reference, selection.
-
-TOML tables, checkpoint headers and records hold them as these types.
-"""
+"""Settings of a run, as TOML tables, checkpoint headers and records hold them."""
 
 from typing import Annotated, Literal, get_args
 
@@ -24,11 +21,7 @@ _CHECKSUMS = "sha256:[0-9a-f]{64}|sha256-prefix:[0-9a-f]{8,64}"
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
-    """Everything needed to train one model: a column of Table 3 and what the table leaves out.
-
-    Raises:
-        ValueError: Fields that exclude each other, or that the method does not have.
-    """
+    """Everything needed to train one model: a column of Table 3 and what the table leaves out."""
 
     name: str  # its key in recipes.toml
     variant: Variant  # "paper", or "released" for the settings of the official code
@@ -39,8 +32,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     network: str  # name of a network preset
     initialisation: Initialisation  # "random", or "teacher" for the teacher's weights
     optimizer: Literal["radam"]
-    # Rate of the first step; constant unless one of the next two is given
-    learning_rate: Annotated[float, Meta(gt=0)]
+    learning_rate: Annotated[float, Meta(gt=0)]  # of the first step; constant without the next two
     # Images after which the rate falls as 1 / sqrt(images / this) (EDM2)
     inverse_sqrt_after: Positive | None = None
     # Share of the steps, at the end, over which the rate falls to 0
@@ -51,8 +43,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     dropout: Share  # probability
     horizontal_flip: bool  # flip each image with probability 1/2
     mixed_precision: bool  # train in half precision
-    # Devices the source used; a device's share of the batch is one forward pass by default
-    num_gpus: Positive
+    num_gpus: Positive  # devices of the source; by default a forward pass has the images of one
     sigma_min: float  # the paper's epsilon
     sigma_max: float  # the paper's T
     rho: float  # exponent of the time grid
@@ -65,52 +56,39 @@ class Recipe(Struct, frozen=True, kw_only=True):
     num_scales: Positive | None = None  # N, where fixed
     s0: Positive | None = None  # N at the start, where it follows N(k)
     s1: Positive | None = None  # N - 1 at the end, where it follows N(k)
-    # K of N(k), where training stops before K or continues after it
-    schedule_steps: Positive | None = None
-    # Index on the time grid of the second sampling time, where published
-    two_step_index: Positive | None = None
+    schedule_steps: Positive | None = None  # K of N(k), where it differs from total_steps
+    two_step_index: Positive | None = None  # published second sampling time, on the time grid
 
     def __post_init__(self) -> None:
-        unused = {"edm": _CONSISTENCY_FIELDS, "cd": (), "ct": ("solver",)}[self.method]
-        for key in unused:
+        for key in _UNUSED_FIELDS[self.method]:
             if (value := getattr(self, key)) is not None:
-                raise ValueError(
-                    f"got {key} = {value} for recipe '{self.name}', which {self.method.upper()} "
-                    "does not have; leave it out"
-                )
+                method = f"recipe '{self.name}', which {self.method.upper()}"
+                raise ValueError(f"got {key} = {value} for {method} does not have; leave it out")
         if self.method == "edm":
             return
         fixed, scheduled = self.num_scales is not None, self.s0 is not None
         if fixed == scheduled or scheduled != (self.s1 is not None):
             raise ValueError(f"recipe '{self.name}' needs either num_scales or s0 and s1")
         if (self.target_ema is None) == (self.mu0 is None) or (self.mu0 and not scheduled):
-            raise ValueError(
-                f"recipe '{self.name}' needs either target_ema or, with s0 and s1, mu0"
-            )
+            needed = "either target_ema or, with s0 and s1, mu0"
+            raise ValueError(f"recipe '{self.name}' needs {needed}")
         if self.s0 and self.s1 and self.s0 > self.s1 + 1:
             raise ValueError(f"got s0 = {self.s0}, s1 = {self.s1}; needed is s0 <= s1 + 1")
         last = (self.num_scales or (self.s1 or 0) + 1) - 1
-        if self.two_step_index is not None and self.two_step_index >= last:
-            raise ValueError(
-                f"got two_step_index = {self.two_step_index}; allowed is 1 to {last - 1}"
-            )
+        if (index := self.two_step_index) and index >= last:
+            raise ValueError(f"got two_step_index = {index}; allowed is 1 to {last - 1}")
 
 
-_CONSISTENCY_FIELDS = (
-    *("distance", "solver", "target_ema", "mu0", "num_scales", "s0", "s1", "schedule_steps"),
-    "two_step_index",
-)
+_SCHEDULES = ("target_ema", "mu0", "num_scales", "s0", "s1", "schedule_steps", "two_step_index")
+_UNUSED_FIELDS = {"edm": ("distance", "solver", *_SCHEDULES), "cd": (), "ct": ("solver",)}
 
 
 class SamplerSettings(Struct, frozen=True, kw_only=True):
     """How noise becomes images."""
 
-    # "multistep" (Algorithm 1, for f) or "heun" (EDM's deterministic sampler, for D)
-    algorithm: Literal["multistep", "heun"]
-    # Times at which f is evaluated, or the grid of Heun's method, decreasing
-    times: tuple[float, ...]
-    # How 127.5 x + 127.5 becomes 0-255: nearest level ("round") or the next lower one ("truncate",
-    # the official code)
+    algorithm: Literal["multistep", "heun"]  # Algorithm 1 (for f), or EDM's sampler (for D)
+    times: tuple[float, ...]  # at which f is evaluated, or the grid of Heun's method; decreasing
+    # Level of 127.5 x + 127.5: the nearest, or the next lower one ("truncate", the official code)
     to_uint8: Rounding = "round"
     clip_denoised: bool = True  # clip the result of each evaluation to [-1, 1]
 
@@ -125,12 +103,10 @@ class Weights(Struct, frozen=True, kw_only=True):
 
     name: str  # its key in [weights] of protocols.toml
     file: str  # name of the file, in the package or in the cache's folder `weights`
-    # "sha256:…", "sha256-prefix:…" where only the first digits are published, or, of a download,
-    # "recorded at first download"
+    # "sha256:…", "sha256-prefix:…" (first digits), or, of a download, "recorded at first download"
     checksum: Annotated[str, Meta(pattern=f"^({_CHECKSUMS}|{RECORDED})$")]
     source: str  # publisher
-    # Python package that holds the file, by import name; None for a download
-    package: str | None = None
+    package: str | None = None  # import name of the package that has it; None for a download
     url: str | None = None  # address of a download; None for a file in a package
 
     def __post_init__(self) -> None:
@@ -144,14 +120,12 @@ class Extractor(Struct, frozen=True, kw_only=True):
     """Image network that gives features and logits."""
 
     name: str  # its key in protocols.toml
-    # Architecture
     network: Literal["efficientnet-lite0", "inception-2015", "inception-torchscript", "dinov2"]
     weights: Weights  # file of its weights
     image_size: Positive  # side length in px of its input
-    # "bilinear" (half-pixel centres, antialiased when shrinking), "tensorflow1-bilinear" (corner-
-    # aligned origin, no antialiasing), "pytorch-bilinear" (half-pixel centres, no antialiasing) or
-    # "pil-bicubic" (Pillow on float32 channels, antialiased when shrinking, clipped to 0-255, not
-    # rounded)
+    # "bilinear": half-pixel centres, antialiased when shrinking; "pytorch-bilinear": the same, not
+    # antialiased; "tensorflow1-bilinear": corner-aligned origin, not antialiased; "pil-bicubic":
+    # Pillow on float32 channels, antialiased when shrinking, clipped to 0-255, not rounded
     resize: Literal["bilinear", "tensorflow1-bilinear", "pytorch-bilinear", "pil-bicubic"]
     mean: tuple[float, float, float]  # subtracted from red, green, blue (0-255)
     std: tuple[float, float, float]  # divides them after that
@@ -167,8 +141,7 @@ class InceptionScoreSettings(Struct, frozen=True, kw_only=True):
     split_size: Positive | None = None  # images in each part
     shuffle: bool = False  # shuffle the images before they are parted
     seed: NotNegative | None = None  # seed of that shuffle
-    # Network that gives the logits, where it is not the protocol's
-    extractor: Extractor | None = None
+    extractor: Extractor | None = None  # gives the logits, where it is not the protocol's
 
     def __post_init__(self) -> None:
         if (self.num_splits is None) == (self.split_size is None):
@@ -207,8 +180,7 @@ class Protocol(Struct, frozen=True, kw_only=True):
     version: Positive  # raised by every change that moves a score
     source: str  # whose way of scoring it is
     extractor: Extractor  # network that gives the features
-    # How its tools turn [-1, 1] into pixels; "as given" for tools that read images
-    to_uint8: Literal["round", "truncate", "as given"]
+    to_uint8: Literal["round", "truncate", "as given"]  # rule of its tools; "as given": none
     num_images: Positive  # number of images that a score needs
     metrics: tuple[Metric, ...]  # its metrics, in the order of tables
     reference: str  # name of the reference statistics used by default
@@ -231,22 +203,19 @@ class Protocol(Struct, frozen=True, kw_only=True):
                 if getattr(self, key) is None:
                     raise ValueError(f"'{key}' is missing, which {metric} needs; add its table")
         if "is" in self.metrics and not self.logits_extractor.num_logits:
-            raise ValueError(
-                f"{self.logits_extractor.name} gives no logits for is; set the extractor of "
-                "inception_score, or remove is"
-            )
+            name = self.logits_extractor.name
+            advice = "set the extractor of inception_score, or remove is"
+            raise ValueError(f"{name} gives no logits for is; {advice}")
         if "sfid" in self.metrics and not self.extractor.spatial_dim:
-            raise ValueError(
-                f"{self.extractor.name} gives no spatial features for sfid; choose an extractor "
-                "with spatial_dim, or remove sfid"
-            )
+            name = self.extractor.name
+            advice = "choose an extractor with spatial_dim, or remove sfid"
+            raise ValueError(f"{name} gives no spatial features for sfid; {advice}")
 
 
-_MANIFOLD = ("manifold", "stored_features")
 _METRIC_SETTINGS: dict[Metric, tuple[str, ...]] = {
     "is": ("inception_score",),
     "kid": ("kernel", "stored_features"),
-    **{metric: _MANIFOLD for metric in MANIFOLD_METRICS},
+    **dict.fromkeys(MANIFOLD_METRICS, ("manifold", "stored_features")),
 }
 
 
@@ -284,6 +253,5 @@ class Selection(Struct, frozen=True, kw_only=True):
     metric: Metric | None = None  # score that decided
     search: Literal["ternary", "grid"] | None = None  # "ternary" or "grid"
     protocol: str | None = None  # name and version, e.g. "embedded-v1"
-    # Seeds of the samples that were scored: their scores flatter the model
-    seeds: tuple[NotNegative, ...] = ()
+    seeds: tuple[NotNegative, ...] = ()  # of the scored samples, whose scores flatter the model
     num_images: Positive | None = None  # images of each candidate

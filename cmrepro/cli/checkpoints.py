@@ -13,8 +13,6 @@ from cmrepro.checkpoints.registry import fetch_checkpoint
 from cmrepro.cli.options import FORMAT, OVERWRITE, PATH, print_rows, require_new
 from cmrepro.schema import flat
 
-DTYPES = ["float32", "float16", "bfloat16"]
-
 
 @click.group()
 def checkpoints() -> None:
@@ -49,7 +47,7 @@ def inspect(checkpoint: str, format_: str) -> None:
 @click.argument("source")
 @click.option("--network", help="Preset of the network.")
 @click.option("--parameterization", type=click.Choice(["boundary", "edm"]))
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32")
+@click.option("--dtype", default="float32", type=click.Choice(["float32", "float16", "bfloat16"]))
 @click.option("--two-step-time", type=float, help="Second sampling time to write into the file.")
 @click.option("--out", type=PATH, help="Default for a released name: the cache.")
 @OVERWRITE

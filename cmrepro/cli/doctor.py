@@ -40,7 +40,7 @@ def doctor(
         if len(files) != 2:
             found = f"got {len(files)} data sets to calibrate with"
             raise ValueError(f"{found}; give two, TRAIN TEST, e.g. cifar10-train cifar10-test")
-        train, test = (open_images(file) for file in files)
+        train, test = map(open_images, files)
         rows = calibration_rows(published_scores(), {"train": train, "test": test}, device)
     elif files:
         images = open_images(real) if real else None

@@ -47,10 +47,8 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     stated = {key: arguments.pop(key) for key in ("model", "nfe", "seed")}
     stated = {key: value for key, value in stated.items() if value is not None}
     if explained and any(arguments[key] for key in ("references", "num_images", "intervals")):
-        raise click.UsageError(
-            "the two protocols of --explain have references and numbers of images; leave "
-            "--reference, --num-images and --intervals out"
-        )
+        excluded = "--reference, --num-images and --intervals"
+        raise click.UsageError(f"the protocols of --explain decide; leave {excluded} out")
     if real and not explained:
         raise click.UsageError("--real is for --explain; leave it out, or give --explain A B")
     require_writable(out / FOLDER)
@@ -72,9 +70,9 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     if provenance.checkpoint and stated:
         names = ", ".join(f"--{key}" for key in stated)
         raise click.UsageError(f"the provenance of {samples} lies beside it; leave {names} out")
+    provenance = provenance.replace(**stated)
     with process_group() as rank:
-        described = provenance.replace(**stated)
-        records = run(images, protocols, described, progress=True, **arguments)
+        records = run(images, protocols, provenance, progress=True, **arguments)
     for record in records:
         click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}", err=True)
         for warning in record.warnings:

@@ -6,7 +6,7 @@ import sys
 import click
 
 from cmrepro.files import DownloadError
-from cmrepro.schema import unknown
+from cmrepro.schema import lookup
 
 # Module of each command, which may import torch, and its line in `cmrepro --help`, which must not.
 COMMANDS = {
@@ -38,10 +38,9 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        if name not in COMMANDS:
-            raise click.UsageError(unknown("command", name, COMMANDS), ctx)
-        module = importlib.import_module(f"cmrepro.cli.{COMMANDS[name][0]}")
-        command: click.Command = getattr(module, name.replace("-", "_"))
+        module, _ = lookup("command", name, COMMANDS)
+        commands = importlib.import_module(f"cmrepro.cli.{module}")
+        command: click.Command = getattr(commands, name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -44,15 +44,15 @@ def schema() -> None:
 def validate(files: tuple[Path, ...]) -> None:
     """Check the records in FILES (files or folders); one line for each problem."""
     paths = [path for file in files for path in (sorted(file.glob("*.json")) or [file])]
-    problems = 0
+    code = 0
     for path in paths:
         try:
             read_record(path)
         except ValueError as error:
             click.echo(str(error), err=True)
-            problems += 1
-    if problems:
-        raise SystemExit(1 if all(path.is_file() for path in paths) else 2)
+            code = max(code, 1 if path.is_file() else 2)
+    if code:
+        raise SystemExit(code)
     click.echo(f"valid records: {len(paths)}")
 
 

@@ -15,17 +15,13 @@ BLUR_WIDTH = 5
 def anchor_images(
     dataset: ImageDataset, num_images: int, seed: int
 ) -> dict[str, NDArray[np.uint8]]:
-    """Sample sets by name: a random subset, the same with means of 5 x 5 pixels, uniform noise.
-
-    `dataset` holds real images that the reference statistics were not made from.
-    """
-    if len(dataset.images) < num_images:
-        raise ValueError(
-            f"'{dataset.name}' has {len(dataset.images):,} images, needed are {num_images:,}; "
-            "give a larger data set"
-        )
+    """Sample sets by name: random real images, the same with means of 5 x 5 pixels, noise."""
+    count = len(dataset.images)
+    if count < num_images:
+        needed = f"needed are {num_images:,}; give a larger data set"
+        raise ValueError(f"'{dataset.name}' has {count:,} images, {needed}")
     generator = np.random.default_rng(seed)
-    subset = dataset.images[generator.permutation(len(dataset.images))[:num_images]]
+    subset = dataset.images[generator.permutation(count)[:num_images]]
     window = (1, BLUR_WIDTH, BLUR_WIDTH, 1)
     blurred = uniform_filter(subset.astype(np.float32), window, mode="nearest").round()
     return {
@@ -36,7 +32,7 @@ def anchor_images(
 
 
 def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list[RunRecord]:
-    """One record an anchor, each of the number of images that the protocol asks for."""
+    """One record an anchor, each of the number of images that the protocol needs."""
     records = []
     for name, images in anchor_images(dataset, protocol.num_images, seed).items():
         source = ImageDataset(name, images)

@@ -58,11 +58,10 @@ def explain(
     real: ImageSource | None = None,
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """Attribute the difference between two protocols' scores of one sample set.
+    """Rows of a change, its values, and every metric's score with its difference to the row above.
 
     `images` were made uint8 by the first protocol's rule. References are built from `real` images
-    where the extractors differ. Each row has a change, its values, and every metric's score with
-    its difference to the row above.
+    where the extractors differ.
     """
     shared = tuple(metric for metric in first.metrics if metric in second.metrics)
     if not shared:
@@ -70,10 +69,9 @@ def explain(
     # References of the steps in between may be built from any real images.
     first, second = (p.replace(metrics=shared, dataset=None) for p in (first, second))
     if first.extractor != second.extractor and real is None:
-        raise ValueError(
-            f"protocols {first.name} and {second.name} have different extractors; references in "
-            "between are built from real images: give them with --real"
-        )
+        found = f"protocols {first.name} and {second.name} have different extractors"
+        needed = "references in between are built from real images: give them with --real"
+        raise ValueError(f"{found}; {needed}")
 
     def built(protocol: Protocol) -> ReferenceStatistics:
         assert real is not None
@@ -85,38 +83,39 @@ def explain(
         logits = second.inception_score.extractor
         settings["inception_score"] = first.inception_score.replace(extractor=logits)
     alike = second.replace(num_images=first.num_images, **settings)
-    stages = [("as it is", first.name, Task(first, reference))]
+    changes, tasks = [("as it is", first.name)], [Task(first, reference)]
+
+    def add(change: str, detail: str, protocol: Protocol, statistics: ReferenceStatistics) -> None:
+        changes.append((change, detail))
+        tasks.append(Task(protocol, statistics))
+
     rounds = {first.to_uint8, second.to_uint8} == {"round", "truncate"}
     if rounds:
         detail = f"{first.to_uint8} -> {second.to_uint8}"
-        stages.append(("rounding (emulated)", detail, Task(first, reference)))
-    source = reference.name
-    a, b = first.extractor, second.extractor
+        add("rounding (emulated)", detail, first, reference)
+    source, a, b = reference.name, first.extractor, second.extractor
     if a != b and real is not None:
         source = f"of {real.name}"
-        detail = f"{reference.name} -> {source}"
-        stages.append(("reference", detail, Task(first, built(first))))
+        add("reference", f"{reference.name} -> {source}", first, built(first))
         if a.image_size == b.image_size and a.resize != b.resize:
             resized = first.replace(extractor=a.replace(resize=b.resize))
-            stages.append(("resize", f"{a.resize} -> {b.resize}", Task(resized, built(resized))))
-        stages.append(("extractor", f"{a.name} -> {b.name}", Task(alike, built(alike))))
+            add("resize", f"{a.resize} -> {b.resize}", resized, built(resized))
+        add("extractor", f"{a.name} -> {b.name}", alike, built(alike))
     if a != b or first.reference != second.reference:
-        stages.append(("reference", f"{source} -> {last.name}", Task(alike, last)))
+        add("reference", f"{source} -> {last.name}", alike, last)
     if first.num_images != second.num_images:
         alike = alike.replace(num_images=second.num_images)
-        detail = f"{first.num_images:,} -> {second.num_images:,}"
-        stages.append(("number of images", detail, Task(alike, last)))
+        add("number of images", f"{first.num_images:,} -> {second.num_images:,}", alike, last)
     if changed := [k for k in METRIC_SETTINGS if getattr(alike, k) != getattr(second, k)]:
-        stages.append(("metric settings", ", ".join(changed), Task(second, last)))
+        add("metric settings", ", ".join(changed), second, last)
 
-    tasks = [task for _, _, task in stages]
     scores = score(images, tasks[:1], device=device)
-    if len(tasks) > 1:
+    if tasks[1:]:
         others = Requantized(images, second.to_uint8) if rounds else images
         scores += score(others, tasks[1:], device=device)
     rows: list[dict[str, Any]] = []
     above = scores[0].values
-    for (change, detail, _), result in zip(stages, scores, strict=True):
+    for (change, detail), result in zip(changes, scores, strict=True):
         rows.append({"change": change, "detail": detail})
         for metric, value in result.values.items():
             rows[-1] |= {metric: value, f"{metric} moved": value - above[metric]}

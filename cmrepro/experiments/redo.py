@@ -33,20 +33,18 @@ def redo_commands(record: RunRecord, out: Path, files: Files) -> list[list[str]]
         samples = out / f"{record.id}.npz"
         commands.append([*_sample_command(record, files["checkpoint"]), "--out", str(samples)])
     elif (found := images_sha256(open_images(samples), record.num_images)) != record.hashes.images:
-        raise ValueError(
-            f"the first {record.num_images} images of {samples} have sha256 {found}, those of "
-            f"{record.id} have {record.hashes.images}; give that sample set"
-        )
+        found = f"the first {record.num_images} images of {samples} have sha256 {found}"
+        expected = f"those of {record.id} have {record.hashes.images}"
+        raise ValueError(f"{found}, {expected}; give that sample set")
     return [*commands, _evaluate_command(record, samples, out, files)]
 
 
 def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
     sampler, checkpoint = record.sampler, record.checkpoint
     if sampler is None or checkpoint is None:
-        raise ValueError(
-            f"{record.id} is of images from elsewhere; give with --samples the set whose first "
-            f"{record.num_images} images have sha256 {record.hashes.images}"
-        )
+        images = f"first {record.num_images} images have sha256 {record.hashes.images}"
+        advice = f"give with --samples the set whose {images}"
+        raise ValueError(f"{record.id} is of images from elsewhere; {advice}")
     if not sampler.clip_denoised:
         raise ValueError(f"{record.id} was sampled without clipping; repeat it from Python")
     name = str(file or record.model)
@@ -54,10 +52,8 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
     if sha256(path) != checkpoint.sha256:
         training = checkpoint.training and checkpoint.training.provenance
         by = f" (it was trained by: {training.command})" if training else ""
-        raise ValueError(
-            f"{path} is not the checkpoint of {record.id}, which has sha256 {checkpoint.sha256}; "
-            f"give its file with --checkpoint{by}"
-        )
+        found = f"{path} is not the checkpoint of {record.id}, which has sha256"
+        raise ValueError(f"{found} {checkpoint.sha256}; give its file with --checkpoint{by}")
     times = sampler.times
     by_number = sampler.algorithm == "heun" or len(times) == 1
     options = {
@@ -75,10 +71,9 @@ def _evaluate_command(record: RunRecord, samples: Path, out: Path, files: Files)
     if (protocol := load_protocol(name)) != record.protocol:
         here, there = to_builtins(protocol), to_builtins(record.protocol)
         keys = ", ".join(key for key in here if here[key] != there[key])
-        raise ValueError(
-            f"protocol {name} differs from that of {record.id} in {keys}; install cmrepro "
-            f"{record.provenance.cmrepro}, or give the protocol's file with --protocol"
-        )
+        found = f"protocol {name} differs from that of {record.id} in {keys}"
+        advice = f"install cmrepro {record.provenance.cmrepro}, or give its file with --protocol"
+        raise ValueError(f"{found}; {advice}")
     options: dict[str, Any] = {
         "protocol": name,
         "reference": files["reference"] or record.reference.name,
@@ -88,7 +83,7 @@ def _evaluate_command(record: RunRecord, samples: Path, out: Path, files: Files)
     }
     if record.checkpoint is None:
         options |= {"model": record.model, "nfe": record.nfe, "seed": record.seed}
-    intervals = ["--intervals"] if record.uncertainty else []
+    intervals = ["--intervals"] * bool(record.uncertainty)
     return ["evaluate", str(samples), *_options(options), *intervals]
 
 
@@ -102,8 +97,7 @@ class Redone(NamedTuple):
 
     rows: list[dict[str, Any]]  # `what`, `recorded`, `now`, `same` of each hash and score
     other_platform: list[str]  # differences of machine and libraries
-    # True if images differ on the same platform, or a score by more than `RELATIVE_TOLERANCE`
-    failed: bool
+    failed: bool  # images differ on the same platform, or a score by > `RELATIVE_TOLERANCE`
 
 
 def compare_redone(recorded: RunRecord, now: RunRecord) -> Redone:
@@ -112,16 +106,14 @@ def compare_redone(recorded: RunRecord, now: RunRecord) -> Redone:
     platform = [f"{k} {there[k]} there, {here[k]} here" for k in here if there[k] != here[k]]
     before, after = _results(recorded), _results(now)
     pairs = {k: (before[k], after[k]) for k in before if (before[k], after[k]) != (None, None)}
-    same = {
-        key: math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE) if key in now.scores else a == b
-        for key, (a, b) in pairs.items()
-    }
-    rows = [
-        {"what": key, "recorded": a, "now": b, "same": "yes" if same[key] else "no"}
-        for key, (a, b) in pairs.items()
-    ]
     decisive = now.scores if platform else ["images", *now.scores]
-    return Redone(rows, platform, not all(same[key] for key in decisive))
+    rows, failed = [], False
+    for key, (a, b) in pairs.items():
+        close = key in now.scores and math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE)
+        same = close or a == b
+        rows.append({"what": key, "recorded": a, "now": b, "same": "yes" if same else "no"})
+        failed |= not same and key in decisive
+    return Redone(rows, platform, failed)
 
 
 def _results(record: RunRecord) -> dict[str, Any]:

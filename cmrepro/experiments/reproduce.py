@@ -11,7 +11,7 @@ from cmrepro.files import make_folder
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, RunRecord, write_record
 from cmrepro.sampling import sample, sample_provenance, sampler_settings
-from cmrepro.schema import Positive, Struct, read_toml, unknown
+from cmrepro.schema import Positive, Struct, lookup, read_toml
 
 
 class Suite(Struct, frozen=True, kw_only=True):
@@ -20,18 +20,13 @@ class Suite(Struct, frozen=True, kw_only=True):
     protocol: str  # name of the protocol
     num_images: Positive  # images a seed and model
     seeds: Positive  # number of seeds: 0, 1, …
-    # Network evaluations by name or path; images are scored after each evaluation
-    checkpoints: dict[str, Positive]
+    checkpoints: dict[str, Positive]  # network evaluations by name or path, each of them scored
 
 
 def load_suite(dataset: str, profile: str) -> Suite:
     """The suite of a data set and profile in suites.toml."""
     suites = read_toml(dict[str, dict[str, Suite]], Path(__file__).with_name("suites.toml"))
-    if dataset not in suites:
-        raise ValueError(unknown("data set to reproduce", dataset, suites))
-    if profile not in suites[dataset]:
-        raise ValueError(unknown("profile", profile, suites[dataset]))
-    return suites[dataset][profile]
+    return lookup("profile", profile, lookup("data set to reproduce", dataset, suites))
 
 
 def reproduce(
@@ -44,7 +39,7 @@ def reproduce(
     """
     protocol = load_protocol(suite.protocol)
     make_folder(out / "results")  # a bad folder is refused before the work
-    records = []
+    records: list[RunRecord] = []
     for name, nfe in suite.checkpoints.items():
         model = load_model(name, device)
         settings = sampler_settings(model.info, nfe, protocol.to_uint8)
@@ -54,7 +49,7 @@ def reproduce(
             samples = sample(model, settings, suite.num_images, seed, model.image_size, progress)
             sampling_s = round(time.perf_counter() - start, 2)
             for stage, images in enumerate(samples.stages, 1):
-                [record] = evaluate(
+                records += evaluate(
                     ImageDataset(model.path.stem, images),
                     [protocol],
                     sample_provenance(model, settings, seed, samples, stage),
@@ -62,9 +57,8 @@ def reproduce(
                     device=device,
                     durations_s={"sampling_all_steps": sampling_s},
                 )
-                write_record(record, out / FOLDER, overwrite)
-                records.append(record)
+                write_record(records[-1], out / FOLDER, overwrite)
                 if seed == 0:
-                    grid = f"{record.model}_nfe{record.nfe}.png"
-                    write_grid(out / "results" / "samples" / grid, images)
+                    grid = f"results/samples/{records[-1].model}_nfe{records[-1].nfe}.png"
+                    write_grid(out / grid, images)
     return records

@@ -28,17 +28,15 @@ def evaluate(
 ) -> list[RunRecord]:
     """Score a sample set in one pass: a record for each protocol at rank 0, none elsewhere.
 
-    `references` are names or files of the reference statistics of each protocol; by default the
-    protocol's own, which must be of the data set that the model was trained on. `num_images` are
-    by default as many as each protocol asks for. `intervals` adds 95 % intervals and FID against
-    the number of images. `durations_s` are seconds of earlier stages.
+    `references` are names or files, one a protocol; by default the protocol's own, which must be
+    of the data set that the model was trained on. `num_images` are by default as many as each
+    protocol needs. `intervals` adds 95 % intervals and FID against the number of images.
+    `durations_s` are seconds of earlier stages.
     """
     start = time.perf_counter()
     if len(references) not in (0, len(protocols)):
-        raise ValueError(
-            f"got {len(references)} references for {len(protocols)} protocols; give one for each, "
-            "in their order, or none"
-        )
+        found = f"got {len(references)} references for {len(protocols)} protocols"
+        raise ValueError(f"{found}; give one for each, in their order, or none")
     for protocol in protocols:  # before references are downloaded
         num_scored(images.num_images, protocol, num_images)
     training = samples.checkpoint.training if samples.checkpoint else None
@@ -48,22 +46,15 @@ def evaluate(
         if name is None:  # a named one may be of other data; the record says so
             reference.require_protocol(protocol, training.dataset if training else None)
         tasks.append(Task(protocol, reference, num_images))
-    scores = score(
-        images,
-        tasks,
-        device=device,
-        intervals=intervals,
-        checksum_all=samples.hashes is not None,
-        progress=progress,
-    )
-    if scores and samples.hashes and scores[0].set_sha256 != samples.hashes.images:
-        raise ValueError(
-            f"the provenance beside '{images.name}' is that of other images; remove it or sample "
-            "again"
-        )
+    hashes = samples.hashes
+    options = {"intervals": intervals, "checksum_all": hashes is not None, "progress": progress}
+    scores = score(images, tasks, device=device, **options)
+    if scores and hashes and scores[0].set_sha256 != hashes.images:
+        found = f"the provenance beside '{images.name}' is that of other images"
+        raise ValueError(f"{found}; remove it or sample again")
+    before = {"noise": hashes.noise, "labels": hashes.labels} if hashes else {}
     stages = {**(durations_s or {}), "scoring": round(time.perf_counter() - start, 2)}
-    sampled = asdict(samples)
-    hashes = sampled.pop("hashes")
+    sampled = {key: value for key, value in asdict(samples).items() if key != "hashes"}
     return [
         RunRecord(
             **sampled,
@@ -73,12 +64,7 @@ def evaluate(
             scores=result.values,
             uncertainty=result.uncertainty,
             warnings=tuple(result.warnings),
-            hashes=Hashes(
-                noise=hashes and hashes.noise,
-                labels=hashes and hashes.labels,
-                images=result.images_sha256,
-                features=result.features_sha256,
-            ),
+            hashes=Hashes(images=result.images_sha256, features=result.features_sha256, **before),
             provenance=provenance(),
             device=device,
             durations_s=stages,
