@@ -1,22 +1,24 @@
 """Functions for notebooks: `cmrepro.load`, `sample`, `evaluate`, and tables as data frames."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cmrepro import sampling
-from cmrepro.checkpoints.load import CheckpointModel, load_model
-from cmrepro.data import ImageDataset, open_images
-from cmrepro.experiments import run
-from cmrepro.metrics.extractors import check_images
-from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, RunRecord, SampleProvenance, read_records
 from cmrepro.report.results import results_rows
 from cmrepro.report.tables import claims_rows, deviations_rows
 from cmrepro.training.recipes import table3_rows
+
+if TYPE_CHECKING:
+    from cmrepro.checkpoints.load import CheckpointModel
+
+# Functions that need torch import it when they are called; tables do without.
 
 
 def load(checkpoint: str | Path, device: str = "cpu") -> CheckpointModel:
@@ -25,6 +27,8 @@ def load(checkpoint: str | Path, device: str = "cpu") -> CheckpointModel:
     `model(x_t, t, labels=None)` is f(x_t, t), or D(x_t, t) of an EDM teacher; (B, 3, H, W) in
     [-1, 1]. `model.info` is the checkpoint's header.
     """
+    from cmrepro.checkpoints.load import load_model
+
     return load_model(checkpoint, device)
 
 
@@ -35,6 +39,8 @@ def sample(
 
     `steps` are 1, 2, or all times of Algorithm 1; for an EDM teacher the points of Heun's grid.
     """
+    from cmrepro import sampling
+
     settings = sampling.sampler_settings(model.info, steps)
     return sampling.sample(model, settings, num_images, seed, model.image_size).stages[-1]
 
@@ -50,9 +56,15 @@ def evaluate(
     `images` are uint8 (N, H, W, 3), whose name in the record is `name`, or the path of an .npz,
     folder or zip. The first `num_images` are scored; by default as many as the protocol needs.
     """
+    from cmrepro.data import ImageDataset, open_images
+    from cmrepro.experiments import run
+    from cmrepro.metrics.extractors import check_images
+    from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.sampling import read_provenance
+
     if isinstance(images, str | Path):
         source = open_images(images)
-        samples = sampling.read_provenance(Path(images), source)
+        samples = read_provenance(Path(images), source)
     else:
         check_images(images)
         source, samples = ImageDataset(name, images), SampleProvenance(model=name)

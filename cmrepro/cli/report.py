@@ -6,7 +6,7 @@ import click
 
 from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, print_rows
 from cmrepro.data import open_images
-from cmrepro.data.containers import GRID_COLUMNS, GRID_ROWS, write_grid
+from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, write_grid
 from cmrepro.paper import claim
 from cmrepro.records import FOLDER, read_records
 from cmrepro.report.render import REAL, check_report, write_report

@@ -15,11 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmrepro.files import atomic_path
-
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 WNID = re.compile(r"n\d{8}(?=_)")  # ImageNet's class names, e.g. n01440764_10026.JPEG
-GRID_ROWS, GRID_COLUMNS = 5, 12
 
 Labels = NDArray[np.int64] | None
 
@@ -148,14 +145,3 @@ def centre_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def write_grid(path: Path, images: NDArray[np.uint8]) -> None:
-    """Write the first images, uint8 (N, H, W, 3), as a PNG with each pixel doubled."""
-    columns = min(GRID_COLUMNS, len(images))
-    rows = min(GRID_ROWS, len(images) // columns)
-    _, height, width, channels = images.shape
-    tiles = images[: rows * columns].reshape(rows, columns, height, width, channels)
-    grid = tiles.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
-    with atomic_path(path) as temporary:
-        Image.fromarray(grid.repeat(2, axis=0).repeat(2, axis=1)).save(temporary, format="PNG")

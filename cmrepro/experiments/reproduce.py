@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cmrepro.checkpoints.load import load_model
 from cmrepro.data import ImageDataset
-from cmrepro.data.containers import write_grid
+from cmrepro.data.grids import write_grid
 from cmrepro.experiments.run import evaluate
 from cmrepro.files import make_folder
 from cmrepro.metrics.protocols import load_protocol

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cmrepro.checkpoints.io import save_checkpoint
 from cmrepro.checkpoints.load import CheckpointModel
 from cmrepro.data import ImageSource
-from cmrepro.data.containers import write_grid
+from cmrepro.data.grids import write_grid
 from cmrepro.distributed import all_reduce_max
 from cmrepro.files import atomic_path, make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES
