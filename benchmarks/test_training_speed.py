@@ -61,10 +61,10 @@ def test_averages_over_step(benchmark, gate):
     batches = batches_of(training)
     assert training.target is not training.online
 
-    benchmark.pedantic(training.update_averages, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(training.update_target_and_ema, rounds=5, warmup_rounds=1)
     gate.bound(
         "averages over a step",
-        training.update_averages,
+        training.update_target_and_ema,
         lambda: training.train_step(next(batches)),
         at_most=0.05,
     )

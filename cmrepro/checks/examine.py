@@ -34,13 +34,10 @@ def kind_of(file: str) -> Kind:
 
 
 def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Findings], list[str]]:
-    """Findings by file, and an error for each file that cannot be examined.
-
-    Sample sets serve records of their images too.
-    """
+    """Findings by file, and an error for each file that cannot be examined."""
     sets: list[ImageSource] = []
     findings, errors = {}, []
-    # Records last: by then their sample sets are open.
+    # Records last: by then the sample sets of their images are open.
     for file in sorted(files, key=lambda file: kind_of(file) == "record"):
         try:
             findings[file] = _examined(file, sets, settings)

@@ -103,11 +103,8 @@ def channel_order(fid: float, swapped: float) -> Finding | None:
 
 
 def is_copy(features: Features, real: Features) -> NDArray[np.bool_]:
-    """Mask (N,) of copies of real images, from features (N, D) and (M, D).
-
-    An image is a copy where its distance to the nearest real image is below 0.3 of the distance
-    of that real image to its nearest real neighbour.
-    """
+    """Mask (N,) of copies of real images, from features (N, D) and (M, D)."""
+    # A copy is nearer to a real image than 0.3 of that one's distance to its nearest neighbour.
     # Not by products of matrices: their rounding hides the small distances that are searched.
     mode, real_tensor = "donot_use_mm_for_euclid_dist", torch.from_numpy(real)
     nearest = torch.cdist(torch.from_numpy(features), real_tensor, compute_mode=mode).min(1)

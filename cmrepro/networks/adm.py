@@ -51,8 +51,7 @@ class ResBlock(nn.Module):
         self, in_channels: int, out_channels: int, config: ADMConfig, resample: Resample = None
     ) -> None:
         super().__init__()
-        self.use_scale_shift_norm = config.use_scale_shift_norm
-        self.resample = resample
+        self.use_scale_shift_norm, self.resample = config.use_scale_shift_norm, resample
         emb_out = 2 * out_channels if self.use_scale_shift_norm else out_channels
         conv = conv3(in_channels, out_channels)
         self.in_layers = nn.Sequential(config.norm(in_channels), nn.SiLU(), conv)
@@ -98,9 +97,8 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         width = config.num_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
-        )
+        first, second = (nn.Linear(n, 4 * width) for n in (width, 4 * width))
+        self.time_embed = nn.Sequential(first, nn.SiLU(), second)
         if config.num_classes:
             self.label_emb = nn.Embedding(config.num_classes, 4 * width)
 
@@ -143,14 +141,12 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """F(x, c_noise), (B, C, H, W) in the type of the weights."""
         if (labels is None) == bool(self.config.num_classes):
-            raise ValueError(
-                f"got {'no labels' if labels is None else 'labels'} for a network of "
-                f"{self.config.num_classes} classes; pass labels exactly when it has classes"
-            )
-        dtype = next(self.parameters()).dtype  # inputs come in float32
-        x = x.to(dtype)
+            got = f"{'no labels' if labels is None else 'labels'} for a network of"
+            allowed = f"{self.config.num_classes} classes; pass labels exactly when it has classes"
+            raise ValueError(f"got {got} {allowed}")
+        x = x.to(next(self.parameters()).dtype)  # inputs come in float32
         embedding = timestep_embedding(C_NOISE_SCALE * c_noise, self.config.num_channels)
-        emb = self.time_embed(embedding.to(dtype))
+        emb = self.time_embed(embedding.to(x.dtype))
         if labels is not None:
             emb = emb + self.label_emb(labels)
         skips = []

@@ -26,11 +26,9 @@ def upsample_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`F.group_norm(x, num_groups, weight, bias, eps)`, by sums over images for narrow groups.
-
-    For groups of few channels and images of less than 1,024 pixels in channels_last torch walks
-    through each group by itself, on the CPU at up to ten times the cost.
-    """
+    """`F.group_norm(x, num_groups, weight, bias, eps)`, by sums over images for narrow groups."""
+    # For groups of few channels and images below 1,024 pixels in channels_last torch walks through
+    # each group by itself, on the CPU at up to ten times the cost.
     few = len(weight) < 5 * num_groups and x[0, 0].numel() < 1024 and x.numel() > 30_000
     if not few or x.device.type != "cpu" or torch.is_grad_enabled():
         return F.group_norm(x, num_groups, weight, bias, eps)

@@ -263,9 +263,8 @@ class NCSNpp(nn.Module):
         """F(x, c_noise), (B, 3, H, W) in the type of the weights; c_noise is their `time_cond`."""
         if labels is not None:
             raise ValueError("got labels for a network of 0 classes; NCSN++ takes labels=None")
-        dtype = self.conv_in.weight.dtype
-        emb = self.time_embed(self.fourier(c_noise).to(dtype))
-        pyramid = x.to(dtype)
+        pyramid = x.to(self.conv_in.weight.dtype)
+        emb = self.time_embed(self.fourier(c_noise).to(pyramid.dtype))
         h = self.conv_in(pyramid)
         skips = [h]
         for level in self.down_levels:

@@ -6,7 +6,7 @@ from torch import nn
 
 from cmrepro.networks.adm import ADMConfig, PatchUNet, UNet
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
-from cmrepro.schema import unknown
+from cmrepro.schema import lookup
 
 # Sources: scripts/launch.sh and cm/script_util.py of openai/consistency_models at e32b69e.
 ADM_IMAGENET64 = ADMConfig(192, (1, 2, 3, 4), 3, (2, 4, 8), 64, num_classes=1000)
@@ -33,7 +33,5 @@ IMAGE_SIZES = {"adm-imagenet64": 64, "adm-lsun256": 256} | dict.fromkeys(
 
 def build_network(name: str, dropout: float = 0.0) -> nn.Module:
     """Build the network of a preset with fresh weights."""
-    if name not in PRESETS:
-        raise ValueError(unknown("network", name, PRESETS))
-    network_class, config = PRESETS[name]
+    network_class, config = lookup("network", name, PRESETS)
     return network_class(dataclasses.replace(config, dropout=dropout))

@@ -7,14 +7,15 @@ No torch, no pandas.
 from cmrepro.paper.claims import (
     ABLATED,
     AbsoluteClaim,
+    Deviation,
     Ordering,
     Setting,
     ablated_fields,
     claim,
     claims,
+    deviations,
     metrics,
 )
-from cmrepro.paper.deviations import Deviation, deviations
 from cmrepro.paper.tables import TABLE3_RECIPES, Printed, hyperparameters, later_work, result_rows
 
 __all__ = [

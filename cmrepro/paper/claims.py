@@ -1,4 +1,4 @@
-"""Claims of the paper: its CD and CT scores, and the orderings that it states.
+"""Claims of the paper, its CD and CT scores and orderings, and its deviations from the code.
 
 Absolute claims are made from the rows of Tables 1 and 2, so that no value is stored twice;
 claims.toml says which recipe, protocol and tolerance decide them.
@@ -160,8 +160,7 @@ def claims() -> tuple[Claim, ...]:
         if (recipe := recipes.get((row.dataset, row.method)))
         for metric in row.scores
     ]
-    entries = [(entry, slug) for entry in _file()["ordering"] for slug in entry["datasets"]]
-    orderings = [_ordering(entry, slug) for entry, slug in entries]
+    orderings = [_ordering(e, slug) for e in _file()["ordering"] for slug in e["datasets"]]
     return (*absolute, *orderings)
 
 
@@ -215,3 +214,39 @@ def claim(id: str) -> Claim:
     if id not in by_id:
         raise ValueError(unknown("claim", id, by_id, "cmrepro claims"))
     return by_id[id]
+
+
+class Deviation(Struct, frozen=True, kw_only=True):
+    """One place where the paper and its official code, or another source, disagree."""
+
+    id: str  # e.g. "ct-imagenet64-learning-rate"
+    row: Positive | None = None  # number of the finding, 1 to 32; None for context entries
+    # Part of the work, or the kind of source that disagrees
+    group: Literal["table3", "training", "evaluation", "paper", "reports", "later-values"]
+    item: str  # subject of the disagreement
+    paper: str  # the paper's side
+    released: str  # the other side: the official code, or the source that `group` names
+    effect: str = ""  # effect on a model or a score, "" where not known
+    sources: tuple[str, ...]  # letters of sources.toml
+    where: str  # files, commands, issues
+    # "both" (recipe variant `paper` takes the paper's side, `released` the other), "paper",
+    # "released", "own" (neither) or "none" (nothing here depends on it)
+    follow: Literal["both", "paper", "released", "own", "none"]
+    action: str  # what this project does
+    fields: tuple[str, ...] = ()  # recipe fields that it touches
+    recipes: tuple[str, ...] = ()  # recipes that it touches
+    claims: tuple[str, ...] = ()  # ids of the claims whose printed value is the paper's side
+
+
+@functools.cache
+def deviations() -> tuple[Deviation, ...]:
+    """The ledger, in the order of deviations.toml, with the paper's cells and printed values."""
+    values = {c.id: str(c.printed) for c in claims() if isinstance(c, AbsoluteClaim)}
+    rows = {row.name: row.cells for row in hyperparameters()}
+    entries = read_toml(dict[str, Any], FOLDER / "deviations.toml")["deviation"]
+    for entry in entries:
+        cells = entry.pop("table3", {"columns": []})
+        printed = [rows[cells["row"]][column] for column in cells["columns"]]
+        printed += [values[id] for id in entry.get("claims", [])]
+        entry.setdefault("paper", " / ".join(dict.fromkeys(printed)))
+    return convert(tuple[Deviation, ...], entries, "deviations.toml")

@@ -50,12 +50,9 @@ class Batch(NamedTuple):
 
 
 class BatchSource:
-    """The batches of a recipe on a data set: epochs of permutations that the seed fixes.
+    """The batches of a recipe on a data set: epochs of permutations that the seed fixes."""
 
-    Batches are prepared beside the training, so this must not use PyTorch's threads: numpy
-    gathers and flips images, and random numbers come from serial generators.
-    """
-
+    # Prepared beside the training, so without PyTorch's threads: numpy and serial generators.
     def __init__(
         self, dataset: ImageSource, recipe: Recipe, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:

@@ -66,9 +66,8 @@ def train(
     if isinstance(teacher, CheckpointModel):
         checksums["teacher_sha256"] = sha256(teacher.path)
         if (taught := teacher.info.recipe) and taught.dataset != recipe.dataset:
-            raise ValueError(
-                f"the teacher was trained on {taught.dataset}, the recipe is for {recipe.dataset}"
-            )
+            text = f"the teacher was trained on {taught.dataset}"
+            raise ValueError(f"{text}, the recipe is for {recipe.dataset}")
     checkpoint = out / f"{name or recipe.name}.safetensors"
     resumed = resume and load_newest(training, checksums, out)
     # --resume may replace the log of its own run, but no checkpoint of an unknown one.

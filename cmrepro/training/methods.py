@@ -72,9 +72,8 @@ class Method(NamedTuple):
 
 
 def log_normal_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Noise levels of EDM, with ln(t) normal; a denoiser goes from t to s = 0 at once."""
-    n = torch.randn(recipe.batch_size, generator=generator)
-    t = (-1.2 + 1.2 * n).exp()  # Karras et al. (2022), Table 1
+    """Noise levels of EDM, ln(t) normal (Karras et al. 2022, Table 1); one step leads to s = 0."""
+    t = (-1.2 + 1.2 * torch.randn(recipe.batch_size, generator=generator)).exp()
     return t, torch.zeros_like(t)
 
 

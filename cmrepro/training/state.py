@@ -32,10 +32,10 @@ def state_files(folder: Path) -> list[Path]:
 def save_state(training: Training, checksums: Checksums, folder: Path, keep: int) -> None:
     """Write folder/state-STEP.pt, then delete all states but the newest `keep`."""
     state = {"recipe": to_builtins(training.recipe), "checksums": checksums}
-    for name in ("seed", "precision", "step", "duration_s"):
-        state[name] = getattr(training, name)
-    for name in PARTS:
-        state[name] = getattr(training, name).state_dict()
+    state |= {
+        name: getattr(training, name) for name in ("seed", "precision", "step", "duration_s")
+    }
+    state |= {name: getattr(training, name).state_dict() for name in PARTS}
     path = folder / f"state-{training.step:08d}.pt"
     # Through Python's file: PyTorch's own does not say why it cannot be written.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -109,8 +109,7 @@ def checkpoint_info(
     """Header of the checkpoint of a run's averaged weights, trained on the named images."""
     recipe, teacher = training.recipe, training.teacher
     fields = asdict(recipe)
-    run = {name: fields[name] for name in TrainingRun.__struct_fields__ if name in fields}
-    run |= {
+    run = {name: fields[name] for name in TrainingRun.__struct_fields__ if name in fields} | {
         **checksums,
         "dataset": dataset,
         "weights": "ema",

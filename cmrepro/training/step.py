@@ -125,15 +125,12 @@ class Training:
         return self.method.loss(self._models, images / 127.5 - 1, z, t, s, labels).mean()
 
     def gradients(self, batch: Batch) -> Tensor:
-        """Set the gradients of the global batch's mean loss (scaled in fp16); return that loss.
-
-        Each image has the same weight, whatever the sizes of parts and shards.
-        """
+        """Set the gradients of the global batch's mean loss (scaled in fp16); return that loss."""
         torch.manual_seed(dropout_seed(self.seed, self.step, self.rank))
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.parts(self.micro_batch)
         loss = torch.zeros((), device=self.device)
-        # DDP takes the mean over processes, with the gradients of the last part.
+        # Each image has the same weight. DDP takes the mean over processes at the last part.
         for i, part in enumerate(parts):
             weight = len(part.images) * self.world_size / self.recipe.batch_size
             # From pinned memory the copy runs beside the computation.
@@ -146,12 +143,8 @@ class Training:
         return all_reduce_mean(loss)
 
     def train_step(self, batch: Batch) -> float:
-        """One optimizer step with the updates of both averages; returns the loss before it.
-
-        Where the gradient overflows in fp16, the step is repeated with half the scale, so that
-        steps count and see images as in the other precisions.
-        """
-        while True:
+        """One optimizer step, with the target network and the EMA; returns the loss before it."""
+        while True:  # in fp16 an overflow repeats the step with half the scale, so all steps count
             loss = self.gradients(batch)
             self.scaler.unscale_(self.optimizer)
             gradients = [p.grad for p in self._weights if p.grad is not None]
@@ -165,18 +158,18 @@ class Training:
         return loss.item()
 
     def update(self) -> None:
-        """Take the optimizer's step from the present gradients, then update both averages."""
+        """Step by the present gradients, then update the target network and the EMA."""
         self.between_steps = False
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.recipe, self.step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.update_averages()
+        self.update_target_and_ema()
         self.step += 1
         self.between_steps = True
 
-    def update_averages(self) -> None:
-        """Update the target network with mu(k), and the EMA of the weights that are sampled."""
+    def update_target_and_ema(self) -> None:
+        """Update the target network with decay mu(k), and the EMA weights used for sampling."""
         if self.target is not self.online:
             _, mu = scales_and_mu(self.recipe, self.step)
             ema_update(self._target_weights, self._weights, mu)
