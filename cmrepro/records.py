@@ -39,7 +39,7 @@ from cmrepro.settings import (
 SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
 RELATIVE_TOLERANCE = 1e-4  # of scores between machines
-NOT_COMPARED = ("provenance", "durations_s")  # these may differ in runs of the same settings
+MAY_DIFFER = ("provenance", "durations_s")  # these may differ in runs of the same settings
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
     dataset: str  # name of the images trained on
     initialisation: Initialisation | None = None  # "random" or "teacher"
     weights: str = "not stated"  # the weights that were kept: "ema", "online" or "not stated"
-    ema_rate: Share | None = None  # decay a step of the average
+    ema_rate: Share | None = None  # decay per step of the average
     distance: str | None = None  # d of the consistency losses
     batch_size: Positive | None = None  # global batch, images
     total_steps: Positive | None = None  # optimizer steps taken
@@ -256,7 +256,7 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
     path = folder / f"{record.id}.json"
     if path.is_file() and not overwrite:
         keys = differences(read_record(path), record)
-        if found := [key for key in keys if not key.startswith(NOT_COMPARED)]:
+        if found := [key for key in keys if not key.startswith(MAY_DIFFER)]:
             raise ValueError(
                 f"{path} is there and differs in {', '.join(found)}; keep one: --overwrite "
                 "replaces it, another --out keeps both ('cmrepro compare' explains)"

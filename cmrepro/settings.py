@@ -38,7 +38,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     # Share of the steps, at the end, over which the rate falls to 0
     linear_decay_share: Annotated[float, Meta(gt=0, le=1)] | None = None
     batch_size: Positive  # global batch, images
-    ema_rate: Share  # decay a step of the averaged weights that are sampled from
+    ema_rate: Share  # decay per step of the average that is sampled from
     total_steps: Positive  # optimizer steps
     dropout: Share  # probability
     horizontal_flip: bool  # flip each image with probability 1/2
@@ -94,7 +94,7 @@ class SamplerSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         return len(self.times) if self.algorithm == "multistep" else 2 * len(self.times) - 1
 
 
@@ -139,7 +139,7 @@ class InceptionScoreSettings(Struct, frozen=True, kw_only=True):
 
     num_splits: Positive | None = None  # number of parts; exclusive with `split_size`
     split_size: Positive | None = None  # images in each part
-    shuffle: bool = False  # shuffle the images before they are parted
+    shuffle: bool = False  # shuffle the images before they are split
     seed: NotNegative | None = None  # seed of that shuffle
     extractor: Extractor | None = None  # gives the logits, where it is not the protocol's
 

@@ -20,7 +20,7 @@ def changed(**changes):
 def test_a_record_does_not_differ_from_itself():
     compared = compare(BASE, BASE)
     assert compared.settings == compared.reasons == []
-    assert compared.parted.startswith("The runs have the same noise, images, features;")
+    assert compared.divergence.startswith("The runs have the same noise, images, features;")
     assert {row["difference"] for row in compared.scores} == {0.0}
 
 
@@ -29,7 +29,7 @@ def test_a_record_does_not_differ_from_itself():
 )
 def test_scores_within_rounding_are_the_same(factor, words):
     scores = {metric: factor * value for metric, value in BASE.scores.items()}
-    assert words in compare(BASE, changed(scores=scores)).parted
+    assert words in compare(BASE, changed(scores=scores)).divergence
 
 
 @pytest.mark.parametrize("stage", ["noise", "labels", "images", "features"])
@@ -37,7 +37,9 @@ def test_the_first_stage_at_which_two_runs_part(stage):
     base = changed(hashes__labels=sha256_of("labels"))
     order = ("noise", "labels", "images", "features")
     later = {f"hashes.{s}": sha256_of(f"other {s}") for s in order[order.index(stage) :]}
-    assert compare(base, altered(base, later)).parted.startswith(f"The runs part at the {stage}; ")
+    assert compare(base, altered(base, later)).divergence.startswith(
+        f"The runs diverge at the {stage}; "
+    )
 
 
 def with_spread(seed, fid, error, interval):
@@ -84,4 +86,4 @@ def test_the_command(run, tmp_path):
     times = rows["sampler.times"]
     assert (times["first"], times["second"]) == ([80.0], [80.0, 0.8])
     assert rows["fid"]["difference"] == -10.0
-    assert "The runs part at the noise" in err and "The scores are comparable." in err
+    assert "The runs diverge at the noise" in err and "The scores are comparable." in err

@@ -15,9 +15,9 @@ from cmrepro.metrics.protocols import load_protocol
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @PROTOCOL
 @click.option("--reference", help="Name or file of reference statistics; default: the protocol's.")
-@click.option("--real", help="Real images that may have been copied; default: the reference's.")
+@click.option("--real", help="Real images to check for copies; default: the reference's.")
 @click.option(
-    "--calibrate", is_flag=True, help="Score CIFAR-10 TRAIN TEST beside published scores."
+    "--calibrate", is_flag=True, help="Compare scores of your CIFAR-10 TRAIN TEST with published."
 )
 @DEVICE
 @FORMAT

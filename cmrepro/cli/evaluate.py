@@ -25,7 +25,7 @@ from cmrepro.sampling import read_provenance
 @click.option("--reference", "references", multiple=True, help="Other statistics: name or file.")
 @click.option("--num-images", type=options.COUNT, help="Score the first N images.")
 @click.option("--model", help="Name of the model in the record.")
-@click.option("--nfe", type=options.COUNT, help="Network evaluations an image.")
+@click.option("--nfe", type=options.COUNT, help="Network evaluations per image.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the noise.")
 @click.option("--intervals", is_flag=True, help="Give 95 % intervals of the scores.")
 @click.option("--explain", "explained", nargs=2, metavar="A B", help="Protocols to compare.")
@@ -37,9 +37,9 @@ from cmrepro.sampling import read_provenance
 def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments: Any) -> None:
     """Score SAMPLES (.npz, folder or zip of images) and write records to results/records.
 
-    Several --protocol score in one pass, each with its own statistics or one --reference each.
+    Several --protocol score in one pass; give --reference once per protocol, or not at all.
     --model, --nfe and --seed describe images from elsewhere; samples of this suite have their
-    provenance beside them. --intervals adds FID against the number of images too. --explain A B
+    provenance beside them. --intervals adds FID by number of images too. --explain A B
     attributes the difference between two protocols step by step, as a table and a figure.
     Under `torchrun … -m cmrepro evaluate …` each process takes its share of the images.
     """
@@ -89,7 +89,7 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
 @options.OUT
 @options.OVERWRITE
 def anchors(data_path: str, protocol: str, seed: int, out: Path, overwrite: bool) -> None:
-    """Score real images at DATA_PATH, the same ones blurred, and noise: the scale's anchors."""
+    """Score real images at DATA_PATH, the same blurred, and noise: points of reference."""
     require_writable(out / FOLDER)
     loaded = load_protocol(protocol)
     for record in anchor_records(load_dataset(data_path), loaded, seed):

@@ -18,14 +18,14 @@ COMMANDS = {
     "checkpoints": ("checkpoints", "Checkpoints: list, fetch, inspect, convert."),
     "train": ("train", "Train an EDM teacher, CD or CT."),
     "sample": ("sample", "Sample images from a checkpoint."),
-    "search-times": ("sample", "Search the second time of 2-step sampling."),
+    "search-times": ("sample", "Choose the second sampling time by FID."),
     "references": ("evaluate", "Reference statistics: list, fetch, build."),
-    "anchors": ("evaluate", "Score real images, blurred ones and noise."),
+    "anchors": ("evaluate", "Score real images, blurred real images and noise."),
     "evaluate": ("evaluate", "Score a sample set."),
     "report": ("report", "REPORT.md, tables, figures and the page, from the records."),
     "redo": ("sample", "Make a record again."),
     "compare": ("records", "Explain the differences between two records."),
-    "records": ("records", "Records: validate, merge."),
+    "records": ("records", "Records: validate, merge, schema."),
     "doctor": ("doctor", "Check an installation, a sample set, a checkpoint or a record."),
 }
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="cmrepro")
 def cli(debug: bool) -> None:
-    """Reproduce "Consistency Models" (Song et al. 2023) and measure how well."""
+    """Reproduce "Consistency Models" (Song et al. 2023) and check how closely results match."""
 
 
 def main() -> None:

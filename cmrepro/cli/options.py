@@ -16,7 +16,7 @@ OUT = click.option(
     "--out", type=PATH, metavar="DIR", default=Path(), help="Folder of results/ and REPORT.md."
 )
 OUT_NPZ = click.option("--out", type=PATH, metavar="FILE.npz", required=True)
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what exists and is different.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace different files.")
 FORMAT = click.option("--format", "format_", type=click.Choice(FORMATS), default="table")
 PROTOCOL = click.option("--protocol", default="embedded", help="Name, or .toml file of your own.")
 VARIANT = click.option("--variant", type=click.Choice(["paper", "released"]), default="paper")

@@ -21,7 +21,7 @@ def compare(first: str, second: str, format_: str) -> None:
     """Explain the differences between records FIRST and SECOND (files, or ids)."""
     compared = run(find_record(first), find_record(second))
     print_rows([*compared.settings, *compared.scores], format_)
-    click.echo(compared.parted, err=True)
+    click.echo(compared.divergence, err=True)
     if any(row["interval"] is None for row in compared.scores):
         click.echo("Intervals are unknown without --intervals: one sample set each.", err=True)
     why = "; ".join(compared.reasons)

@@ -60,8 +60,8 @@ def reproduce(
 def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) -> None:
     """Sample images from CHECKPOINT into FILE.npz, with their provenance in a JSON beside it.
 
-    The official code truncates to uint8. N points of an EDM model's grid take 2N - 1 evaluations
-    (18: 35). Under `torchrun … -m cmrepro sample …` each process samples its share of the images.
+    --to-uint8 truncate matches the official code. For an EDM model --steps is the number N of
+    grid points, which take 2N - 1 network evaluations. Under `torchrun … -m cmrepro sample …` each process samples its share of the images.
     """
     if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
@@ -90,12 +90,12 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
 @click.option("--seed", default=1000, help="Seed of the noise; at least 1000.")
 @options.DEVICE
 @options.FORMAT
-@click.option("--out", type=options.PATH, metavar="FILE", help="Checkpoint with the time.")
+@click.option("--out", type=options.PATH, metavar="FILE", help="Copy with the chosen time.")
 @options.OVERWRITE
 def search_times(
     checkpoint: str, protocol: str, format_: str, out: Path | None, overwrite: bool, **how: Any
 ) -> None:
-    """Search the second time of 2-step sampling by the FID of its images, as the paper did.
+    """Choose the second sampling time of two-step sampling by the lowest FID, as the paper does.
 
     The ternary search is that of the official code; "grid" scores every inner point of the grid.
     """

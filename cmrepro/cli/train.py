@@ -43,9 +43,9 @@ from cmrepro.training.step import Training
 def train(recipe: str, variant: Variant, format_: str, out: Path, **options: Any) -> None:
     """Train RECIPE: an EDM teacher, CD or CT.
 
-    A preview is a grid of samples with a quick score. By default precision is the recipe's (fp16
-    where it has mixed precision) and a forward pass has the images of one device in the paper;
-    gradients add up to the recipe's batch.
+    --sample-every writes previews: a grid of samples and a quick score. By default precision is
+    the recipe's (fp16 where it has mixed precision) and each forward pass uses the paper's
+    per-device batch; gradients are accumulated to the recipe's batch size.
 
     Ctrl-C (exit code 130) and SIGTERM (143) save and end the run; --resume continues it. The
     processes of torchrun share every batch, whose size is the recipe's for any number of them,

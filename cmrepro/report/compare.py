@@ -9,7 +9,7 @@ from cmrepro.report.comparability import SAMPLING, SCORED, SCORING, TRAINING, co
 from cmrepro.schema import Struct
 from cmrepro.settings import Metric
 
-PARTED = {  # causes of a difference by stage, in the order of the stages
+DIVERGENCE_CAUSES = {  # causes of a difference by stage, in the order of the stages
     "noise": "another seed, num_images, nfe or random generator",
     "labels": "another rule to draw classes",
     "images": "another checkpoint, sampler or rounding, or other device, threads or libraries",
@@ -22,7 +22,7 @@ class Comparison(Struct, frozen=True):
     """Differences of two records."""
 
     settings: list[dict[str, Any]]  # `what`, `first`, `second`
-    parted: str  # the stage at which the hashes part, and what that means
+    divergence: str  # the first stage at which the hashes differ, and what that means
     # `what`, `first`, `second`, `difference` (second - first) and `interval`, half the width of
     # its 95 % interval, None where the spread of a score is not known
     scores: list[dict[str, Any]]
@@ -59,7 +59,7 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
     agreement = compare_facts(a, b, fields, ("in the first", "in the second"))
     unknown = [f"not known: {text}" for text in agreement.unknown.values()]
     reasons = [*agreement.different.values(), *unknown, *reasons]
-    return Comparison(settings, _parted(first, second), scores, reasons)
+    return Comparison(settings, _divergence(first, second), scores, reasons)
 
 
 def _half_width(record: RunRecord, metric: Metric) -> float:
@@ -72,13 +72,13 @@ def _half_width(record: RunRecord, metric: Metric) -> float:
     return (high - low) / 2
 
 
-def _parted(first: RunRecord, second: RunRecord) -> str:
+def _divergence(first: RunRecord, second: RunRecord) -> str:
     """The first stage whose hashes differ, or where a difference of scores comes from."""
     shared = []
-    for stage in PARTED:
+    for stage in DIVERGENCE_CAUSES:
         pair = {getattr(first.hashes, stage), getattr(second.hashes, stage)}
         if None not in pair and len(pair) > 1:
-            return f"The runs part at the {stage}; causes: {PARTED[stage]}."
+            return f"The runs diverge at the {stage}; causes: {DIVERGENCE_CAUSES[stage]}."
         shared += [] if None in pair else [stage]
     scores = f"their scores are the same within rounding ({RELATIVE_TOLERANCE:g} of each)"
     for metric, value in first.scores.items():
