@@ -8,7 +8,4 @@ Notation, used by every module of this package:
 - generated and real: the set under test and the data it is compared with, in this order in every
   function. Precision is the share of generated images inside the manifold of the real ones.
 - M: the number of real images whose features a reference file stores (for KID, precision, recall).
-
-Modules, in import order: `protocols`, `extractors`, `frechet` and `scores` (from features),
-`accumulate` (one pass over images), `reference_files`, `references`, `evaluate`.
 """

@@ -8,18 +8,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cmrepro.distributed import gather, rank_and_world_size, scatter
 from cmrepro.metrics.extractors import BATCH_SIZE, Features, ImageBatches, extract, load_extractor
-from cmrepro.metrics.frechet import StreamingMoments, check_features
+from cmrepro.metrics.frechet import StreamingMoments
 from cmrepro.settings import Extractor
-
-Array = NDArray[Any]
 
 PENDING_BATCHES = 64  # between two updates of the moments: 33 MB at 2,048 dimensions
 
@@ -27,11 +23,9 @@ PENDING_BATCHES = 64  # between two updates of the moments: 33 MB at 2,048 dimen
 class Accumulator:
     """Accumulator of an extractor's outputs for the first N images of a set."""
 
-    def __init__(
-        self, extractor: Extractor, selected: NDArray[np.bool_], logits: bool = False
-    ) -> None:
+    def __init__(self, extractor: Extractor, selected: np.ndarray, logits: bool = False) -> None:
         self.extractor, self.num_images = extractor, len(selected)
-        self._selected = selected  # (N,), True for the M images whose features are stored
+        self._selected = selected  # (N,) bool, True for the M images whose features are stored
         self.moments = StreamingMoments(extractor.feature_dim)
         self.spatial = StreamingMoments(extractor.spatial_dim) if extractor.spatial_dim else None
         self.features = np.empty((selected.sum(), extractor.feature_dim), np.float32)  # (M, D)
@@ -39,7 +33,7 @@ class Accumulator:
         self.logits = np.empty(logits_shape, np.float32) if logits else None
         self.digest = hashlib.sha256()  # of all features
         self._position = self._filled = 0
-        self._pending: list[tuple[Array, Array | None]] = []
+        self._pending: list[tuple[np.ndarray, np.ndarray | None]] = []
 
     def add(self, outputs: Features) -> None:
         """Take the outputs for the next images, up to the N-th."""
@@ -52,8 +46,7 @@ class Accumulator:
         stored = features[self._selected[rows]]
         self.features[self._filled : self._filled + len(stored)] = stored
         if self.logits is not None:
-            assert logits is not None
-            check_features("logits", logits)
+            assert logits is not None  # finite as the features are
             self.logits[rows] = logits
         self._position, self._filled = rows.stop, self._filled + len(stored)
         self._pending.append((features, spatial))
@@ -83,7 +76,7 @@ def accumulate(
     digests = {count: hashlib.sha256() for count in counts}
     position = 0
 
-    def update_digests(batch: NDArray[np.uint8]) -> None:
+    def update_digests(batch: np.ndarray) -> None:
         nonlocal position
         for count, digest in digests.items():
             digest.update(batch[: max(count - position, 0)].tobytes())
@@ -95,9 +88,7 @@ def accumulate(
         for _ in range(math.ceil(num_extracted / (BATCH_SIZE * world_size))):
             parts = list(islice(batches, world_size))
             part = scatter(parts)
-            outputs = {}
-            if part is not None:
-                outputs = {key: extract(part, network) for key, network in networks.items()}
+            outputs = {} if part is None else {e: extract(part, x) for e, x in networks.items()}
             for batch, features in zip(parts, gather(outputs), strict=False):
                 for accumulator in accumulators:
                     accumulator.add(features[accumulator.extractor])

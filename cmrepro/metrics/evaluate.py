@@ -1,7 +1,4 @@
-"""Scores of a sample set under one protocol or several, in one pass over its images.
-
-Protocols that share an extractor and a number of images share its features.
-"""
+"""Scores of a sample set under protocols that share its features, in one pass over its images."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -51,9 +48,8 @@ def score(
 ) -> list[Scores]:
     """Score generated images under the protocol of every task, reading them once.
 
-    `intervals` adds 95 % intervals, and FID by number of images with its extrapolation;
-    `checksum_all` reads all images of the set, for `Scores.set_sha256`. Ranks other than 0 get
-    no scores.
+    `intervals` adds 95 % intervals and FID by number of images, extrapolated; `checksum_all`
+    reads all images of the set, for `set_sha256`. Ranks other than 0 get no scores.
     """
     counts = [num_scored(images.num_images, task.protocol, task.num_images) for task in tasks]
     needed: defaultdict[tuple[Extractor, int], set[str]] = defaultdict(set)
@@ -72,23 +68,15 @@ def score(
     checksums = accumulate(images, [*accumulators.values()], every, device, progress)
     if not checksums:
         return []
+    set_sha256 = checksums[images.num_images] if checksum_all else None
     results = []
     for task, count in zip(tasks, counts, strict=True):
         generated = accumulators[task.protocol.extractor, count]
         classified = accumulators.get((task.protocol.logits_extractor, count), generated)
         values, uncertainty = _scores(task, generated, classified.logits, intervals, device)
         warnings = [*_warnings(count, task.protocol), *task.reference.warnings(task.protocol)]
-        results.append(
-            Scores(
-                values=values,
-                num_images=count,
-                warnings=warnings,
-                features_sha256=generated.digest.hexdigest(),
-                images_sha256=checksums[count],
-                set_sha256=checksums[images.num_images] if checksum_all else None,
-                uncertainty=uncertainty if intervals else None,
-            )
-        )
+        sums = generated.digest.hexdigest(), checksums[count], set_sha256
+        results.append(Scores(values, count, warnings, *sums, uncertainty if intervals else None))
     return results
 
 
@@ -106,10 +94,9 @@ def _scores(
         if intervals:
             fid_parts = fid_of_parts(generated.features, *real)
     if "sfid" in metrics:
-        assert generated.spatial and reference.spatial_mu is not None
-        assert reference.spatial_sigma is not None
-        real = reference.spatial_mu, reference.spatial_sigma
-        values["sfid"] = frechet_distance(*generated.spatial.mean_and_covariance(), *real)
+        mu, sigma = reference.spatial_mu, reference.spatial_sigma
+        assert generated.spatial and mu is not None and sigma is not None
+        values["sfid"] = frechet_distance(*generated.spatial.mean_and_covariance(), mu, sigma)
     if "is" in metrics:
         assert protocol.inception_score and logits is not None
         estimates["is"] = inception_score(logits, protocol.inception_score)
@@ -139,24 +126,20 @@ def num_scored(available: int, protocol: Protocol, requested: int | None = None)
     least = max((parts and parts.num_splits) or 2, manifold.neighborhood + 1 if manifold else 2)
     if not least <= count <= available:
         source = f"protocol '{protocol.name}' asks for" if requested is None else "--num-images is"
-        fix = f"allowed are {least} to {available} (--num-images), or sample more"
-        if available < least:
-            fix = f"needed are {least}"
+        allowed = f"allowed are {least} to {available} (--num-images), or sample more"
+        fix = f"needed are {least}" if available < least else allowed
         raise ValueError(f"got {available} images, {source} {count}; {fix}")
     return count
 
 
 def _warnings(count: int, protocol: Protocol) -> Iterator[str]:
     """Reasons to read the scores of `count` images with care."""
-    name, dim, kernel = protocol.name, protocol.extractor.feature_dim, protocol.kernel
+    expected = f"{count:,} images where protocol {protocol.name} has"
     if count != protocol.num_images:
-        yield (
-            f"{count:,} images where protocol {name} has {protocol.num_images:,}: "
-            "FID, IS, precision and recall depend on the number of images"
-        )
-    if count <= dim:
+        affected = "FID, IS, precision and recall depend on the number of images"
+        yield f"{expected} {protocol.num_images:,}: {affected}"
+    if count <= (dim := protocol.extractor.feature_dim):
         singular = "the covariance is singular and the FID biased"
         yield f"{count:,} images for {dim:,} dimensions: {singular}"
-    if kernel and count < kernel.subset_size:
-        subsets = f"{count:,} images where protocol {name} has {kernel.subset_size:,}"
-        yield f"KID from subsets of {subsets}"
+    if protocol.kernel and count < protocol.kernel.subset_size:
+        yield f"KID from subsets of {expected} {protocol.kernel.subset_size:,}"

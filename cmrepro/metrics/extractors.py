@@ -1,7 +1,5 @@
 """Extractors: frozen image networks with their preprocessing."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -42,7 +40,6 @@ class ImageBatches(Protocol):
         self, batch_size: int, start: int = 0, stop: int | None = None
     ) -> Iterator[np.ndarray]:
         """Images start to stop - 1 in batches; the last may be smaller."""
-        ...
 
 
 class Features(NamedTuple):
@@ -140,18 +137,30 @@ def _load_extractor(settings: Extractor, device: str) -> FeatureExtractor:
     elif settings.network == "inception-2015":
         network = InceptionV3(path)
     elif settings.network == "inception-torchscript":
-        network = _torchscript_inception(settings, path)
-    else:
-        network = _dinov2(settings, path)
+        if not (checksum := settings.weights.checksum).startswith("sha256:"):
+            need = "'sha256:' with 64 digits, because loading TorchScript runs code of the file"
+            raise ValueError(f"got checksum '{checksum}' for {path}, needed is {need}")
+        inside = settings.resize == "tensorflow1-bilinear"  # clean-fid's mode legacy_tensorflow
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
+            network = InceptionV3W(str(path.parent), download=False, resize_inside=inside)
+    else:  # DINOv2, whose class token is the feature: its authors' code with verified weights
+        # As torch-fidelity does: another implementation of attention would move the features.
+        os.environ["XFORMERS_DISABLED"] = "1"
+        name = settings.weights.name.replace("-", "_")
+        try:
+            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="xFormers is ")
+                network = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
+        except (OSError, RuntimeError, ImportError) as error:
+            fix = f"connect to github.com, or clone {DINOV2_CODE} into {torch.hub.get_dir()}"
+            raise ValueError(f"cannot load {name} through torch.hub ({error}); {fix}") from error
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return FeatureExtractor(settings, network).to(device)
 
 
 def weights_file(settings: Extractor) -> Path:
-    """The file with an extractor's weights, after its checksum.
-
-    A download is stored in the cache's folder `weights`; a file put there by hand is used, or one
-    elsewhere, if `file` is an absolute path.
-    """
+    """The verified file of an extractor's weights: in the cache, an absolute path or a package."""
     weights = settings.weights
     if weights.url is not None:
         return download(weights.url, cache_folder() / "weights" / weights.file, weights.checksum)
@@ -163,42 +172,36 @@ def weights_file(settings: Extractor) -> Path:
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 of efficientnet-lite-pytorch: pooled features and logits."""
+    """EfficientNet-Lite0 of efficientnet-lite-pytorch: pooled features and logits.
+
+    Each BatchNorm is folded into the convolution before it, and so is zero padding that is the
+    same on all four sides: for an even side length, in all but those of stride 2.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.network = fold_batch_norm(network.eval()).to(memory_format=torch.channels_last)
+        pairs = [(network.eval(), "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+        for block in network._blocks:
+            pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+            if hasattr(block, "_expand_conv"):
+                pairs.append((block, "_expand_conv", "_bn0"))
+        for module, convolution, norm in pairs:
+            fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+            sides = getattr(fused.static_padding, "padding", (0, 0, 0, 0))
+            if len(set(sides)) == 1:
+                fused.padding, fused.static_padding = (sides[0], sides[0]), nn.Identity()
+            setattr(module, convolution, fused)
+            setattr(module, norm, nn.Identity())
+        for module in network.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = True
+        self.network = network.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Outputs:
         features = self.network.extract_features(x).mean(dim=(2, 3))  # (B, D)
         return features, self.network._fc(features), None
-
-
-def fold_batch_norm(network: EfficientNet) -> EfficientNet:
-    """Fold each BatchNorm of an EfficientNet-Lite into the convolution before it, in place.
-
-    The network is in eval mode. Zero padding moves from a separate layer into the convolution
-    where it is the same on all four sides: for an even side length, in all but those of stride 2.
-    """
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-        if hasattr(block, "_expand_conv"):
-            pairs.append((block, "_expand_conv", "_bn0"))
-    for module, convolution, norm in pairs:
-        fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
-        sides = getattr(fused.static_padding, "padding", (0, 0, 0, 0))
-        if len(set(sides)) == 1:
-            fused.padding = (sides[0], sides[0])
-            fused.static_padding = nn.Identity()
-        setattr(module, convolution, fused)
-        setattr(module, norm, nn.Identity())
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return network
 
 
 class InceptionV3(nn.Module):
@@ -235,33 +238,6 @@ class InceptionV3(nn.Module):
         features = self.layers(x.contiguous(memory_format=torch.channels_last)).flatten(1)
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # (B, 17 x 17 x 7)
         return features, functional.linear(features, self.classes.weight), spatial
-
-
-def _torchscript_inception(settings: Extractor, path: Path) -> nn.Module:
-    """NVIDIA's InceptionV3 in clean-fid's wrapper; it resizes in mode legacy_tensorflow."""
-    if not (checksum := settings.weights.checksum).startswith("sha256:"):
-        need = "'sha256:' with 64 digits, because loading TorchScript runs code of the file"
-        raise ValueError(f"got checksum '{checksum}' for {path}, needed is {need}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
-        inside = settings.resize == "tensorflow1-bilinear"
-        return InceptionV3W(str(path.parent), download=False, resize_inside=inside)
-
-
-def _dinov2(settings: Extractor, path: Path) -> nn.Module:
-    """DINOv2, whose class token is the feature: its authors' code with verified weights."""
-    # As torch-fidelity does: another implementation of attention would move the features.
-    os.environ["XFORMERS_DISABLED"] = "1"
-    name = settings.weights.name.replace("-", "_")
-    try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="xFormers is ")
-            network: nn.Module = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
-    except (OSError, RuntimeError, ImportError) as error:
-        fix = f"connect to github.com, or put a clone of {DINOV2_CODE} into {torch.hub.get_dir()}"
-        raise ValueError(f"cannot load {name} through torch.hub ({error}); {fix}") from error
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network
 
 
 def resize(images: Tensor, method: str, size: int) -> Tensor:

@@ -21,9 +21,8 @@ PARTS = 5
 class StreamingMoments:
     """Mean and covariance of features that arrive in batches, in float64.
 
-    References:
-        Chan, Golub, LeVeque (1979), "Updating formulae and a pairwise algorithm for computing
-        sample variances", equation 2.1 for vectors.
+    Reference: Chan, Golub, LeVeque (1979), "Updating formulae and a pairwise algorithm for
+    computing sample variances", equation 2.1 for vectors.
     """
 
     def __init__(self, feature_dim: int) -> None:
@@ -69,8 +68,7 @@ def frechet_distance(
     """
     sigma1, sigma2 = (np.asarray(sigma, dtype=np.float64) for sigma in (sigma1, sigma2))
     squared = None
-    factor = _definite_factor(sigma1)
-    if factor is not None:
+    if (factor := _definite_factor(sigma1)) is not None:
         # All steps by one library: threads of a second one wait busily and slow both by a third.
         product, _ = dsygst(sigma2.T, factor, itype=2, lower=1)  # L1^T S2 L1, its lower triangle
         squared = eigvalsh(product, overwrite_a=True, check_finite=False, driver="evd")

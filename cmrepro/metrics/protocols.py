@@ -1,15 +1,11 @@
-"""Protocols: named, versioned ways to score a sample set (protocols.toml).
-
-A protocol's table names its extractor, and an extractor's table its weights; loading puts the
-named tables in the place of their names.
-"""
+"""Protocols: named, versioned ways to score a sample set (protocols.toml)."""
 
 from pathlib import Path
 from typing import Any
 
 from msgspec import field
 
-from cmrepro.schema import Struct, convert, read_toml, unknown
+from cmrepro.schema import Struct, convert, lookup, read_toml, unknown
 from cmrepro.settings import Extractor, Protocol
 
 Tables = dict[str, dict[str, Any]]  # by name
@@ -29,13 +25,20 @@ def protocol_names() -> list[str]:
 
 
 def load_protocol(name: str | Path) -> Protocol:
-    """A protocol by its name, or from a .toml file with one table [protocols.NAME].
-
-    The file's tables [extractors.NAME] and [weights.NAME] add to those of the package.
-    """
+    """A protocol by name, or the only one of a .toml file, whose tables add to the package's."""
+    tables = _built_in()
     if Path(name).suffix == ".toml":
-        name, tables = _with_file(Path(name))
-    elif name not in (tables := _built_in()).protocols:
+        added, merged = read_toml(_File, Path(name)), {}
+        for kind in ("weights", "extractors", "protocols"):
+            known, new = getattr(tables, kind), getattr(added, kind)
+            if taken := sorted(known.keys() & new.keys()):
+                raise ValueError(f"{name}: {kind}.{taken[0]} comes with the package; rename it")
+            merged[kind] = known | new
+        if len(added.protocols) != 1:
+            got = f"{name} has {len(added.protocols)} tables [protocols.NAME]"
+            raise ValueError(f"{got}, must have one; give each protocol a file of its own")
+        [name], tables = added.protocols, _File(**merged)
+    elif name not in tables.protocols:
         raise ValueError(f"{unknown('protocol', str(name), tables.protocols)}, or a .toml file")
     table = _resolved({"name": name, **tables.protocols[str(name)]}, tables)
     return convert(Protocol, table, f"protocol '{name}'")
@@ -52,9 +55,7 @@ def _resolved(table: dict[str, Any], tables: _File) -> dict[str, Any]:
     named, resolved = {"extractor": tables.extractors, "weights": tables.weights}, dict(table)
     for key, value in table.items():
         if key in named:
-            if str(value) not in named[key]:
-                raise ValueError(unknown(key, str(value), named[key]))
-            value = {"name": value, **named[key][str(value)]}
+            value = {"name": value, **lookup(key, str(value), named[key])}
         if isinstance(value, dict):
             resolved[key] = _resolved(value, tables)
     return resolved
@@ -62,18 +63,3 @@ def _resolved(table: dict[str, Any], tables: _File) -> dict[str, Any]:
 
 def _built_in() -> _File:
     return read_toml(_File, Path(__file__).with_name("protocols.toml"))
-
-
-def _with_file(path: Path) -> tuple[str, _File]:
-    """Name of the one protocol in a file, and the built-in tables with those of the file."""
-    built_in, added = _built_in(), read_toml(_File, path)
-    merged = {}
-    for kind in ("weights", "extractors", "protocols"):
-        known, new = getattr(built_in, kind), getattr(added, kind)
-        if taken := sorted(known.keys() & new.keys()):
-            raise ValueError(f"{path}: {kind}.{taken[0]} comes with the package; rename it")
-        merged[kind] = known | new
-    if len(added.protocols) != 1:
-        got = f"{path} has {len(added.protocols)} tables [protocols.NAME]"
-        raise ValueError(f"{got}, must have one; give each protocol a file of its own")
-    return next(iter(added.protocols)), _File(**merged)

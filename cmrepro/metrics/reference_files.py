@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cmrepro import npz
 from cmrepro.files import atomic_path, cache_folder, sha256
@@ -30,7 +29,6 @@ from cmrepro.metrics.frechet import check_features, check_gaussian
 from cmrepro.schema import convert, to_builtins, to_json
 from cmrepro.settings import MANIFOLD_METRICS, Protocol, Reference, ReferenceMetadata
 
-Array = NDArray[Any]
 FEATURE_METRICS = {"kid", *MANIFOLD_METRICS}  # that need features, not moments alone
 
 # Not loaded: images, labels, and mu_clip and sigma_clip of openai/consistency_models.
@@ -42,12 +40,12 @@ _KEYS = {"mu", "sigma", "mu_s", "sigma_s", "features", "metadata", *_UNLOADED}
 class ReferenceStatistics:
     """Statistics of real images, with the features of M images or the images themselves."""
 
-    mu: Array  # mean (D,), float64
-    sigma: Array  # covariance (D, D) with ddof = 1, float64
-    features: Array | None = None  # (M, D), float32, exact in float16
+    mu: np.ndarray  # mean (D,), float64
+    sigma: np.ndarray  # covariance (D, D) with ddof = 1, float64
+    features: np.ndarray | None = None  # (M, D), float32, exact in float16
     metadata: ReferenceMetadata = ReferenceMetadata()  # noqa: RUF009 (frozen)
-    spatial_mu: Array | None = None  # mean (S,) of the spatial features, float64
-    spatial_sigma: Array | None = None  # their covariance (S, S), float64
+    spatial_mu: np.ndarray | None = None  # mean (S,) of the spatial features, float64
+    spatial_sigma: np.ndarray | None = None  # their covariance (S, S), float64
     num_images: int = 0  # M, of images in the file
     path: Path | None = None  # file that they were read from
 
@@ -81,17 +79,15 @@ class ReferenceStatistics:
             ("data set", metadata.dataset_split, dataset),
         ]:
             if None not in (got, expected) and got != expected:
-                raise ValueError(
-                    f"reference {self.name} was made with {setting} {got!r}, protocol "
-                    f"'{protocol.name}' and the model need {expected!r}; name or build another"
-                )
-        need = {"sfid"} if spatial is None else set()
+                made = f"reference {self.name} was made with {setting} {got!r}"
+                need = f"protocol '{protocol.name}' and the model need {expected!r}"
+                raise ValueError(f"{made}, {need}; name or build another")
+        absent = {"sfid"} if spatial is None else set()
         if self.features is None and not self.num_images:
-            need |= FEATURE_METRICS
-        if lacking := [metric for metric in protocol.metrics if metric in need]:
+            absent |= FEATURE_METRICS
+        if lacking := ", ".join(metric for metric in protocol.metrics if metric in absent):
             fix = "build one with `cmrepro references build`, or leave these metrics out"
-            names = ", ".join(lacking)
-            raise ValueError(f"reference {self.name} lacks the features for {names}; {fix}")
+            raise ValueError(f"reference {self.name} lacks the features for {lacking}; {fix}")
 
     def warnings(self, protocol: Protocol) -> list[str]:
         """Reasons to read scores against these statistics with care, one line each."""
@@ -101,13 +97,12 @@ class ReferenceStatistics:
             warnings.append(f"reference {self.name} does not say what it was made of: {trusted}")
         count = self.num_images if self.features is None else len(self.features)
         if stored and count not in (0, stored.num_images):
-            warnings.append(
-                f"features of {count:,} real images where protocol {protocol.name} has "
-                f"{stored.num_images:,}: KID, precision and recall depend on it"
-            )
+            expected = f"protocol {protocol.name} has {stored.num_images:,}"
+            affected = "KID, precision and recall depend on it"
+            warnings.append(f"features of {count:,} real images where {expected}: {affected}")
         return warnings
 
-    def real_features(self, protocol: Protocol, device: str = "cpu") -> Array:
+    def real_features(self, protocol: Protocol, device: str = "cpu") -> np.ndarray:
         """Features of M real images; those of images in the file are extracted once and cached."""
         if self.features is None:
             assert self.path is not None  # require_protocol: features, or a file with images
@@ -154,9 +149,8 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # damaged files raise nearly everything
         text = f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("ValueError: ")
-        raise ValueError(
-            f"{path} does not hold reference statistics ({text}); build or fetch it again"
-        ) from error
+        fault = f"{path} does not hold reference statistics ({text})"
+        raise ValueError(f"{fault}; build or fetch it again") from error
 
 
 def _read_npz(path: Path) -> ReferenceStatistics:
@@ -164,29 +158,27 @@ def _read_npz(path: Path) -> ReferenceStatistics:
         keys = set(file.files)
         arrays = {key: file[key] for key in keys - _UNLOADED}
     if not {"mu", "sigma"} <= keys <= _KEYS:
-        raise ValueError(
-            f"it holds {', '.join(sorted(keys)) or 'nothing'}, must hold mu and sigma, with mu_s, "
-            "sigma_s, arr_0 (ADM) or features, metadata (cmrepro references build)"
-        )
-    statistics = ReferenceStatistics(*_moments(arrays["mu"], arrays["sigma"]), path=path)
+        allowed = "mu_s, sigma_s, arr_0 (ADM) or features, metadata (cmrepro references build)"
+        got = ", ".join(sorted(keys)) or "nothing"
+        raise ValueError(f"it holds {got}, must hold mu and sigma, with {allowed}")
+    result = ReferenceStatistics(*_moments(arrays["mu"], arrays["sigma"]), path=path)
     if keys & {"mu_s", "sigma_s"}:
-        moments = _moments(arrays["mu_s"], arrays["sigma_s"])
-        statistics.spatial_mu, statistics.spatial_sigma = moments
+        result.spatial_mu, result.spatial_sigma = _moments(arrays["mu_s"], arrays["sigma_s"])
     if "features" in keys:
-        statistics.features = arrays["features"].astype(np.float32)
-        check_features("features", statistics.features)
-        if statistics.features.shape[1:] != statistics.mu.shape:
+        result.features = arrays["features"].astype(np.float32)
+        check_features("features", result.features)
+        if result.features.shape[1:] != result.mu.shape:
             raise ValueError("features and mu have other dimensions")
     if "metadata" in keys:
         values = json.loads(arrays["metadata"].tobytes())
-        statistics.metadata = convert(ReferenceMetadata, values, "metadata")
+        result.metadata = convert(ReferenceMetadata, values, "metadata")
     if "arr_0" in keys:
         with npz.open_images(path) as (_, shape):
-            statistics.num_images = shape[0]
-    return statistics
+            result.num_images = shape[0]
+    return result
 
 
-def _moments(mu: Any, sigma: Any) -> tuple[Array, Array]:
+def _moments(mu: Any, sigma: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance in float64, verified."""
     mu, sigma = np.asarray(mu), np.asarray(sigma)
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f":

@@ -12,7 +12,7 @@ from cmrepro.metrics.accumulate import Accumulator, accumulate
 from cmrepro.metrics.extractors import ImageBatches
 from cmrepro.metrics.protocols import load_extractor_settings
 from cmrepro.metrics.reference_files import ReferenceStatistics, read_statistics
-from cmrepro.schema import Positive, convert, read_toml, to_builtins, unknown
+from cmrepro.schema import Positive, convert, lookup, read_toml, to_builtins
 from cmrepro.settings import Protocol, ReferenceMetadata
 
 
@@ -51,19 +51,16 @@ def bundled_references() -> dict[str, Path]:
 
 def fetch_reference(name: str) -> Path:
     """The file of reference statistics by name, downloaded if it is not in the cache."""
-    bundled, registered = bundled_references(), registered_references()
-    if name in bundled:
-        return bundled[name]
-    if (entry := registered.get(name)) is None:
-        raise ValueError(unknown("reference", name, bundled | registered))
+    known: dict[str, RegisteredReference | Path] = {**registered_references()}
+    entry = lookup("reference", name, known | {**bundled_references()})
+    if isinstance(entry, Path):
+        return entry
     if entry.url:
         return download(entry.url, entry.path, RECORDED)
     if not entry.path.is_file():
         source = f"{entry.dataset_split} --protocol {entry.protocol} --dataset {entry.dataset}"
-        raise ValueError(
-            f"nobody publishes reference {name}; build it with `cmrepro references build {source} "
-            f"--split {entry.split} --out {entry.path}`"
-        )
+        command = f"cmrepro references build {source} --split {entry.split} --out {entry.path}"
+        raise ValueError(f"nobody publishes reference {name}; build it with `{command}`")
     return entry.path
 
 
@@ -95,17 +92,9 @@ def reference_rows() -> list[dict[str, object]]:
     for name, entry in registered_references().items():
         absent = "to be fetched" if entry.url else "to be built"
         rows.append((name, entry, "cached" if entry.path.is_file() else absent, entry.source))
-    return [
-        {
-            "name": name,
-            "data": metadata.dataset_split,
-            "images": metadata.num_images,
-            "extractor": metadata.extractor,
-            "where": place,
-            "source": source,
-        }
-        for name, metadata, place, source in rows
-    ]
+    columns = "name", "data", "images", "extractor", "where", "source"
+    values = ((name, x.dataset_split, x.num_images, x.extractor, *rest) for name, x, *rest in rows)
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def build_reference(
@@ -119,8 +108,7 @@ def build_reference(
 ) -> ReferenceStatistics:
     """Reference statistics of real images, read once, in memory that does not grow with N.
 
-    `split` is "train", "test" or "all"; the protocol gives the extractor and the choice of the M
-    images whose features are stored.
+    `split` is "train", "test" or "all"; the protocol chooses the M images of stored features.
     """
     count, stored, extractor = images.num_images, protocol.stored_features, protocol.extractor
     selected = np.zeros(count, np.bool_)
@@ -133,8 +121,7 @@ def build_reference(
     accumulator = Accumulator(extractor, selected)
     checksums = accumulate(images, [accumulator], device=device, progress=progress)
     if not checksums:  # another rank than 0
-        built: ReferenceStatistics = broadcast(None)
-        return built
+        return broadcast(None)
     # As exact as in the file, so that writing and reading it does not change a score.
     features = accumulator.features.astype(np.float16).astype(np.float32) if stored else None
     moments = [m.mean_and_covariance() for m in (accumulator.moments, accumulator.spatial) if m]
@@ -154,5 +141,4 @@ def build_reference(
     built = ReferenceStatistics(arrays[0], arrays[1], features, metadata)
     if accumulator.spatial:
         built.spatial_mu, built.spatial_sigma = arrays[2:]
-    broadcast(built)
-    return built
+    return broadcast(built)

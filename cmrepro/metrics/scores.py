@@ -123,8 +123,7 @@ def manifold_scores(
 ) -> ManifoldScores:
     """Images that lie in the balls around the images of the other set.
 
-    A ball reaches to the k-th nearest other image of its set, border included, with k < N, M
-    (`neighborhood`). Memory beyond the features does not grow with N and M.
+    A ball reaches to the k-th nearest other image of its set, border included (`neighborhood`).
 
     References:
         Precision and recall: Kynkäänniemi et al. (2019), https://arxiv.org/abs/1904.06991,
