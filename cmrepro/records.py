@@ -131,7 +131,7 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
     """Provenance of a sample set, in the JSON beside it (`samples.npz.provenance.json`)."""
 
     model: str  # name of the checkpoint, or of the sample set where nothing more is known
-    nfe: Positive | None = None  # network evaluations an image; None where unknown
+    nfe: Positive | None = None  # network evaluations per image; None where unknown
     seed: NotNegative | None = None  # seed of the noise; None where unknown
     sampler: SamplerSettings | None = None  # None for images from elsewhere
     checkpoint: Checkpoint | None = None  # what made them; None for images from elsewhere

@@ -60,8 +60,9 @@ def reproduce(
 def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) -> None:
     """Sample images from CHECKPOINT into FILE.npz, with their provenance in a JSON beside it.
 
-    --to-uint8 truncate matches the official code. For an EDM model --steps is the number N of
-    grid points, which take 2N - 1 network evaluations. Under `torchrun … -m cmrepro sample …` each process samples its share of the images.
+    --to-uint8 truncate matches the official code. For an EDM model --steps is the number N of grid
+    points, which take 2N - 1 network evaluations. Under `torchrun … -m cmrepro sample …` each
+    process samples its share of the images.
     """
     if out.suffix != ".npz" or out.is_dir():
         raise ValueError(f"got --out {out}; allowed is a file ending in .npz")

@@ -41,7 +41,7 @@ class Setting(Struct, frozen=True):
     """Model, sampler and metric of a score."""
 
     recipe: str  # name of the recipe, e.g. "cifar10-cd"
-    nfe: Positive  # network evaluations an image
+    nfe: Positive  # network evaluations per image
     protocol: str  # name of the protocol
     metric: settings.Metric
     # (recipe field, value) that the claim fixes; the others are the recipe's

@@ -54,7 +54,7 @@ class ResultRow(Struct, frozen=True, kw_only=True):
     dataset: str  # data set, as in the CSV
     category: str  # heading under which the row is printed
     method: str  # name of the method, as printed
-    nfe: Positive  # network evaluations an image
+    nfe: Positive  # network evaluations per image
     scores: dict[Metric, Printed]  # printed cell by metric
     verified: str  # sources in which the row is printed identically
 
@@ -78,7 +78,7 @@ class LaterRow(Struct, frozen=True, kw_only=True):
     arxiv: str = ""  # arXiv number, "" without one
     dataset: str  # data set
     method: str  # method and setting
-    nfe: Positive  # network evaluations an image
+    nfe: Positive  # network evaluations per image
     fid: Printed  # the printed FID
     verified: str  # how sure the value is
     source: str  # where it was seen
