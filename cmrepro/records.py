@@ -10,31 +10,9 @@ from typing import Any, Literal
 
 from msgspec import field
 
+from cmrepro import schema, settings
 from cmrepro.files import atomic_path
-from cmrepro.schema import (
-    Checksum,
-    NotNegative,
-    Positive,
-    Share,
-    Struct,
-    convert,
-    flat,
-    lookup,
-    read_json,
-    to_builtins,
-    to_json,
-)
-from cmrepro.settings import (
-    Initialisation,
-    Metric,
-    Protocol,
-    Recipe,
-    Reference,
-    ReleasedMethod,
-    SamplerSettings,
-    Scale,
-    Selection,
-)
+from cmrepro.schema import Checksum, NotNegative, Positive, Share, Struct
 
 SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
@@ -60,11 +38,11 @@ class Provenance(Struct, frozen=True, kw_only=True):
 class TrainingRun(Struct, frozen=True, kw_only=True):
     """How a model was trained: measured for our own, published for official checkpoints."""
 
-    method: ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
-    scale: Scale  # as in `Recipe`
+    method: settings.ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
+    scale: settings.Scale  # as in `Recipe`
     stands_for: str  # as in `Recipe`
     dataset: str  # name of the images trained on
-    initialisation: Initialisation | None = None  # "random" or "teacher"
+    initialisation: settings.Initialisation | None = None  # "random" or "teacher"
     weights: str = "not stated"  # the weights that were kept: "ema", "online" or "not stated"
     ema_rate: Share | None = None  # decay per step of the average
     distance: str | None = None  # d of the consistency losses
@@ -103,12 +81,12 @@ class CheckpointInfo(Struct, frozen=True, kw_only=True):
     sigma_min: float
     sigma_max: float
     rho: float = 7.0
-    recipe: Recipe | None = None  # the recipe of our own trainings
+    recipe: settings.Recipe | None = None  # the recipe of our own trainings
     training: TrainingRun | None = None  # how the weights were trained; None where unknown
     converted: ConvertedFile | None = None  # the file of another format that the weights come from
-    selection: Selection = Selection(rule="last checkpoint")  # its choice within its training
+    selection: settings.Selection = settings.Selection(rule="last checkpoint")
     two_step_time: float | None = None  # second sampling time of a consistency function
-    two_step_selection: Selection | None = None  # its choice; None: published or given by hand
+    two_step_selection: settings.Selection | None = None  # None: published or given by hand
 
 
 class Checkpoint(CheckpointInfo, frozen=True, kw_only=True):
@@ -133,7 +111,7 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
     model: str  # name of the checkpoint, or of the sample set where nothing more is known
     nfe: Positive | None = None  # network evaluations per image; None where unknown
     seed: NotNegative | None = None  # seed of the noise; None where unknown
-    sampler: SamplerSettings | None = None  # None for images from elsewhere
+    sampler: settings.SamplerSettings | None = None  # None for images from elsewhere
     checkpoint: Checkpoint | None = None  # what made them; None for images from elsewhere
     num_sampled: Positive | None = None  # images of the whole sample set
     sampling_device: str | None = None  # device that made them
@@ -152,7 +130,7 @@ class Uncertainty(Struct, frozen=True, kw_only=True):
     """How far the scores of one sample set can be trusted."""
 
     # 95 % interval by metric
-    intervals: dict[Metric, tuple[float, float]] = field(default_factory=dict)
+    intervals: dict[settings.Metric, tuple[float, float]] = field(default_factory=dict)
     # FIDs of disjoint subsets of n images, by n
     fid_by_num_images: dict[int, tuple[float, ...]] = field(default_factory=dict)
     fid_infinity: Extrapolation | None = None  # extrapolation of that curve
@@ -166,9 +144,9 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
     """One sample set scored under one protocol."""
 
     num_images: Positive  # images scored
-    protocol: Protocol  # every setting of the protocol
-    reference: Reference  # reference statistics
-    scores: dict[Metric, float]  # value by metric
+    protocol: settings.Protocol  # every setting of the protocol
+    reference: settings.Reference  # reference statistics
+    scores: dict[settings.Metric, float]  # value by metric
     uncertainty: Uncertainty | None = None  # intervals, where they were requested
     warnings: tuple[str, ...] = ()  # limits of the scores' meaning, one sentence each
     hashes: Hashes  # checksums of noise, images and features
@@ -186,14 +164,14 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that makes the scores, as flat keys: equal for two runs of one experiment."""
-        sampler = self.sampler and to_builtins(self.sampler)
+        sampler = self.sampler and schema.to_builtins(self.sampler)
         return {
             "model": self.model,
             "checkpoint": self.checkpoint and self.checkpoint.sha256,
             "nfe": self.nfe,
             "seed": self.seed,
             "num_images": self.num_images,
-            **flat({"sampler": sampler or {}}),
+            **schema.flat({"sampler": sampler or {}}),
             # Nothing else tells one sample set from elsewhere from another.
             "images": None if self.checkpoint else self.hashes.images,
             "protocol": self.protocol.name,
@@ -214,13 +192,13 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
 
 def read_record(path: Path) -> RunRecord:
     """The record in a file."""
-    fields = read_json(dict[str, Any], path)
-    if (schema := fields.get("schema")) != SCHEMA:
+    fields = schema.read_json(dict[str, Any], path)
+    if (found := fields.get("schema")) != SCHEMA:
         raise ValueError(
-            f'{path} has schema {json.dumps(schema)}, allowed is "{SCHEMA}"; score the images '
+            f'{path} has schema {json.dumps(found)}, allowed is "{SCHEMA}"; score the images '
             "again, or read it with the cmrepro that wrote it"
         )
-    return convert(RunRecord, fields, str(path))
+    return schema.convert(RunRecord, fields, str(path))
 
 
 def read_records(folder: Path) -> list[RunRecord]:
@@ -240,13 +218,13 @@ def find_record(name: str | Path) -> RunRecord:
     if not path.is_file():
         known = {file.stem: file for file in FOLDER.glob("*.json")}
         kind = f"record (no such file, nor in {FOLDER})"
-        path = lookup(kind, str(name), known, f"ls {FOLDER}")
+        path = schema.lookup(kind, str(name), known, f"ls {FOLDER}")
     return read_record(path)
 
 
 def differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
     """Both values of every flat key in which two records differ; None where a key is missing."""
-    first, second = flat(to_builtins(a)), flat(to_builtins(b))
+    first, second = schema.flat(schema.to_builtins(a)), schema.flat(schema.to_builtins(b))
     pairs = {key: (first.get(key), second.get(key)) for key in first | second}
     return {key: (x, y) for key, (x, y) in pairs.items() if x != y}
 
@@ -263,7 +241,7 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
             )
         return path
     with atomic_path(path) as temporary:
-        temporary.write_text(to_json(record), encoding="utf-8")
+        temporary.write_text(schema.to_json(record), encoding="utf-8")
     return path
 
 

@@ -33,10 +33,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
     initialisation: Initialisation  # "random", or "teacher" for the teacher's weights
     optimizer: Literal["radam"]
     learning_rate: Annotated[float, Meta(gt=0)]  # of the first step; constant without the next two
-    # Images after which the rate falls as 1 / sqrt(images / this) (EDM2)
-    inverse_sqrt_after: Positive | None = None
-    # Share of the steps, at the end, over which the rate falls to 0
-    linear_decay_share: Annotated[float, Meta(gt=0, le=1)] | None = None
+    inverse_sqrt_after: Positive | None = None  # images after which it falls as 1 / sqrt(images)
+    linear_decay_share: Annotated[float, Meta(gt=0, le=1)] | None = None  # last, to rate 0
     batch_size: Positive  # global batch, images
     ema_rate: Share  # decay per step of the average that is sampled from
     total_steps: Positive  # optimizer steps
@@ -88,8 +86,7 @@ class SamplerSettings(Struct, frozen=True, kw_only=True):
 
     algorithm: Literal["multistep", "heun"]  # Algorithm 1 (for f), or EDM's sampler (for D)
     times: tuple[float, ...]  # at which f is evaluated, or the grid of Heun's method; decreasing
-    # Level of 127.5 x + 127.5: the nearest, or the next lower one ("truncate", the official code)
-    to_uint8: Rounding = "round"
+    to_uint8: Rounding = "round"  # of 127.5 x + 127.5; the official code truncates
     clip_denoised: bool = True  # clip the result of each evaluation to [-1, 1]
 
     @property

@@ -1,9 +1,8 @@
 """The official CIFAR-10 checkpoints: flax's msgpack files, read without jax or flax.
 
-A file is one msgpack map of the training state. Its trees are `params` (the weights that are
-trained), `params_ema` (their average at `ema_rate`, which the official code samples from and which
-is read here), in CT and progressive distillation `target_params`, and the optimizer's moments.
-Arrays are msgpack extensions, as flax/serialization.py of flax 0.6 writes them; none holds code.
+A file is one msgpack map of the training state. Its tree `params_ema`, the average that the
+official code samples from, is read. Arrays are msgpack extensions, as flax/serialization.py of
+flax 0.6 writes them; none holds code.
 """
 
 from collections.abc import Iterator, Mapping

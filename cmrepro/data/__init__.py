@@ -6,13 +6,3 @@ same everywhere; they are decoded when they are needed, so that memory does not 
 
 from cmrepro.data.opening import load_dataset, open_images, synthetic, training_images
 from cmrepro.data.sources import ImageDataset, ImageSource, images_sha256
-
-__all__ = [
-    "ImageDataset",
-    "ImageSource",
-    "images_sha256",
-    "load_dataset",
-    "open_images",
-    "synthetic",
-    "training_images",
-]

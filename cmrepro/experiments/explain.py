@@ -2,7 +2,6 @@
 
 The changes come in this order: rounding of pixels, the reference built again from real images,
 resize, extractor, the second protocol's reference, number of images, settings of the metrics.
-Each row differs from the row above in one change, so that they add up to the whole difference.
 """
 
 from collections.abc import Iterator

@@ -210,10 +210,9 @@ class InceptionV3(nn.Module):
     ADM's spatial features are the first 7 channels of `mixed_6/conv` of the TensorFlow graph: the
     1x1 convolution (with its ReLU) of Mixed_6d.
 
-    References:
-        Szegedy et al. (2016), https://arxiv.org/abs/1512.00567; the names of both sides:
-        github.com/toshas/torch-fidelity, utils/util_convert_inception_weights.py; the spatial
-        features: github.com/openai/guided-diffusion, evaluations/evaluator.py.
+    Szegedy et al. (2016), https://arxiv.org/abs/1512.00567; the names of both sides:
+    github.com/toshas/torch-fidelity, utils/util_convert_inception_weights.py; the spatial
+    features: github.com/openai/guided-diffusion, evaluations/evaluator.py.
     """
 
     def __init__(self, path: Path) -> None:  # torch-fidelity's (pytorch-fid's) file of weights

@@ -62,9 +62,8 @@ def frechet_distance(
     would blow up from 1e-16 to 1e-8; then it is the sum of the singular values of L1^T L2, with
     factors from Cholesky's method with pivoting, which stops at the rank of the matrix.
 
-    References:
-        Dowson, Landau (1982), "The Fréchet distance between multivariate normal distributions";
-        Heusel et al. (2017), https://arxiv.org/abs/1706.08500, equation 6.
+    Dowson, Landau (1982), "The Fréchet distance between multivariate normal distributions";
+    Heusel et al. (2017), https://arxiv.org/abs/1706.08500, equation 6.
     """
     sigma1, sigma2 = (np.asarray(sigma, dtype=np.float64) for sigma in (sigma1, sigma2))
     squared = None
@@ -134,9 +133,8 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
     images than dimensions, and the value is then farther from the truth than the standard error
     says, though nearer than the FID of all images. That FID has the same standard error.
 
-    References:
-        Chong, Forsyth (2020), https://arxiv.org/abs/1911.07023, section 4: the bias is linear in
-        1/N. They fit subsets that overlap; disjoint parts give the standard error as well.
+    Chong, Forsyth (2020), https://arxiv.org/abs/1911.07023, section 4: the bias is linear in
+    1/N. They fit subsets that overlap; disjoint parts give the standard error as well.
     """
     sizes = np.array(list(parts), dtype=np.float64)
     means = [np.mean(distances) for distances in parts.values()]

@@ -3,11 +3,9 @@
 Our file is an .npz with `mu` (D,) float64 and `sigma` (D, D) float32 (the keys that TTUR, EDM, ADM
 and clean-fid read), `mu_s` and `sigma_s` likewise of spatial features for sFID (ADM's keys),
 `features` (M, D) float16 for KID and the manifold metrics, and `metadata`, a JSON object as uint8.
-Rounding sigma to float32 moves the Fréchet distance by less than 1e-9 relative (2,000 test images
-against 50,000 training images).
-
-Files of other tools, which have no metadata, are read too: TTUR, EDM and clean-fid (.npz of `mu`
-and `sigma`), EDM and EDM2 (.pkl), ADM (.npz with `mu_s`, `sigma_s` and 10,000 images `arr_0`).
+Rounding sigma to float32 moves the Fréchet distance by less than 1e-9 relative. Files of TTUR, EDM
+and clean-fid (.npz of `mu` and `sigma`), EDM and EDM2 (.pkl), and ADM (.npz with `mu_s`, `sigma_s`
+and 10,000 images `arr_0`), which have no metadata, are read too.
 """
 
 import contextlib

@@ -44,10 +44,9 @@ def inception_score(logits: np.ndarray, settings: InceptionScoreSettings) -> Est
     divergence of each part, times the exponential: to first order, the share of an image in p(y)
     has no effect.
 
-    References:
-        Salimans et al. (2016), https://arxiv.org/abs/1606.03498. Parts of equal size: Obukhov et
-        al., torch-fidelity (metric_isc.py); of fixed size: Dhariwal, Nichol (2021), evaluator,
-        https://arxiv.org/abs/2105.05233.
+    Salimans et al. (2016), https://arxiv.org/abs/1606.03498. Parts of equal size: Obukhov et
+    al., torch-fidelity (metric_isc.py); of fixed size: Dhariwal, Nichol (2021), evaluator,
+    https://arxiv.org/abs/2105.05233.
     """
     count, num_splits = len(logits), settings.num_splits
     if settings.split_size is not None:
@@ -76,9 +75,8 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
     kernel with the other generated images of its subset less that with the real ones. Where the
     distributions are the same, and KID is noise, it is too large, by the root of 2 at most.
 
-    References:
-        Binkowski et al. (2018), https://arxiv.org/abs/1801.01401; Obukhov et al., torch-fidelity,
-        whose order of random draws and whose functions of one subset are used.
+    Binkowski et al. (2018), https://arxiv.org/abs/1801.01401; Obukhov et al., torch-fidelity,
+    whose order of random draws and whose functions of one subset are used.
     """
     size, smaller = settings.subset_size, min(len(generated), len(real))
     if not 2 <= size <= smaller:
@@ -125,10 +123,9 @@ def manifold_scores(
 
     A ball reaches to the k-th nearest other image of its set, border included (`neighborhood`).
 
-    References:
-        Precision and recall: Kynkäänniemi et al. (2019), https://arxiv.org/abs/1904.06991,
-        equations 1, 2. Density and coverage: Naeem et al. (2020), https://arxiv.org/abs/2002.09797,
-        equations 3, 4; their code leaves the border of a ball out.
+    Precision and recall: Kynkäänniemi et al. (2019), https://arxiv.org/abs/1904.06991,
+    equations 1, 2. Density and coverage: Naeem et al. (2020), https://arxiv.org/abs/2002.09797,
+    equations 3, 4; their code leaves the border of a ball out.
     """
     place = "cpu" if device.startswith("mps") else device  # mps has no float64
     x, y = (torch.from_numpy(features).to(place) for features in (generated, real))

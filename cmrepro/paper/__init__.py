@@ -17,21 +17,3 @@ from cmrepro.paper.claims import (
     metrics,
 )
 from cmrepro.paper.tables import TABLE3_RECIPES, Printed, hyperparameters, later_work, result_rows
-
-__all__ = [
-    "ABLATED",
-    "TABLE3_RECIPES",
-    "AbsoluteClaim",
-    "Deviation",
-    "Ordering",
-    "Printed",
-    "Setting",
-    "ablated_fields",
-    "claim",
-    "claims",
-    "deviations",
-    "hyperparameters",
-    "later_work",
-    "metrics",
-    "result_rows",
-]

@@ -8,10 +8,8 @@ deviation sigma; `mean` and `sd` (divisor n - 1) are their estimates. Two tests:
 - mu outside the margin: the whole 95 % interval lies outside. With the 90 % interval and a margin
   that is small against the spread, a mu equal to the value would be missed in 10 %.
 
-References:
-    Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for
-    assessing the equivalence of average bioavailability", 1987.
-    Lehmann and Romano, "Testing Statistical Hypotheses", 2005, Section 6.6 (noncentral t).
+References: Schuirmann (1987), J. Pharmacokinet. Biopharm. 15, 657; Lehmann and Romano, "Testing
+Statistical Hypotheses" (2005), section 6.6 (noncentral t).
 """
 
 import bisect

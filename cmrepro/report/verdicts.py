@@ -2,8 +2,7 @@
 
 A printed score is decided by a test of equivalence, an ordering by the difference paired over
 seeds (`report.statistics`); both between comparable scores only (`report.comparability`). Every
-number is a mean over all seeds. No claim of this paper is a minimum over runs, so none is shown;
-a record whose checkpoint is the best of several says so in its selection and is not comparable.
+number is a mean over all seeds: no claim of this paper is a minimum over runs.
 """
 
 from collections.abc import Sequence
