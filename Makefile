@@ -18,24 +18,25 @@ test: $(STAMP)  ## the tests that take seconds
 test-slow: $(STAMP)  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-gate: $(STAMP)  ## whether `make bench` finds planted changes, and only these: half an hour
+test-gate: $(STAMP)  ## the gate on planted and on unchanged code: half an hour
 	$(BIN)/python -m pytest -m gate $(ARGS)
 
-reproduce-cifar10: $(STAMP)  ## sample, score and compare with the paper: results/ and REPORT.md
-	$(BIN)/cmrepro reproduce cifar10 --out . $(ARGS)
+reproduce-cifar10: $(STAMP)  ## sample, score and compare with the paper, into runs/reproduce-cifar10/
+	$(BIN)/cmrepro reproduce cifar10 --out runs/reproduce-cifar10 $(ARGS)
 
 bench: $(STAMP)  ## the regression gate: speed and scores (ARGS=--full for full sizes, --update for new baselines)
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
-report: $(STAMP)  ## tables, figures and REPORT.md again from results/
+report: $(STAMP)  ## the committed REPORT.md, tables and figures from the records in results/
 	$(BIN)/cmrepro report $(ARGS)
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy and the import order
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-fresh: $(STAMP)  ## prove that a wheel works in an empty environment and an empty folder
+fresh: $(STAMP)  ## the main job from a wheel, in an empty environment and an empty folder
 	bash .ci/fresh
 
 constraints: $(BIN)/uv  ## constraints.txt from pyproject.toml; ARGS=--upgrade takes newer versions
@@ -54,7 +55,7 @@ $(BIN)/uv:
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 
-# --exact removes what is no longer asked for, so that a renewed environment equals a new one.
+# --exact removes packages that are no longer required, so that a renewed environment equals a new one.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
 	$(BIN)/uv pip install --exact --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -15,7 +15,7 @@ BASELINES = pytest.StashKey[Baselines]()
 
 
 def machine() -> dict[str, str]:
-    """What ratios and the last bits of images depend on."""
+    """Properties that ratios and the last bits of images depend on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     fields = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
@@ -41,20 +41,23 @@ def kind_of(machine: dict[str, str]) -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("regression gate")
     group.addoption(
-        "--update", action="store_true", help="take what is measured as the new baselines"
+        "--update", action="store_true", help="store the measured values as the new baselines"
     )
-    group.addoption("--full", action="store_true", help="the full sizes too")
+    group.addoption("--full", action="store_true", help="run the full sizes too")
     group.addoption("--baselines", type=Path, default=FOLDER, help="folder of the baselines")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    for library in ("OMP", "MKL", "OPENBLAS"):  # which read it when numpy and torch are imported
+    for library in ("OMP", "MKL", "OPENBLAS"):  # read when numpy and torch are imported
         os.environ[f"{library}_NUM_THREADS"] = "1"
     config.addinivalue_line("markers", "slow_bench: of full size; only with --full")
-    here = machine()
+    description = machine()
     config.stash[BASELINES] = Baselines(
-        config.getoption("--baselines"), kind_of(here), here, config.getoption("--update")
+        config.getoption("--baselines"),
+        kind_of(description),
+        description,
+        config.getoption("--update"),
     )
 
 
@@ -84,8 +87,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     elif not baselines.known:
         terminalreporter.line(
-            f"no baseline for this kind of machine ({baselines.kind}): speeds are judged by their "
-            "bounds alone; pytest benchmarks --update makes one"
+            f"no baseline for this kind of machine ({baselines.kind}): speeds are compared with "
+            "their bounds only; pytest benchmarks --update makes one"
         )
     for note in baselines.notes:
         terminalreporter.line(note)

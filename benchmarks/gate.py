@@ -1,11 +1,11 @@
-"""What a benchmark is judged by: ratios of CPU time within one process, scores and images.
+"""Regression gate: ratios of CPU time within one process, scores and images.
 
-Speed: our work and a bare or a peer's run of the same are done by turns, each pair gives the ratio
-of their CPU times, and the median over the pairs counts. Other machines are faster or slower on
-both sides, and other processes that share the machine take no CPU time of this one. What is left
-of their disturbance (caches, memory) moved the median of nine pairs by up to 5 % on two cores with
-a load of six. So a ratio may exceed its baseline by `TOLERANCE`, half-way to the slow-down of 20 %
-that has to be found; where it comes nearer to that limit than `CLEAR`, more pairs decide.
+Speed: our work and a bare or a peer's run of the same work alternate, each pair gives the ratio of
+their CPU times, and the median over the pairs counts. Other machines are faster or slower on both
+sides, and other processes take no CPU time of this one. What remains of their disturbance (caches,
+memory) moved the median of nine pairs by up to 5 % on two cores with a load of six. So a ratio may
+exceed its baseline by `TOLERANCE`, half of the slow-down of 20 % that has to be found; within
+`CLEAR` of that limit, more pairs decide.
 
 Scores: compared with the stored ones, whatever the machine. Images: bit for bit, on a machine of
 the same kind, since convolutions round as the processor's instructions make them.
@@ -26,27 +26,27 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 TOLERANCE = 1.10
 CLEAR = 1.05
-SERIES = 4  # of pairs, at most; at least two where it fails
+MAX_SERIES = 4  # of pairs; a failure takes at least two
 SCORE_TOLERANCE = 1e-4  # relative, between platforms
-ADVICE = "if that is meant: pytest benchmarks --update, and a line in CHANGELOG.md"
+ADVICE = "if this is intended: pytest benchmarks --update, and a line in CHANGELOG.md"
 
 Work = Callable[[], object]
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process with all its threads, and of its children that have ended."""
+    """CPU time of this process with all its threads, and of its finished children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def paired_ratios(ours: Work, theirs: Work, pairs: int) -> list[float]:
-    """Our CPU time over theirs in each pair; who is first changes from pair to pair."""
+def paired_ratios(ours: Work, peer: Work, pairs: int) -> list[float]:
+    """Our CPU time over the peer's in each pair; the first of them changes from pair to pair."""
     ratios = []
     for pair in range(pairs):
         seconds = [0.0, 0.0]
         for side in (0, 1) if pair % 2 else (1, 0):
             start = cpu_seconds()
-            (ours, theirs)[side]()
+            (ours, peer)[side]()
             seconds[side] = cpu_seconds() - start
         ratios.append(seconds[0] / seconds[1])
     return ratios
@@ -57,10 +57,10 @@ class Baselines:
     """The stored results: ratios and images of one kind of machine, scores of all.
 
     Attributes:
-        folder: Where they lie.
+        folder: Folder of the files.
         kind: Name of the kind of machine, and of its file.
         machine: Its description.
-        update: Take what is measured as the new baselines.
+        update: Store the measured values as the new baselines.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ class Baselines:
         return self.folder / "scores.json"
 
     def set(self, table: dict[str, Any], name: str, value: float | str) -> None:
-        """Store a new value, and note how the old one moved."""
+        """Store a new value, and note the change."""
         old = table.get(name)
         table[name] = value
         if old != value:
@@ -108,53 +108,51 @@ class Baselines:
 
 
 class Gate:
-    """Judges what one benchmark has measured, and keeps it in the benchmark's `extra_info`."""
+    """Compares the results of one benchmark with baselines; they go to its `extra_info` too."""
 
     def __init__(self, benchmark: BenchmarkFixture, baselines: Baselines) -> None:
         self.benchmark, self.baselines = benchmark, baselines
 
-    def ratio(
-        self, name: str, ours: Work, theirs: Work, *, at_most: float, pairs: int = 9
-    ) -> None:
-        """Fail where our CPU time over theirs is above a bound, or above its baseline.
+    def ratio(self, name: str, ours: Work, peer: Work, *, at_most: float, pairs: int = 9) -> None:
+        """Fail if our CPU time over the peer's is above a bound, or above its baseline.
 
         Args:
-            name: Of the ratio, in the baselines.
-            ours: What is judged.
-            theirs: The bare or the peer's run of the same work.
-            at_most: The bound of the ratio on any machine.
-            pairs: Of one series.
+            name: Name of the ratio in the baselines.
+            ours: Our work.
+            peer: A bare or a peer's run of the same work.
+            at_most: Bound of the ratio on any machine.
+            pairs: Pairs of one series.
         """
         baselines = self.baselines
         if not baselines.update:
             stored = baselines.ratios.get(name)
             limit = at_most if stored is None else min(at_most, TOLERANCE * stored)
-            found = self.bound(name, ours, theirs, at_most=limit, pairs=pairs)
+            found = self.bound(name, ours, peer, at_most=limit, pairs=pairs)
             if stored is None:
-                baselines.notes.append(f"{name}: {found:.3f}, judged by its bound {at_most} only")
+                baselines.notes.append(
+                    f"{name}: {found:.3f}, compared with its bound {at_most} only"
+                )
             elif found * TOLERANCE < stored:
-                baselines.notes.append(f"{name}: {found:.3f}, faster than its {stored}; update")
+                baselines.notes.append(f"{name}: {found:.3f}, faster than its baseline {stored}")
         elif not self.benchmark.disabled:
-            ratio = median(paired_ratios(ours, theirs, 3 * pairs))
+            ratio = median(paired_ratios(ours, peer, 3 * pairs))
             self.benchmark.extra_info[name] = ratio
             baselines.set(baselines.ratios, name, round(ratio, 3))
             assert ratio <= at_most, f"{name}: {ratio:.3f}, allowed is {at_most}"
 
-    def bound(
-        self, name: str, ours: Work, theirs: Work, *, at_most: float, pairs: int = 9
-    ) -> float:
-        """Fail where our CPU time over theirs is above a bound.
+    def bound(self, name: str, ours: Work, peer: Work, *, at_most: float, pairs: int = 9) -> float:
+        """Fail if our CPU time over the peer's is above a bound.
 
         Returns:
-            The ratio; NaN where nothing is timed (`--benchmark-disable`).
+            The ratio; NaN if nothing is timed (`--benchmark-disable`).
         """
         ours()
-        theirs()
+        peer()
         if self.benchmark.disabled:
             return math.nan
         ratios: list[float] = []
-        for series in range(1, SERIES + 1):
-            ratios += paired_ratios(ours, theirs, pairs)
+        for series in range(1, MAX_SERIES + 1):
+            ratios += paired_ratios(ours, peer, pairs)
             ratio = median(ratios)
             if ratio * CLEAR <= at_most or (ratio >= CLEAR * at_most and series > 1):
                 break
@@ -168,7 +166,7 @@ class Gate:
         return ratio
 
     def score(self, name: str, value: float) -> None:
-        """Fail where a value of fixed seeds is not the stored one, on whatever platform."""
+        """Fail if a value of fixed seeds differs from the stored one, on any platform."""
         self.benchmark.extra_info[name] = value
         baselines = self.baselines
         if baselines.update:
@@ -183,14 +181,14 @@ class Gate:
             )
 
     def images(self, name: str, sha256: str) -> None:
-        """Fail where the images of fixed seeds are other ones than before on such a machine."""
+        """Fail if images of fixed seeds differ from the stored ones of this kind of machine."""
         self.benchmark.extra_info[name] = sha256
         baselines = self.baselines
         stored = baselines.images_sha256.get(name)
         if baselines.update:
             baselines.set(baselines.images_sha256, name, sha256)
         elif stored is None:
-            baselines.notes.append(f"{name}: no stored checksum of such a machine")
+            baselines.notes.append(f"{name}: no stored checksum for this kind of machine")
         elif sha256 != stored:
             pytest.fail(
                 f"{name}: SHA-256 {sha256}, stored for this kind of machine is {stored}; {ADVICE}",

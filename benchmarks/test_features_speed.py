@@ -1,4 +1,4 @@
-"""How fast are the extractors, against other tools' networks on the same images?"""
+"""Speed of the extractors against other tools' networks on the same images."""
 
 import numpy as np
 import torch
@@ -6,25 +6,31 @@ import torch_fidelity.feature_extractor_inceptionv3 as torch_fidelity_inception
 from efficientnet_lite_pytorch import EfficientNet
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from cmrepro.metrics.extractors import Extractor, load_extractor
-from cmrepro.metrics.features import BATCH_SIZE, extract
-from cmrepro.metrics.inception import InceptionV3
+from cmrepro.metrics.extractors import (
+    BATCH_SIZE,
+    FeatureExtractor,
+    InceptionV3,
+    extract,
+    load_extractor,
+    weights_file,
+)
 from cmrepro.metrics.protocols import load_extractor_settings
-from cmrepro.metrics.weights import weights_file
 
 
 def random_images(count):
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 
 
-def test_inception_over_torch_fidelity(benchmark, gate, monkeypatch):
+def test_inception_over_torch_fidelity(benchmark, gate, monkeypatch, tmp_path):
     """Of 32 px, in our batches of 8 on both sides. Random weights: the arithmetic is the same."""
     monkeypatch.setattr(torch_fidelity_inception, "load_state_dict_from_url", lambda *_, **__: {})
     with monkeypatch.context() as patch:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         peer = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
+    file = tmp_path / "inception.pth"
+    torch.save(peer.state_dict(), file)
     settings = load_extractor_settings("inception-torch-fidelity")
-    extractor = Extractor(settings, InceptionV3(peer.state_dict()))
+    extractor = FeatureExtractor(settings, InceptionV3(file))
     images = random_images(extractor.images_at_once)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 

@@ -1,4 +1,4 @@
-"""Do training batches cost more than the reading and the random numbers they need?"""
+"""Speed of training batches against their bare reading and random numbers."""
 
 import io
 import itertools
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cmrepro.datasets import opening as module
-from cmrepro.datasets import synthetic, training_images
-from cmrepro.training.batches import BatchSource
+from cmrepro.data import opening as module
+from cmrepro.data import synthetic, training_images
+from cmrepro.training.data import BatchSource
 from cmrepro.training.recipes import load_recipe
 from cmrepro.training.step import Training
 
@@ -45,7 +45,7 @@ def test_decoding_over_pillow(benchmark, gate, tmp_path, monkeypatch):
             encoded = io.BytesIO()
             Image.fromarray(image).save(encoded, "png")
             archive.writestr(f"{i:05}.png", encoded.getvalue())
-    monkeypatch.setattr(module, "HELD_BYTES", 0)  # as a set too large for the memory
+    monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", 0)  # as a set too large for the memory
     images = training_images(path, 64)
     numbers = np.random.default_rng(0).permutation(BATCH_SIZE)
 

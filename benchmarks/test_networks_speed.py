@@ -1,4 +1,4 @@
-"""Is a forward pass of our networks faster than diffusers' `UNet2DModel` of the same size?
+"""Speed of a forward pass against diffusers' `UNet2DModel` of the same size.
 
 Narrow networks in the structure of ours, on the CPU in float32, each side in the memory format
 that its own loader gives. The ADM networks and the demo's have the same weights on both sides.
@@ -17,8 +17,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmrepro.checkpoints.diffusers_folder import unet_config
-from cmrepro.checkpoints.diffusers_names import to_diffusers
+from cmrepro.checkpoints.diffusers import to_diffusers, unet_config
 from cmrepro.networks import presets
 from cmrepro.networks.adm import ADMConfig, UNet
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig

@@ -1,10 +1,11 @@
-"""Does two-step sampling cost more than the two network evaluations it needs?"""
+"""Speed of two-step sampling against its two bare network evaluations."""
 
 import torch
 
+from cmrepro import sampling
 from cmrepro.consistency.parameterization import PreconditionedModel
-from cmrepro.experiments import sampling
 from cmrepro.networks.presets import build_network
+from cmrepro.settings import SamplerSettings
 
 NUM_IMAGES = 4  # of one batch; a larger one would only take longer
 
@@ -19,7 +20,7 @@ def test_two_steps_over_two_bare_evaluations(benchmark, gate, monkeypatch):
     """What is on top: noise, its checksum, scalings, clipping and rounding."""
     monkeypatch.setattr(sampling, "BATCH_SIZE", NUM_IMAGES)
     model = demo_model()
-    settings = sampling.SamplerSettings("multistep", (80.0, 0.8))
+    settings = SamplerSettings(algorithm="multistep", times=(80.0, 0.8))
     x = torch.randn(NUM_IMAGES, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     c_noise = torch.zeros(NUM_IMAGES)
 

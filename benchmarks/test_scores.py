@@ -1,8 +1,8 @@
-"""Do fixed seeds give the images and the scores that they gave before?
+"""Images and scores of fixed seeds against the stored ones.
 
 The whole way of the demo: bundled checkpoint, two-step sampling, extractor, stored statistics.
 Few images: these scores only stand for themselves. KID, precision and recall are in
-test_definitions_speed, on features that do not depend on the platform: a share of 200 images
+test_metrics_speed, on features that do not depend on the platform: a share of 200 images
 moves by half a percent when one image changes sides.
 """
 

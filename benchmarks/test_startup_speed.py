@@ -1,4 +1,4 @@
-"""How long does the command line take until it answers, against Python with click alone?"""
+"""Start of the command line against Python with click alone."""
 
 import subprocess
 import sys

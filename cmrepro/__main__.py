@@ -1,6 +1,6 @@
 """`python -m cmrepro`."""
 
-from cmrepro.cli import main
+from cmrepro.cli.main import main
 
 if __name__ == "__main__":
     main()

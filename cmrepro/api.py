@@ -1,4 +1,4 @@
-"""What a notebook needs: `cmrepro.load`, `sample`, `evaluate` and the tables as data frames."""
+"""Functions for notebooks: `cmrepro.load`, `sample`, `evaluate`, and tables as data frames."""
 
 from __future__ import annotations
 
@@ -6,46 +6,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-    from cmrepro.checkpoints.io import CheckpointModel
-    from cmrepro.records import RunRecord
+from cmrepro.records import FOLDER, RunRecord, SampleProvenance, read_records
+from cmrepro.report.results import results_rows
+from cmrepro.report.tables import claims_rows, deviations_rows
+from cmrepro.training.recipes import table3_rows
+
+if TYPE_CHECKING:
+    from cmrepro.checkpoints.load import CheckpointModel
+
+# Functions that need torch import it when they are called; tables do without.
 
 
 def load(checkpoint: str | Path, device: str = "cpu") -> CheckpointModel:
-    """The model of a bundled checkpoint's name or a path, in evaluation mode.
+    """The model of a bundled or released checkpoint's name, or of a path, in evaluation mode.
 
-    Returns:
-        `model(x_t, t, labels=None)`: f(x_t, t), or D(x_t, t) of an EDM teacher; (B, 3, H, W) in
-        [-1, 1]. What the file says of itself is `model.info`.
+    `model(x_t, t, labels=None)` is f(x_t, t), or D(x_t, t) of an EDM teacher; (B, 3, H, W) in
+    [-1, 1]. `model.info` is the checkpoint's header.
     """
-    from cmrepro.checkpoints.io import load_model
+    from cmrepro.checkpoints.load import load_model
 
     return load_model(checkpoint, device)
 
 
 def sample(
-    model: CheckpointModel,
-    steps: int | Sequence[float] = 1,
-    num_images: int = 16,
-    seed: int = 0,
+    model: CheckpointModel, steps: int | Sequence[float] = 1, num_images: int = 16, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """Images uint8 (N, H, W, 3); image i depends on (seed, i) alone.
+    """Images uint8 (N, H, W, 3) of a model from `load`; image i depends on (seed, i) alone.
 
-    Args:
-        model: From `load`.
-        steps: 1, 2, or all times of Algorithm 1; for an EDM teacher the points of Heun's grid.
-        num_images: N.
-        seed: Of the noise.
+    `steps` are 1, 2, or all times of Algorithm 1; for an EDM teacher the points of Heun's grid.
     """
-    from cmrepro.experiments.sampling import sample as run
-    from cmrepro.experiments.sampling import sampler_settings
+    from cmrepro import sampling
 
-    settings = sampler_settings(model.info, steps)
-    return run(model, settings, num_images, seed, model.image_size).stages[-1]
+    settings = sampling.sampler_settings(model.info, steps)
+    return sampling.sample(model, settings, num_images, seed, model.image_size).stages[-1]
 
 
 def evaluate(
@@ -56,61 +53,41 @@ def evaluate(
 ) -> RunRecord:
     """The record of a sample set, as `cmrepro evaluate` writes it.
 
-    Args:
-        images: uint8 (N, H, W, 3), or the path of an .npz, folder or zip.
-        protocol: Name of the protocol.
-        num_images: Score the first so many; what the protocol asks by default.
-        name: What the record calls images that are given as an array.
+    `images` are uint8 (N, H, W, 3), whose name in the record is `name`, or the path of an .npz,
+    folder or zip. The first `num_images` are scored; by default as many as the protocol needs.
     """
-    from cmrepro.datasets import ImageDataset, open_images
-    from cmrepro.experiments.run import Origin, read_origin
-    from cmrepro.experiments.run import evaluate as run
-    from cmrepro.metrics.features import check_images
+    from cmrepro.data import ImageDataset, open_images
+    from cmrepro.experiments import run
+    from cmrepro.metrics.extractors import check_images
     from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.sampling import read_provenance
 
     if isinstance(images, str | Path):
         source = open_images(images)
-        origin = read_origin(Path(images), source)
+        samples = read_provenance(Path(images), source)
     else:
         check_images(images)
-        source, origin = ImageDataset(name, images), Origin(name)
-    [record] = run(source, [load_protocol(protocol)], origin, num_images=num_images)
+        source, samples = ImageDataset(name, images), SampleProvenance(model=name)
+    [record] = run.evaluate(source, [load_protocol(protocol)], samples, num_images=num_images)
     return record
 
 
 def table3(variant: str = "paper") -> pd.DataFrame:
     """Table 3 from the recipes; variant "paper", "released" or "both"."""
-    import pandas as pd
-
-    from cmrepro.training.recipes import table3_rows
-
     return pd.DataFrame(table3_rows(variant))
 
 
 def claims() -> pd.DataFrame:
     """Every number and ordering of the paper that this suite can test."""
-    import pandas as pd
-
-    from cmrepro.report.tables import claims_rows
-
     return pd.DataFrame(claims_rows())
 
 
 def deviations() -> pd.DataFrame:
-    """Where the paper and its official code disagree."""
-    import pandas as pd
-
-    from cmrepro.report.tables import deviations_rows
-
+    """Deviations of the official code from the paper."""
     return pd.DataFrame(deviations_rows()).astype({"row": "Int64"})
 
 
 def results(folder: str | Path = ".") -> pd.DataFrame:
     """Mean and interval over seeds of the records in folder/results/records."""
-    import pandas as pd
-
-    from cmrepro.records import FOLDER, read_records
-    from cmrepro.report.results import results_rows
-
     rows = results_rows(read_records(Path(folder) / FOLDER))
     return pd.DataFrame(rows).astype({"nfe": "Int64"})

@@ -1,4 +1,4 @@
-"""Files written atomically, checksums, resumable downloads, the cache folder."""
+"""Atomic writes, checksums, resumable downloads, the cache folder."""
 
 from __future__ import annotations
 
@@ -19,69 +19,50 @@ RECORDED = "recorded at first download"  # stands for a checksum that nobody pub
 
 
 class DownloadError(ValueError):
-    """A download that failed: nothing is wrong with what was asked for."""
+    """A failed download: the input is right, the network or the disk is not."""
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where it is missing.
-
-    Raises:
-        ValueError: It cannot be made or written.
-    """
-    try:
+    """Make a folder where it is missing, or refuse one that cannot be made or written."""
+    with _write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    require_writable(path)
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a file or folder that could not be written, before the work for it; makes nothing.
-
-    Raises:
-        ValueError: It cannot be made or written.
-    """
+    """Refuse an output file or folder that cannot be written, before the work for it."""
     absolute = path.absolute()
-    places = [absolute, *absolute.parents] if path.is_dir() else absolute.parents
+    folders = [absolute, *absolute.parents] if path.is_dir() else absolute.parents
+    folder = next(folder for folder in folders if folder.exists())
+    with _write_errors(path), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path, only: int | None = None) -> Iterator[None]:
+    """Refusal of `path` in the place of an OSError, or of the one with errno `only`."""
     try:
-        with tempfile.TemporaryFile(dir=next(place for place in places if place.exists())):
-            pass
+        yield
     except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"cannot write {path}: {error.strerror}; choose a writable one with --out")
+        if only not in (None, error.errno):
+            raise
+        advice = f"{str(error.strerror).lower()}; choose another folder with --out"
+        raise ValueError(f"cannot write {path}: {advice}") from error
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` when the block ends without an error.
-
-    An interrupted or failing block leaves neither the temporary file nor a partial `path`.
-
-    Args:
-        path: Final name; its folder is made when missing.
-
-    Raises:
-        ValueError: The folder cannot be written, or its disk is full.
-    """
+    """Temporary file beside `path` that becomes `path` if the block ends without an error."""
     path = Path(path)
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise ValueError(
-            f"cannot write {path}: no space left on its disk; free some or choose another folder"
-        ) from error
+        with _write_errors(path, only=errno.ENOSPC):
+            yield temporary
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -97,80 +78,8 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: `CMREPRO_CACHE`, or the user's cache folder."""
-    if folder := os.environ.get("CMREPRO_CACHE"):
-        return Path(folder)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("cmrepro"))
-
-
-def download(url: str, path: Path, checksum: str) -> Path:
-    """Fetch `url` to `path`, going on where an interrupted download stopped.
-
-    A file that is already there is used after its checksum. Processes that want the same file at
-    once fetch it once.
-
-    Args:
-        url: Address.
-        path: Final name; `path` + ".part" holds what has arrived so far.
-        checksum: As for `require_checksum`, or `RECORDED`. Then the first file's SHA-256 is
-            recorded in `path` + ".sha256", as `sha256sum` writes it, and later files must match.
-
-    Returns:
-        `path`.
-
-    Raises:
-        DownloadError: Address unreachable (says where to put the file by hand), or no space.
-        ValueError: Wrong checksum.
-    """
-    if path.exists():
-        _check(path, path, checksum)
-        return path
-    with _fetching(url, path):
-        if path.exists():  # by now: another process has fetched it
-            _check(path, path, checksum)
-        else:
-            part = _fetch(url, path)
-            _check(part, path, checksum)
-            os.replace(part, path)
-    return path
-
-
-def _check(arrived: Path, path: Path, checksum: str) -> None:
-    """Hold what has arrived for `path` against its checksum, or that of the first download."""
-    where = ""
-    if checksum == RECORDED:
-        record = checksum_record(path)
-        if not record.exists():
-            with atomic_path(record) as temporary:
-                temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
-        checksum, where = recorded_checksum(path), f" as recorded in {record}"
-    require_checksum(arrived, checksum, f"{where}; delete it and download again")
-
-
-def checksum_record(path: Path) -> Path:
-    """Where the SHA-256 of a first download is kept."""
-    return path.with_name(path.name + ".sha256")
-
-
-def recorded_checksum(path: Path) -> str:
-    """The recorded checksum of a download, "sha256:…"."""
-    return f"sha256:{checksum_record(path).read_text()[:64]}"
-
-
 def require_checksum(path: Path, checksum: str, advice: str) -> None:
-    """Refuse a file with another checksum.
-
-    Args:
-        path: The file.
-        checksum: "sha256:…" or "md5:…"; "sha256-prefix:…" asks for the first digits only.
-        advice: What to do about another one; ends the message.
-
-    Raises:
-        ValueError: It has another one.
-    """
+    """Refuse a file of another checksum: "sha256:…", "md5:…", "sha256-prefix:…" (its start)."""
     kind, expected = checksum.split(":")
     algorithm = kind.removesuffix("-prefix")
     with open(path, "rb") as file:
@@ -179,50 +88,80 @@ def require_checksum(path: Path, checksum: str, advice: str) -> None:
         raise ValueError(f"{path} has {algorithm} {found}, expected {expected}{advice}")
 
 
-@contextlib.contextmanager
-def _fetching(url: str, path: Path) -> Iterator[None]:
-    """One process at a time, for instance of those of `torchrun`; errors of network and disk."""
+def expected_checksum(path: Path, checksum: str) -> str | None:
+    """Checksum of a download; for `RECORDED` that of the first one in PATH.sha256, else None."""
+    if checksum != RECORDED:
+        return checksum
+    record = path.with_name(path.name + ".sha256")
+    return f"sha256:{record.read_text()[:64]}" if record.exists() else None
+
+
+def cache_folder() -> Path:
+    """Folder of downloads: `CMREPRO_CACHE`, or the user's cache folder."""
+    if folder := os.environ.get("CMREPRO_CACHE"):
+        return Path(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("cmrepro"))
+
+
+def download(url: str, path: Path, checksum: str) -> Path:
+    """Fetch `url` to `path`, continuing an interrupted download in PATH.part; gives `path`.
+
+    A file that is already there is used after its checksum. For the checksum `RECORDED`, the first
+    file's SHA-256 is recorded, and later files must have it.
+    """
+    if path.exists():
+        _check(path, path, checksum)
+        return path
     from filelock import FileLock
 
     part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
-            yield
+            if not path.exists():  # another process may have fetched it
+                _fetch(url, part)
+                _check(part, path, checksum)
+                os.replace(part, path)
     except OSError as error:  # the network's errors are among them
+        advice = f"run it again to continue, or put the file at {path} by hand"
         if error.errno == errno.ENOSPC:
-            raise DownloadError(
-                f"no space left for {part}; free some, or set CMREPRO_CACHE to a folder on "
-                "another disk, and run it again to go on"
-            ) from error
-        raise DownloadError(
-            f"cannot download {url} to {part} ({type(error).__name__}); run it again to go on, or "
-            f"put the file at {path} by hand"
-        ) from error
+            advice = "no space left: free some, or set CMREPRO_CACHE to a folder on another disk"
+        reason = f"cannot download {url} to {part} ({type(error).__name__})"
+        raise DownloadError(f"{reason}; {advice}") from error
+    return path
 
 
-def _fetch(url: str, path: Path) -> Path:
+def _check(arrived: Path, path: Path, checksum: str) -> None:
+    """Compare a download for `path` with its checksum, or record that of the first one."""
+    record = path.with_name(path.name + ".sha256")
+    if expected := expected_checksum(path, checksum):
+        where = f" as recorded in {record}" if checksum == RECORDED else ""
+        require_checksum(arrived, expected, f"{where}; delete it and download again")
+    else:
+        with atomic_path(record) as temporary:  # as `sha256sum` writes it
+            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
+
+
+def _fetch(url: str, part: Path) -> None:
     import requests
     from tqdm import tqdm
 
-    part = path.with_name(path.name + ".part")
-    # The bytes of the file itself: its checksum and its ranges do not know of compression.
-    headers = {"Accept-Encoding": "identity"}
     have = part.stat().st_size if part.exists() else 0
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    # The bytes of the file itself: its checksum and its ranges do not know of compression.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
         if response.status_code == 416:  # the part is the whole file already
-            return part
+            return
         response.raise_for_status()
         resumed = response.status_code == 206
         initial = have * resumed
         total = initial + int(response.headers.get("Content-Length", 0))
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=path.name) as bar,
+            tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=part.stem) as bar,
         ):
             for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))
-    return part

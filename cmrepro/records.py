@@ -1,303 +1,251 @@
-"""The record of one run: what was sampled, how it was scored, what came out (standard library).
+"""What was run: trainings, checkpoints, sample sets, and the JSON file of one run, `RunRecord`."""
 
-One run is one JSON file. What it must hold is in record.schema.json (JSON Schema, draft 2020-12):
-a record of another schema, with a missing key, an impossible score or a malformed checksum is
-refused.
-"""
-
-import functools
+import hashlib
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from importlib import resources
+from collections.abc import Iterable
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from msgspec import field
+
+from cmrepro import schema, settings
 from cmrepro.files import atomic_path
-from cmrepro.names import unknown
+from cmrepro.schema import Checksum, NotNegative, Positive, Share, Struct
 
-SCHEMA = "cmrepro-record-3"
+SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
-# In the order in which two runs may part.
-HASHES = ("noise", "labels", "images", "features")
-# Other arithmetic moves the last bits of features; a score may move by no more, relatively.
-RELATIVE_TOLERANCE = 1e-4
-# What two runs of the same settings may differ in.
-OF_THE_RUN = ("provenance", "durations_s")
+RELATIVE_TOLERANCE = 1e-4  # of scores between machines
+MAY_DIFFER = ("provenance", "durations_s")  # these may differ in runs of the same settings
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """One sample set under one protocol.
+class Provenance(Struct, frozen=True, kw_only=True):
+    """Code, machine and command behind a result."""
 
-    Attributes:
-        model: Name of the checkpoint, or of the sample set where that is all that is known.
-        nfe: Network evaluations an image; None for images that no network here made.
-        seed: Of the noise; None likewise.
-        num_images: Images scored.
-        protocol: Every field of the protocol, its name and version among them.
-        reference: Name, checksum and data set of the reference statistics.
-        scores: Value by metric.
-        uncertainty: How far the scores of this one set can be trusted, where it was asked for:
-            `intervals` (95 %, bootstrap over images) by metric, `fid_by_num_images` and
-            `fid_infinity`, its extrapolation.
-        warnings: What limits the scores' meaning, one sentence each.
-        checkpoint: File name, checksum, network, recipe and origin; empty without one.
-        sampler: Algorithm, times, how images became uint8, how many were sampled and on which
-            device; empty for foreign images.
-        comparable: What must agree for two records to be compared, None where it is not known:
-            `scale` ("demo" or "paper": whose recipes the model was trained by), network, data set,
-            images seen, global batch, initialisation, which average of the weights, training
-            steps, protocol version, and `selection`: its text, and of that the rule by which
-            checkpoint and times were chosen, the metric, the seeds and the images of each.
-        hashes: SHA-256 of the noise and class labels used (of all images sampled), and of the
-            images and features scored (`HASHES`).
-        provenance: Command, commit, versions, machine, device of the scoring.
-        durations_s: Seconds by stage.
-        schema: `SCHEMA`.
+    command: str
+    cmrepro: str  # version of this package
+    commit: str | None  # commit of the checkout; None for an installed package
+    dirty: bool | None  # True if the checkout's code differs from that commit
+    python: str
+    packages: dict[str, str]  # version by package
+    platform: str  # operating system and architecture
+    cpu: str  # processor, instruction set, number of usable cores
+    threads: int  # threads of one process
+    gpu: str | None  # accelerator; None without one
 
-    Raises:
-        ValueError: Another schema, no images, or an impossible score.
-    """
 
-    model: str
-    nfe: int | None
-    seed: int | None
-    num_images: int
-    protocol: dict[str, Any]
-    reference: dict[str, Any]
-    scores: dict[str, float]
-    uncertainty: dict[str, Any]
-    warnings: list[str]
-    checkpoint: dict[str, Any]
-    sampler: dict[str, Any]
-    comparable: dict[str, Any]
-    hashes: dict[str, str]
-    provenance: dict[str, Any]
-    durations_s: dict[str, float]
-    schema: str = SCHEMA
+class TrainingRun(Struct, frozen=True, kw_only=True):
+    """How a model was trained: measured for our own, published for official checkpoints."""
+
+    method: settings.ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
+    scale: settings.Scale  # as in `Recipe`
+    stands_for: str  # as in `Recipe`
+    dataset: str  # name of the images trained on
+    initialisation: settings.Initialisation | None = None  # "random" or "teacher"
+    weights: str = "not stated"  # the weights that were kept: "ema", "online" or "not stated"
+    ema_rate: Share | None = None  # decay per step of the average
+    distance: str | None = None  # d of the consistency losses
+    batch_size: Positive | None = None  # global batch, images
+    total_steps: Positive | None = None  # optimizer steps taken
+    images_seen: Positive | None = None  # images, with repetition
+    seed: NotNegative | None = None  # this and the rest: our own trainings only
+    dataset_sha256: Checksum | None = None  # checksum of all training images
+    teacher: str | None = None  # name or file of the teacher
+    teacher_sha256: Checksum | None = None  # checksum of the teacher's file
+    precision: str | None = None  # "fp32", "bf16" or "fp16"
+    num_processes: Positive | None = None  # processes that shared a batch
+    duration_s: float | None = None  # seconds in training steps
+    provenance: Provenance | None = None  # code and machine
+
+
+class ConvertedFile(Struct, frozen=True, kw_only=True):
+    """The file that a converted checkpoint was made from."""
+
+    file: str  # name of the file
+    sha256: Checksum  # its checksum, or that of a folder's weights
+    format: Literal["torch", "flax", "diffusers"]
+    conversion: int  # version of the conversion
+    name: str | None = None  # name of an official checkpoint in the registry
+    url: str | None = None  # its address
+    licence: str | None = None  # its licence
+    step: int | None = None  # step counter inside the file, where it has one
+
+
+class CheckpointInfo(Struct, frozen=True, kw_only=True):
+    """Header of a checkpoint."""
+
+    network: str  # name of the network preset
+    parameterization: Literal["boundary", "edm"]  # "boundary" (f) or "edm" (D)
+    sigma_data: float  # as in `Recipe`, and so the next three
+    sigma_min: float
+    sigma_max: float
+    rho: float = 7.0
+    recipe: settings.Recipe | None = None  # the recipe of our own trainings
+    training: TrainingRun | None = None  # how the weights were trained; None where unknown
+    converted: ConvertedFile | None = None  # the file of another format that the weights come from
+    selection: settings.Selection = settings.Selection(rule="last checkpoint")
+    two_step_time: float | None = None  # second sampling time of a consistency function
+    two_step_selection: settings.Selection | None = None  # None: published or given by hand
+
+
+class Checkpoint(CheckpointInfo, frozen=True, kw_only=True):
+    """The checkpoint that generated a sample set: its header, file name and checksum."""
+
+    file: str
+    sha256: Checksum
+
+
+class Hashes(Struct, frozen=True, kw_only=True):
+    """SHA-256 of each stage of a run, in the order in which two runs may part."""
+
+    noise: Checksum | None = None  # noise of all sampled images, float32
+    labels: Checksum | None = None  # classes of all sampled images, int64
+    images: Checksum  # images scored, beside a sample set all of them, uint8 (N, H, W, 3)
+    features: Checksum | None = None  # features scored, float32 (N, D)
+
+
+class SampleProvenance(Struct, frozen=True, kw_only=True):
+    """Provenance of a sample set, in the JSON beside it (`samples.npz.provenance.json`)."""
+
+    model: str  # name of the checkpoint, or of the sample set where nothing more is known
+    nfe: Positive | None = None  # network evaluations per image; None where unknown
+    seed: NotNegative | None = None  # seed of the noise; None where unknown
+    sampler: settings.SamplerSettings | None = None  # None for images from elsewhere
+    checkpoint: Checkpoint | None = None  # what made them; None for images from elsewhere
+    num_sampled: Positive | None = None  # images of the whole sample set
+    sampling_device: str | None = None  # device that made them
+    hashes: Hashes | None = None  # checksums of noise, labels and images of the whole sample set
+
+
+class Extrapolation(Struct, frozen=True, kw_only=True):
+    """FID at infinitely many images: value, standard error, and the bias at all images."""
+
+    value: float
+    standard_error: float
+    bias: float
+
+
+class Uncertainty(Struct, frozen=True, kw_only=True):
+    """How far the scores of one sample set can be trusted."""
+
+    # 95 % interval by metric
+    intervals: dict[settings.Metric, tuple[float, float]] = field(default_factory=dict)
+    # FIDs of disjoint subsets of n images, by n
+    fid_by_num_images: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    fid_infinity: Extrapolation | None = None  # extrapolation of that curve
+
+
+_UNIT = dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0))
+_RANGES: dict[str, tuple[float, float]] = {"is": (1, inf), "density": (0, inf), **_UNIT}
+
+
+class RunRecord(SampleProvenance, frozen=True, kw_only=True):
+    """One sample set scored under one protocol."""
+
+    num_images: Positive  # images scored
+    protocol: settings.Protocol  # every setting of the protocol
+    reference: settings.Reference  # reference statistics
+    scores: dict[settings.Metric, float]  # value by metric
+    uncertainty: Uncertainty | None = None  # intervals, where they were requested
+    warnings: tuple[str, ...] = ()  # limits of the scores' meaning, one sentence each
+    hashes: Hashes  # checksums of noise, images and features
+    provenance: Provenance  # code and machine of the scoring
+    device: str  # device of the extractor
+    durations_s: dict[str, float] = field(default_factory=dict)  # seconds by stage
+    schema: Literal["cmrepro-record-4"] = SCHEMA  # `SCHEMA`
 
     def __post_init__(self) -> None:
-        for key in ("schema", "num_images", "scores"):
-            for problem in _problems(getattr(self, key), record_schema()["properties"][key], key):
-                raise ValueError(problem)
+        for metric, value in self.scores.items():
+            low, high = _RANGES.get(metric, (-inf, inf))
+            if not low <= value <= high:
+                raise ValueError(f"got {metric} = {value}; allowed is {low:g} to {high:g}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that makes the scores, as flat keys: equal for two runs of one experiment."""
+        sampler = self.sampler and schema.to_builtins(self.sampler)
+        return {
+            "model": self.model,
+            "checkpoint": self.checkpoint and self.checkpoint.sha256,
+            "nfe": self.nfe,
+            "seed": self.seed,
+            "num_images": self.num_images,
+            **schema.flat({"sampler": sampler or {}}),
+            # Nothing else tells one sample set from elsewhere from another.
+            "images": None if self.checkpoint else self.hashes.images,
+            "protocol": self.protocol.name,
+            "protocol version": self.protocol.version,
+            "reference": self.reference.sha256,
+        }
 
     @property
     def id(self) -> str:
-        """File name without ending: model, evaluations, protocol, count, seed."""
-        parts = [self.model, f"{self.protocol['name']}-v{self.protocol['version']}"]
-        if self.nfe is not None:
-            parts.insert(1, f"nfe{self.nfe}")
-        parts.append(f"n{self.num_images}")
-        if self.seed is not None:
-            parts.append(f"seed{self.seed}")
+        """File name without ending: readable parts, then 8 digits of the identity's checksum."""
+        nfe = [] if self.nfe is None else [f"nfe{self.nfe}"]
+        seed = [] if self.seed is None else [f"seed{self.seed}"]
+        protocol, count = f"{self.protocol.name}-v{self.protocol.version}", f"n{self.num_images}"
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        parts = [self.model, *nfe, protocol, count, *seed, digest[:8]]
         return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
 
 
-@functools.cache
-def record_schema() -> dict[str, Any]:
-    """The JSON Schema of a record."""
-    text = resources.files(__package__).joinpath("record.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
-
-
-_TYPES: dict[str, Any] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "null": type(None),
-}
-
-
-def _is(value: object, kind: str) -> bool:
-    """Whether a value is of a type of JSON; Python's booleans are integers, JSON's are not."""
-    return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
-
-
-def _problems(value: Any, schema: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Where a value breaks a schema, one line each; the keywords that record.schema.json uses.
-
-    Stricter than JSON Schema: 2.0 is no integer, and NaN or infinity is no number anywhere.
-    """
-    if "$ref" in schema:
-        schema = record_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
-    kinds = schema.get("type", [*_TYPES])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    allowed = [schema["const"]] if "const" in schema else schema.get("enum", [value])
-    got = f"got {where} = {json.dumps(value, default=repr)[:80]}, allowed"
-    if not any(_is(value, kind) for kind in kinds):
-        yield f"{got} is {' or '.join(kinds)}"
-    elif value not in allowed:
-        yield f"{got} is {' or '.join(map(json.dumps, allowed))}"
-    elif isinstance(value, str) and not re.fullmatch(schema.get("pattern", "(?s).*"), value):
-        yield f"{got} is {schema.get('description', schema['pattern'])}"
-    elif _is(value, "number"):
-        low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
-        if not (low <= value <= high and abs(value) != math.inf):  # which NaN is not either
-            yield f"{got} is a number from {low:g} to {high:g}"
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _problems(item, schema.get("items", {}), f"{where}[{index}]")
-    elif isinstance(value, dict):
-        known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-        # `anyOf` says: empty, or with these keys.
-        forms = schema.get("anyOf", []) if value else []
-        required = {key for form in (schema, *forms) for key in form.get("required", ())}
-        inside = f" in {where}" if where else ""
-        if missing := sorted(required - value.keys()):
-            yield f"missing keys{inside}: {', '.join(missing)}"
-        if others is False and (surplus := sorted(value.keys() - known.keys())):
-            yield f"unknown keys{inside}: {', '.join(surplus)}; known: {', '.join(known)}"
-        for key, item in value.items():
-            if key in known or others is not False:
-                path = f"{where}.{key}" if where else key
-                yield from _problems(item, known.get(key, others), path)
-
-
-def _fields_problems(fields: object) -> list[str]:
-    """Why a JSON value is no record of `SCHEMA`, one line each; of another schema only that."""
-    if not isinstance(fields, dict):
-        return ["it is no JSON object"]
-    if fields.get("schema") != SCHEMA:
-        return [
-            f'got schema = {json.dumps(fields.get("schema"))}, allowed is "{SCHEMA}"; run the '
-            "evaluation again, or read it with the cmrepro that wrote it"
-        ]
-    return list(_problems(fields, record_schema(), ""))
-
-
-def record_problems(path: Path) -> list[str]:
-    """Why a file holds no record of `SCHEMA`, one line each."""
-    if path.is_dir():
-        return ["no records in this folder; make some with 'cmrepro reproduce cifar10'"]
-    try:
-        return _fields_problems(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return ["no such file"]
-    except OSError as error:
-        return [f"it cannot be read ({error.strerror})"]
-    except ValueError as error:
-        return [f"it is no JSON ({error}); records are the .json files of {FOLDER}"]
-
-
-def write_record(record: RunRecord, folder: Path) -> Path:
-    """Write `record` to folder/ID.json and return that path.
-
-    Raises:
-        ValueError: It breaks the schema, or the folder cannot be written.
-    """
-    path = folder / f"{record.id}.json"
-    text = json.dumps(asdict(record), indent=1, sort_keys=True)
-    if problems := _fields_problems(json.loads(text)):
-        raise ValueError(f"{record.id} is not a record: {'; '.join(problems)}")
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return path
-
-
 def read_record(path: Path) -> RunRecord:
-    """The record in a file.
-
-    Raises:
-        ValueError: Not JSON, or it breaks the schema: keys missing or unknown, another version,
-            an impossible score, a malformed checksum.
-    """
-    if problems := record_problems(path):
-        more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
-        raise ValueError(f"{path} is not a record: {problems[0]}{more}")
-    return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def record_files(paths: Iterable[Path]) -> list[Path]:
-    """Files and the .json files of folders, each once, in order.
-
-    A folder without any stands for itself, and what is not there too: neither is a record.
-    """
-    files: list[Path] = []
-    for path in paths:
-        files += sorted(path.glob("*.json")) or [path]
-    return list(dict.fromkeys(files))
+    """The record in a file."""
+    fields = schema.read_json(dict[str, Any], path)
+    if (found := fields.get("schema")) != SCHEMA:
+        raise ValueError(
+            f'{path} has schema {json.dumps(found)}, allowed is "{SCHEMA}"; score the images '
+            "again, or read it with the cmrepro that wrote it"
+        )
+    return schema.convert(RunRecord, fields, str(path))
 
 
 def read_records(folder: Path) -> list[RunRecord]:
-    """All records of a folder, in the order of their file names.
-
-    Raises:
-        ValueError: None there, or one is refused, or a file's name is not its record's.
-    """
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
+    """All records of a folder, in the order of their file names, which are their ids."""
+    records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
+    if not records:
         raise ValueError(f"no records in {folder}; make some with 'cmrepro reproduce cifar10'")
-    records = [read_record(path) for path in paths]
-    for path, record in zip(paths, records, strict=True):
+    for path, record in records.items():
         if path.stem != record.id:
             raise ValueError(f"{path} holds the record '{record.id}'; rename the file")
-    return records
+    return list(records.values())
 
 
 def find_record(name: str | Path) -> RunRecord:
-    """The record in a file, or of an id in ./results/records.
-
-    Raises:
-        ValueError: Neither, or it is refused.
-    """
+    """The record in a file, or the one with this id in ./results/records."""
     path = Path(name)
-    if path.is_file():
-        return read_record(path)
-    known = {file.stem: file for file in FOLDER.glob("*.json")}
-    if str(name) not in known:
+    if not path.is_file():
+        known = {file.stem: file for file in FOLDER.glob("*.json")}
         kind = f"record (no such file, nor in {FOLDER})"
-        raise ValueError(unknown(kind, str(name), known, f"ls {FOLDER}"))
-    return read_record(known[str(name)])
+        path = schema.lookup(kind, str(name), known, f"ls {FOLDER}")
+    return read_record(path)
 
 
-def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as one: {"protocol": {"name": x}} becomes {"protocol.name": x}."""
-    leaves: dict[str, Any] = {}
-    for key, value in fields.items():
-        nested = isinstance(value, Mapping)
-        leaves |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return leaves
-
-
-def differences(one: RunRecord, other: RunRecord) -> dict[str, tuple[Any, Any]]:
+def differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
     """Both values of every flat key in which two records differ; None where a key is missing."""
-    first, second = flat(asdict(one)), flat(asdict(other))
+    first, second = schema.flat(schema.to_builtins(a)), schema.flat(schema.to_builtins(b))
     pairs = {key: (first.get(key), second.get(key)) for key in first | second}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+    return {key: (x, y) for key, (x, y) in pairs.items() if x != y}
 
 
-def merge_records(paths: Iterable[Path], folder: Path) -> list[Path]:
-    """Write records from elsewhere into a folder, each once and under its id.
-
-    Of runs that agree in all but provenance and durations the first one counts; what already lies
-    in the folder comes before all.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: Two records of one id contradict each other, one is refused, or there is none.
-    """
-    kept: dict[str, tuple[Path, RunRecord]] = {}
-    new = record_files(paths)
-    for path in [*sorted(folder.glob("*.json")), *new]:
-        record = read_record(path)
-        first_path, first = kept.setdefault(record.id, (path, record))
-        found = [k for k in differences(first, record) if k.partition(".")[0] not in OF_THE_RUN]
-        if found:
+def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Path:
+    """Write folder/ID.json and return its path; a record of the same run there stays as it is."""
+    path = folder / f"{record.id}.json"
+    if path.is_file() and not overwrite:
+        keys = differences(read_record(path), record)
+        if found := [key for key in keys if not key.startswith(MAY_DIFFER)]:
             raise ValueError(
-                f"{first_path} and {path} are both '{record.id}' and differ in "
-                f"{', '.join(found)}; 'cmrepro compare' explains it: keep one"
+                f"{path} is there and differs in {', '.join(found)}; keep one: --overwrite "
+                "replaces it, another --out keeps both ('cmrepro compare' explains)"
             )
-    return [
-        write_record(record, folder)
-        for path, record in kept.values()
-        if not (folder / f"{record.id}.json").is_file()
-    ]
+        return path
+    with atomic_path(path) as temporary:
+        temporary.write_text(schema.to_json(record), encoding="utf-8")
+    return path
+
+
+def merge_records(paths: Iterable[Path], folder: Path, overwrite: bool = False) -> list[Path]:
+    """Write records from elsewhere (files or folders) into a folder, each under its id."""
+    files = [f for path in paths for f in (sorted(path.glob("*.json")) or [path])]
+    return [write_record(read_record(file), folder, overwrite) for file in files]

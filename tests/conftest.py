@@ -1,12 +1,15 @@
 """Fixtures of several test files."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from report_folder import make_results
+from tiny import tiny_networks, tiny_recipe, tiny_train
+from tiny_checkpoint import tiny_presets
 
-from cmrepro import cli
+from cmrepro.cli import main as cli
 from cmrepro.report.render import write_report
 
 
@@ -25,6 +28,26 @@ def run(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def presets():
+    """The networks of `tiny_checkpoint`."""
+    with tiny_presets():
+        yield
+
+
+@pytest.fixture(scope="module")
+def networks() -> Iterator[None]:
+    """The presets "tiny" and "deep"."""
+    with tiny_networks():
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(networks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a denoiser after 2 steps."""
+    return tiny_train(tiny_recipe("edm", total_steps=2), tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ class Gaussian:
     variance: float = 0.25
 
     def denoise(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """E[x | x_t], which is the EDM denoiser D."""
+        """E[x | x_t], the EDM denoiser D."""
         t = t[:, None, None, None]
         return self.mean + self.variance / (self.variance + t**2) * (x_t - self.mean)
 

@@ -1,10 +1,12 @@
-"""Stored inputs and outputs of the official code, beside the repository in ../shared/golden.
+"""Inputs and outputs of the official code, and the small networks behind them.
 
-Tests that need them are skipped where the folder is absent.
+tests/golden holds a subset (its README says which); the full set is used in the folder
+CMREPRO_GOLDEN or in ../shared/golden, where it is there. Tests of cases in neither are skipped.
 """
 
+import math
+import os
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,40 +16,63 @@ from torch import Tensor
 from cmrepro.consistency.parameterization import Parameterization, PreconditionedModel
 from cmrepro.networks.adm import ADMConfig, UNet
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "golden"
+COMMITTED = pathlib.Path(__file__).with_name("golden")
+FULL = pathlib.Path(
+    os.environ.get("CMREPRO_GOLDEN", pathlib.Path(__file__).parents[2] / "shared" / "golden")
+)
 
 # create_model_args of adm/*/meta.json
 ADM = {
-    "cond": ADMConfig(
-        num_channels=32,
-        channel_mult=(1, 1),
-        num_res_blocks=1,
-        attention_factors=(2,),
-        num_head_channels=16,
-        num_classes=10,
-    ),
-    "uncond": ADMConfig(
-        num_channels=32,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        attention_factors=(1, 2),
-        num_head_channels=32,
-        use_scale_shift_norm=False,
-    ),
+    "cond": ADMConfig(32, (1, 1), 1, (2,), 16, num_classes=10),
+    "uncond": ADMConfig(32, (1, 2), 1, (1, 2), 32, use_scale_shift_norm=False),
+}
+# Seeds of the weights, by the names of the files that hold them in the full set.
+SEEDS = {
+    "adm/cond/state_dict.npz": 1501,
+    "adm/uncond/state_dict.npz": 1502,
+    "cm_losses/params_student.npz": 1801,
+    "ncsnpp/a/params.npz": 1101,
+    "ncsnpp/b/params.npz": 1202,
+    "ncsnpp/edm_tiny/params.npz": 1253,
+    "jcm_losses/params_student.npz": 1401,
+    "jcm_losses/params_target.npz": 1402,
+    "jcm_losses/params_teacher.npz": 1403,
 }
 
 
 def path(name: str) -> pathlib.Path:
-    """A file or folder below ../shared/golden; skips the test where the folder is absent."""
-    if not FOLDER.is_dir():
-        pytest.skip("needs ../shared/golden")
-    return FOLDER / name
+    """A stored file or folder; skips the test where it is absent."""
+    for folder in (FULL, COMMITTED):
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"needs the full set's {name}")
 
 
-def arrays(name: str) -> dict[str, Tensor]:
-    """All arrays of an npz below ../shared/golden."""
+def arrays(name: str, prefix: str = "") -> dict[str, Tensor]:
+    """Arrays of an npz whose names begin with `prefix`, without it; skips where there are none."""
     with np.load(path(name), allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
+        found = {key: torch.from_numpy(file[key]) for key in file.files if key.startswith(prefix)}
+    if not found:
+        pytest.skip(f"needs the full set's {name}: {prefix}")
+    return {key.removeprefix(prefix): value for key, value in found.items()}
+
+
+def normal_weights(name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Weights of the file `name`: normal values of its seed in the order of the sorted names."""
+    generator, flax = np.random.RandomState(SEEDS[name]), name.startswith(("ncsnpp", "jcm"))
+    weights = {}
+    for key, shape in sorted(shapes.items()):
+        value, leaf = generator.standard_normal(shape), key.replace("/", ".").split(".")[-1]
+        if leaf in ("bias", "b"):
+            value = 0.1 * value
+        elif leaf in ("scale", "weight") and len(shape) == 1:  # of a normalisation
+            value = 1 + 0.1 * value
+        elif "Fourier" in key:
+            value = 16 * value
+        elif not key.startswith("label_emb"):
+            value = value / math.sqrt(math.prod(shape[:-1] if flax else shape[1:]))
+        weights[key] = value.astype(np.float32)
+    return weights
 
 
 def times(num_scales: int) -> Tensor:
@@ -59,10 +84,17 @@ def times(num_scales: int) -> Tensor:
     return torch.cat([stored[f"train_t_N{num_scales}"], stored[f"train_tnext_N{num_scales}"][-1:]])
 
 
+def adm_weights(case: str, name: str | None = None) -> dict[str, Tensor]:
+    """Weights of adm/`case`, or those of another file for the same network."""
+    shapes = {key: tuple(value.shape) for key, value in UNet(ADM[case]).state_dict().items()}
+    weights = normal_weights(name or f"adm/{case}/state_dict.npz", shapes)
+    return {key: torch.from_numpy(value) for key, value in weights.items()}
+
+
 def adm(case: str, weights: dict[str, Tensor] | None = None) -> UNet:
-    """The network of adm/`case` with the stored weights, or with others of its shape."""
+    """The network of adm/`case`, with other weights if given."""
     network = UNet(ADM[case])
-    network.load_state_dict(weights or arrays(f"adm/{case}/state_dict.npz"))
+    network.load_state_dict(weights or adm_weights(case))
     return network.eval()
 
 
@@ -71,17 +103,6 @@ def model(
 ) -> PreconditionedModel:
     """`adm` in the released code's parameterization."""
     return PreconditionedModel(adm(case, weights), parameterization)
-
-
-# What the official losses can multiply each image by. The released models use "uniform" (CD, CT),
-# "karras" (EDM, with sigma_data = 0.5) and "truncated-snr" (progressive distillation).
-WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": torch.ones_like,
-    "snr": lambda t: t**-2,
-    "snr+1": lambda t: t**-2 + 1,
-    "karras": lambda t: t**-2 + 0.5**-2,
-    "truncated-snr": lambda t: (t**-2).clamp(min=1),
-}
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

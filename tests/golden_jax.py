@@ -1,11 +1,10 @@
-"""Stored inputs and outputs of the official JAX code, in torch's order of axes."""
+"""Inputs and outputs of the official JAX code, in torch's order of axes."""
 
 import numpy as np
-import torch
-from golden import arrays, path
+from golden import arrays, normal_weights
 from torch import Tensor
 
-from cmrepro.checkpoints.flax import ncsnpp_state_dict
+from cmrepro.checkpoints.flax import AXES, flax_names, ncsnpp_state_dict
 from cmrepro.consistency.parameterization import Parameterization, PreconditionedModel
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
 
@@ -16,9 +15,6 @@ NCSNPP = {
     "b": NCSNppConfig(num_channels=8, channel_mult=(2, 2, 2), num_res_blocks=2),
     "edm_tiny": TINY,
 }
-
-# The official names of `golden.WEIGHTINGS`
-WEIGHTINGS = {"snr": "snr", "snrp1": "snr+1", "truncated_snr": "truncated-snr"}
 
 
 def channels_first(images: Tensor) -> Tensor:
@@ -35,13 +31,16 @@ def images(name: str) -> dict[str, Tensor]:
 
 
 def parameters(name: str) -> dict[str, np.ndarray]:
-    """Flat flax tree of an npz below ../shared/golden."""
-    with np.load(path(name), allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+    """Flat flax tree of the file `name`."""
+    network = NCSNpp(NCSNPP.get(name.split("/")[1], TINY))
+    names, shapes = flax_names(network), {}
+    for key, value in network.state_dict().items():
+        shapes[names[key]] = tuple(value.shape[axis] for axis in np.argsort(AXES[value.ndim]))
+    return normal_weights(name, shapes)
 
 
 def network(name: str, config: NCSNppConfig) -> NCSNpp:
-    """The NCSN++ with the parameters of an npz below ../shared/golden."""
+    """The NCSN++ with the parameters of the file `name`."""
     result = NCSNpp(config)
     result.load_state_dict(ncsnpp_state_dict(parameters(name), config))
     return result.eval()
@@ -50,12 +49,3 @@ def network(name: str, config: NCSNppConfig) -> NCSNpp:
 def model(parameterization: Parameterization, who: str) -> PreconditionedModel:
     """The model of jcm_losses/params_`who`.npz."""
     return PreconditionedModel(network(f"jcm_losses/params_{who}.npz", TINY), parameterization)
-
-
-def pairs(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """`indices` and `times` of which the losses read exactly the stored t and s, (B,) each.
-
-    The official grid differs from ours by some units in float32's last digit, which networks
-    amplify.
-    """
-    return 2 * torch.arange(len(t)), torch.stack([t, s], dim=1).flatten()

@@ -1,10 +1,9 @@
 """Files in the formats of the Inception weights, with random contents.
 
-Nobody is asked for the real ones. Every BatchNorm has statistics far from the identity, and the
-weights keep activations at about 1, so that a wrong fold, pool or branch shows in the features.
+Every BatchNorm has statistics far from the identity, and the weights keep activations at about 1,
+so that a wrong fold, pool or branch shows in the features.
 """
 
-import dataclasses
 import pathlib
 
 import pytest
@@ -15,16 +14,15 @@ from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from cmrepro.files import sha256
-from cmrepro.metrics.protocols import ExtractorSettings, load_extractor_settings
+from cmrepro.metrics.protocols import load_extractor_settings
+from cmrepro.settings import Extractor as ExtractorSettings
 
 
 def settings_with_file(name: str, path: pathlib.Path) -> ExtractorSettings:
     """The settings of an extractor with another file of weights."""
     settings = load_extractor_settings(name)
-    weights = dataclasses.replace(
-        settings.weights, file=str(path), checksum=f"sha256:{sha256(path)}"
-    )
-    return dataclasses.replace(settings, weights=weights)
+    weights = settings.weights.replace(file=str(path), checksum=f"sha256:{sha256(path)}")
+    return settings.replace(weights=weights)
 
 
 def random_inception_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:

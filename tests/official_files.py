@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import golden
@@ -54,12 +55,13 @@ def write_torch(path: pathlib.Path, name: str = "tiny") -> pathlib.Path:
 
 
 def packed(value: Any) -> msgpack.ExtType:
-    """Flax's form of an array: a msgpack extension of shape, type and bytes."""
+    """Flax's form of an array or numpy number: a msgpack extension of shape, type and bytes."""
     content = (value.shape, value.dtype.name, value.tobytes("C"))
-    return msgpack.ExtType(1, msgpack.packb(content, use_bin_type=True))
+    code = 1 if isinstance(value, np.ndarray) else 3
+    return msgpack.ExtType(code, msgpack.packb(content, use_bin_type=True))
 
 
-def ema_tree(weights: dict[str, Tensor], network: NCSNpp) -> dict[str, Any]:
+def ema_tree(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Any]:
     """Weights of an NCSN++ under the official names, in the official order of axes."""
     tree: dict[str, Any] = {}
     official = flax_names(network)
@@ -93,10 +95,10 @@ def release(
     """A released checkpoint as if it had a small network, its file put into the cache by hand."""
     flax = released_checkpoints()[name].format == "flax"
     small = "tiny-flax" if flax else "tiny"
-    entry = dataclasses.replace(released_checkpoints()[name], network=small)
+    entry = released_checkpoints()[name].replace(network=small)
     monkeypatch.setitem(released_checkpoints(), name, entry)
     if flax:
-        write_flax(entry.downloaded, step=entry.training_steps or 0)
+        write_flax(entry.downloaded, step=entry.training.total_steps or 0)
     else:
         write_torch(entry.downloaded)
     return entry

@@ -2,68 +2,52 @@
 
 from typing import Any
 
-from records_of import demo_record, sha256_of
+from records_of import altered, demo_record, sha256_of
 
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.paper import AbsoluteClaim, claim
 from cmrepro.records import RunRecord
 
-SELECTION = {
-    "text": "last checkpoint",
-    "rule": "last checkpoint",
-    "metric": None,
-    "seeds": None,
-    "images": None,
-}
-
 
 def paper_record(
-    claimed: str, seed: int, score: float, *, changes: dict[str, Any] | None = None, **given: Any
+    claimed: str, seed: int, score: float, changes: dict[str, Any] | None = None, **recipe: Any
 ) -> RunRecord:
-    """A record that is comparable with an absolute claim in every field but those given.
+    """A record that is comparable with an absolute claim but for the changes.
 
     Args:
-        claimed: Id of the claim, which gives recipe, steps, protocol, metric and scale.
-        seed: Of the noise.
-        score: Of the claim's metric.
-        changes: Recipe fields that differ from the claim's; they make another checkpoint.
-        given: Fields of `comparable` or of the record.
+        claimed: Id of the claim.
+        seed: Seed of the noise.
+        score: Value of the claim's metric.
+        changes: Fields of the record by dotted keys.
+        recipe: Recipe fields that differ from the claim's; they make another checkpoint.
     """
     paper = claim(claimed)
     assert isinstance(paper, AbsoluteClaim)
-    setting, changes = paper.setting, changes or {}
-    method = paper.method.lower()
-    base = demo_record(method, setting.steps, seed, 1.0)
-    comparable = {
+    setting, method = paper.setting, paper.method.lower()
+    trained = {
         "scale": "paper",
-        "network": paper.network,
+        "stands_for": setting.recipe,
         "dataset": paper.training_data,
-        "images_seen": paper.images_seen,
-        "global_batch": paper.batch_size,
         "initialisation": paper.initialisation,
-        "weights": "ema",
-        "training_steps": paper.total_steps,
-        "selection": SELECTION,
-        "protocol_version": paper.protocol_version,
-    }
-    recipe = {
-        "name": setting.recipe,
-        "distance": "lpips",
+        "batch_size": paper.batch_size,
+        "total_steps": paper.total_steps,
         "ema_rate": paper.ema_rate,
-        "solver": {"cd": "heun"}.get(method),
-        "num_scales": {"cd": 18}.get(method),
-        "target_ema": {"cd": 0.0}.get(method),
-        "learning_rate": 4e-4,
-        **changes,
+        "distance": "lpips",
     }
-    name = "-".join([setting.recipe, *map(str, changes.values())])
+    fixed = {"cd": {"num_scales": 18, "s0": None, "s1": None}, "ct": {}}[method]
+    both = {**trained, **fixed, "name": setting.recipe, "network": paper.network} | recipe
+    name = "-".join([setting.recipe, *map(str, recipe.values())])
     fields = {
         "model": name,
         "num_images": paper.num_images,
-        "protocol": {"name": setting.protocol, "version": paper.protocol_version},
-        "scores": {setting.metric: score},
-        "checkpoint": {"sha256": sha256_of(name), "recipe": recipe, "origin": {}},
-        "comparable": comparable | {k: v for k, v in given.items() if k in comparable},
+        "protocol": load_protocol(setting.protocol),
+        "reference.dataset": paper.training_data.removesuffix("-train"),
+        "scores": {setting.metric: float(score)},
+        "sampler.to_uint8": "truncate",
+        "checkpoint.sha256": sha256_of(name),
+        "checkpoint.network": paper.network,
+        "checkpoint.training.images_seen": paper.images_seen,
+        **{f"checkpoint.recipe.{key}": value for key, value in both.items()},
+        **{f"checkpoint.training.{key}": both[key] for key in trained},
     }
-    return RunRecord(
-        **vars(base) | fields | {k: v for k, v in given.items() if k not in comparable}
-    )
+    return altered(demo_record(method, setting.nfe, seed, 1.0), fields | (changes or {}))

@@ -6,11 +6,11 @@ import time
 
 # Name -> module and function, and by how much its CPU time or its value grows.
 SLOWER = {
-    "sampler": ("cmrepro.experiments.sampling", "sample"),
+    "sampler": ("cmrepro.sampling", "sample"),
     "step": ("cmrepro.training.step", "Training.train_step"),
-    "metric": ("cmrepro.metrics.definitions", "frechet_distance"),
+    "metric": ("cmrepro.metrics.frechet", "frechet_distance"),
 }
-OTHER_VALUE = {"score": ("cmrepro.metrics.score", "frechet_distance")}
+OTHER_VALUE = {"score": ("cmrepro.metrics.evaluate", "frechet_distance")}
 
 
 def slower(function):

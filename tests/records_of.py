@@ -3,7 +3,22 @@
 import hashlib
 from typing import Any
 
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import RunRecord
+from cmrepro.schema import convert, to_builtins
+
+PROVENANCE: dict[str, Any] = {
+    "command": "cmrepro reproduce cifar10",
+    "cmrepro": "0.1.0",
+    "commit": "0" * 40,
+    "dirty": False,
+    "python": "3.11.7",
+    "packages": {"torch": "2.15.0"},
+    "platform": "Linux x86_64",
+    "cpu": "some CPU",
+    "threads": 1,
+    "gpu": None,
+}
 
 
 def sha256_of(text: str) -> str:
@@ -11,94 +26,120 @@ def sha256_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def demo_recipe(method: str) -> dict[str, Any]:
+    """Fields of the recipe of a demo model: "cd", "ct" or "edm"."""
+    consistency: dict[str, Any] = {
+        "edm": {},
+        "cd": {"s0": 2, "s1": 10, "distance": "l2", "solver": "heun", "target_ema": 0.0},
+        "ct": {"s0": 2, "s1": 10, "distance": "efficientnet", "mu0": 0.9},
+    }[method]
+    return {
+        "name": f"demo-cifar10-{method}",
+        "variant": "paper",
+        "scale": "demo",
+        "stands_for": f"cifar10-{method}",
+        "method": method,
+        "dataset": "cifar10-jpeg-train",
+        "network": "demo",
+        "initialisation": "teacher",
+        "optimizer": "radam",
+        "learning_rate": 4e-4,
+        "batch_size": 32,
+        "ema_rate": 0.998,
+        "total_steps": 10,
+        "dropout": 0.0,
+        "horizontal_flip": True,
+        "mixed_precision": False,
+        "num_gpus": 1,
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "rho": 7.0,
+        "sigma_data": 0.5,
+        "mu_form": "paper",
+        **consistency,
+    }
+
+
+def demo_checkpoint(method: str) -> dict[str, Any]:
+    """Fields of the checkpoint of a demo model."""
+    recipe = demo_recipe(method)
+    shared = ("method", "scale", "stands_for", "dataset", "initialisation", "ema_rate")
+    return {
+        "file": f"demo-cifar10-{method}.safetensors",
+        "sha256": sha256_of(method),
+        "network": "demo",
+        "parameterization": "edm" if method == "edm" else "boundary",
+        "sigma_data": 0.5,
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "recipe": recipe,
+        "training": {
+            **{key: recipe[key] for key in (*shared, "batch_size", "total_steps")},
+            "distance": recipe.get("distance"),
+            "weights": "ema",
+            "images_seen": 320,
+            "seed": 0,
+            "duration_s": 36.0,
+            "provenance": PROVENANCE | {"command": f"cmrepro train demo-cifar10-{method}"},
+        },
+        "two_step_time": None if method == "edm" else 0.8,
+    }
+
+
 def demo_record(
     method: str, nfe: int | None, seed: int | None, fid: float, **changes: Any
 ) -> RunRecord:
-    """A record as `cmrepro reproduce cifar10` makes it, with the given score."""
+    """A record like those of `cmrepro reproduce cifar10`, with a given FID.
+
+    Args:
+        method: "cd", "ct" or "edm".
+        nfe: Network evaluations; None for images from elsewhere, which have no checkpoint.
+        seed: Seed of the noise.
+        fid: The score.
+        changes: Fields of the record, in the place of those made up here.
+    """
+    sampled: dict[str, Any] = {
+        "sampler": {"algorithm": "multistep", "times": [80.0, 0.8][:nfe]},
+        "checkpoint": demo_checkpoint(method),
+        "num_sampled": 2000,
+        "sampling_device": "cpu",
+    }
+    if method == "edm":
+        sampled["sampler"] = {"algorithm": "heun", "times": [80.0 / 2**i for i in range(18)]}
     fields: dict[str, Any] = {
         "model": f"demo-cifar10-{method}",
         "nfe": nfe,
         "seed": seed,
         "num_images": 2000,
-        "protocol": {"name": "embedded", "version": 1},
-        "reference": {"name": "cifar10-jpeg-train", "sha256": sha256_of("reference")},
+        "protocol": to_builtins(load_protocol("embedded")),
+        "reference": {
+            "name": "cifar10-jpeg-train",
+            "dataset": "cifar10-jpeg",
+            "split": "train",
+            "sha256": sha256_of("reference"),
+        },
         "scores": {"fid": fid, "is": 3.0, "kid": 0.5, "precision": 0.4, "recall": 0.2},
-        "uncertainty": {},
-        "warnings": [],
-        "checkpoint": {
-            "file": f"demo-cifar10-{method}.safetensors",
-            "sha256": sha256_of(method),
-            "network": "demo",
-            "recipe": {
-                "name": f"demo-cifar10-{method}",
-                "method": method,
-                "num_scales": None,
-                "s0": 2,
-                "s1": 10,
-                "schedule_steps": None,
-                "total_steps": 10,
-                "distance": {"cd": "l2", "ct": "efficientnet"}.get(method),
-                "solver": {"cd": "heun"}.get(method),
-                "target_ema": {"cd": 0.0}.get(method),
-                "mu0": {"ct": 0.9}.get(method),
-                "batch_size": 32,
-                "learning_rate": 4e-4,
-            },
-            "origin": {
-                "steps": 10,
-                "images_seen": 320,
-                "duration_s": 36.0,
-                "data": "cifar10-jpeg-train",
-                "cpu": "some CPU",
-                "threads": 1,
-                "weights": "ema",
-            },
-        },
-        "sampler": {
-            "algorithm": "multistep",
-            "times": [80.0, 0.8][:nfe],
-            "to_uint8": "round",
-            "clip_denoised": True,
-            "nfe": nfe or 1,
-            "num_images": 2000,
-            "device": "cpu",
-        },
-        "comparable": {
-            "scale": "demo",
-            "network": "demo",
-            "dataset": "cifar10-jpeg-train",
-            "images_seen": 320,
-            "global_batch": 32,
-            "initialisation": "teacher",
-            "weights": "ema",
-            "training_steps": 10,
-            "selection": {
-                "text": "last checkpoint",
-                "rule": "last checkpoint",
-                "metric": None,
-                "seeds": None,
-                "images": None,
-            },
-            "protocol_version": 1,
-        },
         "hashes": {
             "noise": sha256_of(f"noise {nfe} {seed}"),
             "images": sha256_of(f"images {method} {nfe} {seed}"),
             "features": sha256_of(f"features {method} {nfe} {seed}"),
         },
-        "provenance": {
-            "command": "cmrepro reproduce cifar10",
-            "cmrepro": "0.1.0",
-            "commit": "0" * 40,
-            "dirty": False,
-            "python": "3.11.7",
-            "packages": {"torch": "2.15.0"},
-            "platform": "Linux x86_64",
-            "cpu": "some CPU",
-            "threads": 1,
-            "gpu": None,
-            "device": "cpu",
-        },
+        "provenance": PROVENANCE,
+        "device": "cpu",
         "durations_s": {"sampling_all_steps": 10.0, "scoring": 5.0},
     }
-    return RunRecord(**(fields | changes))
+    if nfe is not None:
+        fields |= sampled
+    return convert(RunRecord, fields | to_builtins(changes), "")
+
+
+def altered(record: RunRecord, changes: dict[str, Any]) -> RunRecord:
+    """A record with changed fields, named by dotted keys such as "sampler.to_uint8"."""
+    fields = to_builtins(record)
+    for key, value in changes.items():
+        *parents, name = key.split(".")
+        inner = fields
+        for parent in parents:
+            inner = inner[parent]
+        inner[name] = to_builtins(value)
+    return convert(RunRecord, fields, "")

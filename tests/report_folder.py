@@ -10,7 +10,7 @@ from records_of import demo_record
 from cmrepro.records import RunRecord, write_record
 
 SCORES = {1: (100.0, 102.0), 2: (90.0, 92.0)}  # of seeds 0 and 1 by evaluations
-PARTS = {"500": [130.0, 134.0], "1000": [120.0], "2000": [90.0]}  # FD of parts of the images
+PARTS = {500: [130.0, 134.0], 1000: [120.0], 2000: [90.0]}  # FD of parts of the images
 
 
 def made_up_records() -> list[RunRecord]:
@@ -20,14 +20,16 @@ def made_up_records() -> list[RunRecord]:
         "fid_infinity": {"value": 80.0, "standard_error": 2.0, "bias": 10.0},
     }
     return [
-        demo_record("cd", nfe, seed, fid, uncertainty=uncertainty if (nfe, seed) == (2, 0) else {})
+        demo_record(
+            "cd", nfe, seed, fid, uncertainty=uncertainty if (nfe, seed) == (2, 0) else None
+        )
         for nfe, scores in SCORES.items()
         for seed, fid in enumerate(scores)
     ]
 
 
 def write_grid_of_noise(path: Path, seed: int) -> None:
-    """5 x 12 images of 32 pixels, each pixel doubled, as grids.write_grid writes them."""
+    """5 x 12 images of 32 pixels, each pixel doubled, as `write_grid` writes them."""
     noise = np.random.default_rng(seed).integers(0, 256, (5 * 32, 12 * 32, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise.repeat(2, 0).repeat(2, 1)).save(path)

@@ -1,51 +1,65 @@
-"""Checkpoints: what is written comes back, what is broken or foreign is refused."""
+"""Checkpoints of ours and files of any format: what is written or converted comes back exactly."""
 
-import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
-import types
-from collections.abc import Iterator
 from typing import Any
 
+import golden
 import pytest
 import torch
+from official_files import TINY, use_small_networks, weights_of, write_flax, write_torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cmrepro.checkpoints import io
-from cmrepro.checkpoints.io import (
-    FORMAT,
-    CheckpointInfo,
-    find_checkpoint,
-    load_model,
-    read_info,
-    save_checkpoint,
-)
-from cmrepro.networks.adm import ADMConfig, UNet
+from cmrepro.checkpoints.convert import CONVERSION_VERSION, convert
+from cmrepro.checkpoints.io import FORMAT, bundled_checkpoints, read_info, save_checkpoint
+from cmrepro.checkpoints.load import contents, find_checkpoint, load_model
+from cmrepro.networks.adm import UNet
 from cmrepro.networks.presets import PRESETS, build_network
+from cmrepro.records import CheckpointInfo, ConvertedFile
+from cmrepro.schema import to_builtins
+from cmrepro.settings import Selection
 
-TINY = ADMConfig(32, (1,), 1, (), 32)
+NETWORKS = {"torch": "tiny", "flax": "tiny-flax"}
 INFO = CheckpointInfo(
-    "tiny", "edm", 0.5, 0.002, 80.0, {"name": "r", "mu0": None}, {"seed": 3, "data": "\u00e9"}
+    network="tiny",
+    parameterization="edm",
+    sigma_data=0.5,
+    sigma_min=0.002,
+    sigma_max=80.0,
+    selection=Selection(rule="least fid of 2 candidates \u00e9", metric="fid", seeds=(1000,)),
 )
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "tiny", (UNet, TINY))
+def presets(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    use_small_networks(monkeypatch, tmp_path / "cache")
     monkeypatch.setitem(PRESETS, "wide", (UNet, dataclasses.replace(TINY, num_channels=64)))
-    monkeypatch.setitem(PRESETS, "deep", (UNet, dataclasses.replace(TINY, num_res_blocks=2)))
+
+
+@pytest.fixture(params=NETWORKS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def source(kind: str, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A state dict of "tiny", or a training state of "tiny-flax" at step 7."""
+    write = {"torch": write_torch, "flax": write_flax}[kind]
+    return write(tmp_path / "file")
+
+
+@pytest.fixture
+def out(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "x.safetensors"
 
 
 @pytest.fixture
 def weights() -> dict[str, Tensor]:
     """Random everywhere: a fresh network has zeros, which survive any rounding."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        key: torch.randn(tensor.shape, generator=generator)
-        for key, tensor in build_network("tiny").state_dict().items()
-    }
+    return weights_of("tiny")
 
 
 @pytest.fixture
@@ -63,25 +77,31 @@ def written(
     return path
 
 
-def error_of(path: str | pathlib.Path) -> str:
+def error_of(source: Any, out: pathlib.Path, **choices: Any) -> str:
+    """The one-line error of a conversion that leaves nothing behind."""
+    before = sorted(out.parent.iterdir())
     with pytest.raises(ValueError) as caught:
-        load_model(path)
+        convert(source, out, **choices)
     assert "\n" not in str(caught.value)
+    assert sorted(out.parent.iterdir()) == before
     return str(caught.value)
 
 
-def metadata(**changes: str) -> dict[str, str]:
-    return {"format": FORMAT, "info": json.dumps(dataclasses.asdict(INFO))} | changes
+def metadata(**changes: Any) -> dict[str, str]:
+    return {FORMAT: json.dumps(to_builtins(INFO) | changes)}
 
 
 def test_fp32_comes_back_bit_for_bit(path: pathlib.Path, weights: dict[str, Tensor]) -> None:
     model = load_model(path)
-    info = model.info
     loaded = model.network.state_dict()
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[key], weights[key]) for key in weights)
-    assert info == read_info(path) == INFO
+    assert model.info == read_info(path) == INFO
     assert (model.parameterization, model.sigma_data, model.sigma_min) == ("edm", 0.5, 0.002)
+    checkpoint = to_builtins(model.checkpoint)
+    assert checkpoint.pop("file") == "a.safetensors"
+    assert checkpoint.pop("sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checkpoint == to_builtins(INFO)
 
 
 def test_the_model_is_ready_to_sample(path: pathlib.Path) -> None:
@@ -105,115 +125,176 @@ def test_fp16_comes_back_within_its_rounding(
     assert any((loaded[key] != weights[key]).any() for key in weights)  # really stored in half
 
 
-def test_an_interrupted_write_keeps_the_old_checkpoint(
-    path: pathlib.Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = path.read_bytes()
-
-    def interrupted(weights: Any, temporary: pathlib.Path, metadata: Any) -> None:
-        temporary.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(io, "save_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        written(path, weights)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_a_cut_off_file_is_refused(path: pathlib.Path, length: int) -> None:
+def test_a_cut_off_checkpoint_is_refused(
+    path: pathlib.Path, length: int, out: pathlib.Path
+) -> None:
     path.write_bytes(path.read_bytes()[:length])
-    assert f"{path} is not a whole safetensors file" in error_of(path)
+    assert str(path) in error_of(path, out)
 
 
-def test_another_format_is_refused(path: pathlib.Path) -> None:
-    path.write_bytes(b"PK\x03\x04" + bytes(1000))
-    assert f"{path} is not a whole safetensors file" in error_of(path)
-
-
-@pytest.mark.parametrize("foreign", [None, {"format": "pt"}, metadata(format="cmrepro-2")])
-def test_foreign_safetensors_are_refused(
-    path: pathlib.Path, weights: dict[str, Tensor], foreign: dict[str, str] | None
+def test_foreign_files_are_refused(
+    path: pathlib.Path, weights: dict[str, Tensor], out: pathlib.Path
 ) -> None:
-    save_file(weights, path, foreign)
-    expected = foreign["format"] if foreign else "none"
-    assert f"has format '{expected}', allowed is '{FORMAT}'" in error_of(path)
+    def error(header: dict[str, str]) -> str:
+        save_file(weights, path, header)
+        return error_of(path, out)
+
+    assert f"has header 'format', allowed is '{FORMAT}'" in error({"format": "pt"})
+    assert f"{path}: unknown key 'colour'" in error(metadata(colour=1))
+    assert f"{path} is not of network 'wide': it has input" in error(metadata(network="wide"))
+    assert "'tinny': did you mean 'tiny'?" in error(metadata(network="tinny"))
 
 
-@pytest.mark.parametrize("info", ["{", "[]", "{}", '{"network": "tiny", "colour": 1}'])
-def test_a_broken_header_is_refused(
-    path: pathlib.Path, weights: dict[str, Tensor], info: str
+@pytest.mark.parametrize("name", bundled_checkpoints())
+def test_bundled_names_stand_for_their_files(name: str) -> None:
+    model = load_model(name)
+    assert model.path == find_checkpoint(name) == bundled_checkpoints()[name]
+    assert model.info.recipe and model.info.recipe.name == name
+    assert model.info.training and model.info.training.scale == "demo"
+
+
+def test_unknown_names_list_the_nearest(tmp_path: pathlib.Path) -> None:
+    message = error_of("imagenet64-cd-l3", tmp_path / "x")
+    assert "did you mean 'imagenet64-cd-l2'" in message and "checkpoints list" in message
+    assert "no such file either" in error_of(tmp_path / "missing", tmp_path / "x")
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["official file", "saved here"])
+@pytest.mark.parametrize("case", ["cond", "uncond"])
+def test_an_official_state_dict_gives_the_official_output(
+    case: str, official: bool, out: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    save_file(weights, path, metadata(info=info))
-    assert f"{path} has a broken header" in error_of(path)
+    """adm/cond and adm/uncond of the stored outputs: the head order of flash-attention too."""
+    file = golden.path(f"adm/{case}/state_dict.pt") if official else tmp_path / "a.pt"
+    if not official:
+        torch.save(golden.adm_weights(case), file)
+    stored = golden.arrays(f"adm/{case}/io.npz")
+    model = load_model(convert(file, out, parameterization="edm"))
+    assert model.info.network == case  # found by names and shapes
+    with torch.no_grad():
+        output = model.network(stored["x"], stored["timesteps"] / 1000, stored.get("y"))
+    # Float32 through some twenty layers, summed in another order.
+    assert golden.relative_error(output, stored["out"]) < 1e-5
 
 
-def test_a_header_without_info_is_refused(path: pathlib.Path, weights: dict[str, Tensor]) -> None:
-    save_file(weights, path, {"format": FORMAT})
-    assert f"{path} has a broken header" in error_of(path)
+def test_a_converted_file_has_the_same_bits_and_names_its_source(
+    kind: str, source: pathlib.Path, out: pathlib.Path
+) -> None:
+    """Of flax, the bits of the EMA weights."""
+    expected, step = weights_of(NETWORKS[kind]), 7 if kind == "flax" else None
+    convert(source, out, parameterization="edm")
+    again = convert(out, out.with_name("again"))
+    for path in (out, again):
+        got = load_file(path)
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[key], expected[key]) for key in expected)
+    info = read_info(out)
+    assert info == read_info(again)
+    assert (info.network, info.parameterization) == (NETWORKS[kind], "edm")
+    assert (info.sigma_data, info.sigma_min, info.sigma_max) == (0.5, 0.002, 80.0)
+    assert (info.recipe, info.training) == (None, None)
+    assert info.selection == Selection(rule="not stated")
+    assert info.converted == ConvertedFile(
+        file=source.name,
+        sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        format=kind,  # type: ignore[arg-type]
+        conversion=CONVERSION_VERSION,
+        step=step,
+    )
+    assert contents(str(source)) == {
+        "format": kind,
+        "bytes": source.stat().st_size,
+        "num_parameters": sum(tensor.numel() for tensor in expected.values()),
+        "dtype": "float32",
+        "step": step,
+        "network": NETWORKS[kind],
+    }
+
+
+def test_half_precision_keeps_the_constants(out: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    source = write_flax(tmp_path / "checkpoint_7")
+    convert(source, out, parameterization="boundary", dtype=torch.float16)
+    types = {key: tensor.dtype for key, tensor in load_file(out).items()}
+    assert {key for key, t in types.items() if t == torch.float32} == {"fourier.frequencies"}
+    assert set(types.values()) == {torch.float32, torch.float16}
+
+
+def test_a_second_time_and_its_selection_are_put_into_the_header(out: pathlib.Path) -> None:
+    selection = Selection(rule="least fid of 8 candidates", metric="fid", seeds=(1000,))
+    source = "demo-cifar10-cd"
+    info = read_info(convert(source, out, two_step_time=1.5, two_step_selection=selection))
+    assert (info.two_step_time, info.two_step_selection) == (1.5, selection)
+    assert info.training == load_model(source).info.training
+    info = read_info(convert(out, two_step_time=2.5, out=out.with_name("y")))
+    assert (info.two_step_time, info.two_step_selection) == (2.5, None)  # given by hand
+    assert "allowed is between 0.002 and 80" in error_of(source, out, two_step_time=90)
 
 
 def test_each_parameter_that_does_not_fit_is_named(
-    path: pathlib.Path, weights: dict[str, Tensor]
+    out: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    without = {key: value for key, value in weights.items() if key != "out.2.bias"}
+    good, path = weights_of("tiny"), tmp_path / "bad.pt"
+    without = {key: value for key, value in good.items() if key != "out.2.bias"}
     for changed, message in (
         (without, "it lacks parameter out.2.bias"),
-        (weights | {"out.3.bias": torch.zeros(1)}, "it has a surplus parameter out.3.bias"),
-        (weights | {"out.2.bias": torch.zeros(4)}, r"it has out.2.bias (4,), not (3,)"),
+        (without | {"a": torch.zeros(1)}, "out.2.bias, it has a surplus parameter a"),
+        (good | {"b": torch.zeros(1), "a": torch.zeros(1)}, "surplus parameter a (and 1 more)"),
+        (good | {"out.2.bias": torch.zeros(4)}, "it has out.2.bias (4,), not (3,)"),
     ):
-        save_file(changed, path, metadata())
-        assert f"{path} is not of network 'tiny': {message}" in error_of(path)
+        torch.save(changed, path)
+        for choices in ({"network": "tiny"}, {}):
+            text = error_of(path, out, **choices)
+            assert str(path) in text and "'tiny'" in text and message in text
 
 
-@pytest.mark.parametrize("network", ["wide", "deep"])
-def test_the_weights_of_another_network_are_refused(
-    path: pathlib.Path, weights: dict[str, Tensor], network: str
+def test_parameters_of_a_flax_file_have_their_official_names(
+    out: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    info = json.dumps(dataclasses.asdict(INFO) | {"network": network})
-    save_file(weights, path, metadata(info=info))
-    message = error_of(path)
-    assert f"{path} is not of network '{network}': it " in message
-    assert "input_blocks." in message  # names a parameter
+    tree = {"Conv_9": {"bias": torch.zeros(3).numpy()}}
+    path = write_flax(tmp_path / "checkpoint_80", params_ema=tree)
+    assert "is not of network 'tiny'" in error_of(path, out, network="tiny")
+    text = error_of(path, out, network="tiny-flax")
+    assert "surplus parameter Conv_9/bias" in text and "lacks parameter AttnBlockpp_0" in text
 
 
-def test_an_unknown_network_is_refused(path: pathlib.Path, weights: dict[str, Tensor]) -> None:
-    info = json.dumps(dataclasses.asdict(INFO) | {"network": "tinny"})
-    save_file(weights, path, metadata(info=info))
-    assert "unknown network 'tinny': did you mean 'tiny'?" in error_of(path)
-
-
-def test_a_bundled_name_stands_for_its_file(
-    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+def test_two_networks_of_the_same_shapes_are_not_guessed(
+    out: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundled = tmp_path / "package" / "bundled" / "demo-cd.safetensors"
-    bundled.parent.mkdir(parents=True)
-    bundled.write_bytes(path.read_bytes())
-    monkeypatch.setattr(io.resources, "files", lambda package: tmp_path / "package")
-    assert io.bundled_checkpoints() == {"demo-cd": bundled}
-    assert find_checkpoint("demo-cd") == bundled
-    assert load_model("demo-cd").info == INFO
-    assert "'demo-ct': did you mean 'demo-cd'? known: demo-cd" in error_of("demo-ct")
-    assert f"{tmp_path} is a folder; a checkpoint is one file" in error_of(tmp_path)
+    monkeypatch.setitem(PRESETS, "twin", PRESETS["tiny"])
+    source = write_torch(tmp_path / "tiny.pt")
+    message = error_of(source, out, parameterization="edm")
+    assert "tiny, twin" in message and "--network" in message
+    convert(source, out, network="twin", parameterization="edm")
+    assert read_info(out).network == "twin"
+    assert "got --network tiny" in error_of(out, tmp_path / "y.safetensors", network="tiny")
 
 
-def test_a_missing_path_is_refused(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "missing.safetensors"
-    assert f"unknown checkpoint (no such file either) '{path}'" in error_of(path)
-
-
-def test_the_header_is_read_without_the_weights(
-    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_the_user_names_parameterization_and_output(
+    source: pathlib.Path, out: pathlib.Path
 ) -> None:
-    safe_open = io.safe_open
+    assert "give --parameterization" in error_of(source, out)
+    with pytest.raises(ValueError, match="give one with --out"):
+        convert(source, parameterization="edm")
 
-    @contextlib.contextmanager
-    def header_alone(path: pathlib.Path, framework: str) -> Iterator[types.SimpleNamespace]:
-        with safe_open(path, framework) as file:
-            yield types.SimpleNamespace(metadata=file.metadata)
 
-    monkeypatch.setattr(io, "safe_open", header_alone)
-    assert read_info(path) == INFO
-    with pytest.raises(AttributeError, match="keys"):  # which loading the model needs
-        load_model(path)
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.99])
+def test_a_cut_off_file_is_refused(
+    fraction: float, source: pathlib.Path, out: pathlib.Path
+) -> None:
+    content = source.read_bytes()
+    source.write_bytes(content[: int(fraction * len(content))])
+    assert f"{source} is cut off" in error_of(source, out, parameterization="edm")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"text, not weights", bytes(100)])
+def test_unknown_formats_are_refused(content: bytes, out: pathlib.Path) -> None:
+    path = out.with_name("file")
+    path.write_bytes(content)
+    assert f"{path} is of no known format" in error_of(path, out)
+
+
+@pytest.mark.parametrize("content", [{"state": {"a": torch.zeros(1)}}, [torch.zeros(1)], {"a": 1}])
+def test_other_things_than_a_state_dict_are_refused(content: Any, out: pathlib.Path) -> None:
+    torch.save(content, path := out.with_name("a.pt"))
+    assert "other things than named tensors" in error_of(path, out)

@@ -1,209 +1,102 @@
-"""Released checkpoints by name: their headers, their model cards, and records made with them."""
+"""Released checkpoints by name: the registry against the paper's data, and their conversion."""
 
-import dataclasses
-import hashlib
-import json
 import pathlib
-import sys
-from typing import Any
 
 import pytest
-import torch
+from artifacts import ARTIFACTS
 from official_files import release, use_small_networks
 
-from cmrepro import cli
 from cmrepro.checkpoints.convert import convert
-from cmrepro.checkpoints.io import bundled_checkpoints, load_model, read_info
+from cmrepro.checkpoints.io import bundled_checkpoints
+from cmrepro.checkpoints.load import checkpoint_rows, contents, load_model
 from cmrepro.checkpoints.registry import ReleasedCheckpoint, released_checkpoints
-from cmrepro.datasets import ImageDataset
-from cmrepro.experiments.run import evaluate, sampled_origin
-from cmrepro.experiments.sampling import sample, sampler_settings
-from cmrepro.metrics.protocols import load_protocol
-from cmrepro.paper import AbsoluteClaim, claims
-from cmrepro.records import RunRecord
-from cmrepro.report.verdicts import absolute_verdict
-from cmrepro.training.recipes import load_recipe
+from cmrepro.training.methods import two_step_time
+from cmrepro.training.recipes import load_recipe, recipe_names
 
-TRAINED = [entry.name for entry in released_checkpoints().values() if entry.recipe]
-
-
-@pytest.fixture(autouse=True)
-def presets(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    use_small_networks(monkeypatch, tmp_path / "cache")
+RELEASED = released_checkpoints()
+# The models of Table 3: their training is published.
+TRAINED = {e.name: e.training.stands_for for e in RELEASED.values() if e.training.total_steps}
 
 
 @pytest.fixture
-def released(monkeypatch: pytest.MonkeyPatch) -> ReleasedCheckpoint:
+def released(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> ReleasedCheckpoint:
+    use_small_networks(monkeypatch, tmp_path / "cache")
     return release(monkeypatch)
 
 
-def test_a_released_name_is_converted_once_and_then_loaded(released: ReleasedCheckpoint) -> None:
-    with pytest.raises(ValueError, match=f"run 'cmrepro checkpoints convert {released.name}'"):
-        load_model(released.name)
-    assert convert(released.name) == released.converted
-    model = load_model(released.name)
-    info = model.info
-    assert (model.path, info.selection) == (released.converted, "as released")
-    assert info.two_step_time == released.two_step_time
-    assert info.parameterization == "boundary"
-    for key in ("name", "url", "licence", "model_card", "dataset", "method", "distance"):
-        assert info.origin[key] == getattr(released, key)
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_the_registry_says_what_the_recipes_say_of_training(name: str) -> None:
-    """Steps as released; what the commands for training others change, as in Table 3."""
-    entry = released_checkpoints()[name]
-    released, paper = (load_recipe(str(entry.recipe), v) for v in ("released", "paper"))
-    assert entry.training_steps == released.total_steps
-    assert entry.global_batch == paper.batch_size
-    assert entry.initialisation == paper.initialisation
-    assert entry.ema_rate == paper.ema_rate
-    assert entry.images_seen == released.total_steps * paper.batch_size
-
-
-def test_only_models_of_table_3_have_a_published_training() -> None:
-    for entry in released_checkpoints().values():
-        fields = (entry.training_steps, entry.global_batch, entry.initialisation, entry.ema_rate)
-        assert all(value is None for value in (*fields, entry.images_seen)) != bool(entry.recipe)
-        # A flax file holds an average, which is what is read; some other files have it as name.
-        says_it = entry.format == "flax" or entry.url.endswith("_ema.pt")
-        assert entry.weights == ("ema" if says_it else "not stated")
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_the_header_says_how_it_was_trained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = release(monkeypatch, name)
-    origin = read_info(convert(name)).origin
-    assert origin["steps"] == entry.training_steps
-    for key in ("images_seen", "global_batch", "initialisation", "ema_rate", "weights"):
-        assert origin[key] == getattr(entry, key), key
-
-
-def record_of(name: str) -> RunRecord:
-    """Of a few images of a released checkpoint."""
-    model = load_model(name)
-    settings = sampler_settings(model.info, 1)
-    samples = sample(model, settings, 12, 0, model.image_size)
-    images = ImageDataset(name, samples.stages[-1])
-    origin = sampled_origin(model, settings, 0, samples)
-    reference = "cifar10-jpeg-train"  # named, since it is of other data than the model's
-    [record] = evaluate(
-        images, [load_protocol("embedded")], origin, references=[reference], num_images=12
-    )
-    return record
-
-
-@pytest.mark.parametrize("name", ["cifar10-cd-lpips", "lsun-bedroom256-ct-lpips"])
-def test_its_records_can_be_compared_with_the_paper(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = release(monkeypatch, name)
-    convert(name)
-    record = record_of(name)
-    expected: dict[str, Any] = {
-        "network": entry.network,
-        "dataset": entry.dataset,
-        "images_seen": entry.images_seen,
-        "global_batch": entry.global_batch,
-        "initialisation": entry.initialisation,
-        "weights": entry.weights,
-        "training_steps": entry.training_steps,
-        "scale": "paper",
-        "protocol_version": 1,
+def test_addresses_and_sizes_are_those_of_the_list_of_artifacts() -> None:
+    kinds = {"checkpoint, flax": "flax", "checkpoint, PyTorch state dict": "torch"}
+    published = {
+        url: (kinds[row["kind"]], row["bytes_approx"], row["checksum"])
+        for url, row in ARTIFACTS.items()
+        if row["kind"] in kinds
     }
-    assert expected.items() <= record.comparable.items()
-    assert record.comparable["selection"]["rule"] == "as released"
-    ours = [
-        claim
-        for claim in claims()
-        if isinstance(claim, AbsoluteClaim)
-        and (claim.setting.recipe, claim.setting.steps) == (entry.recipe, 1)
-        and claim.setting.metric in record.scores
-    ]
-    assert ours
-    for claim in ours:
-        verdict = absolute_verdict(claim, [record])
-        assert verdict.answer == "not comparable"  # another protocol, few images
-        assert "protocol" in verdict.reason and "images scored" in verdict.reason
-        assert "images seen" not in verdict.reason and "batch" not in verdict.reason
-        same = dataclasses.replace(
-            record,
-            num_images=claim.num_images,
-            protocol=record.protocol | {"name": claim.setting.protocol},
-            comparable=record.comparable | {"network": claim.network},  # a small one stands in
-        )
-        assert absolute_verdict(claim, [same]).answer == "inconclusive"  # a single seed
+    ours = {e.url: (e.format, str(e.bytes_approx), "") for e in RELEASED.values()}
+    assert ours == published  # their checksums are not published either
 
 
-@pytest.mark.parametrize("name", released_checkpoints())
-def test_every_model_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = release(monkeypatch, name)
-    path = convert(name, dtype=torch.float16)
-    card = path.with_suffix(".md").read_text(encoding="utf-8")
-    sha = hashlib.sha256(entry.downloaded.read_bytes()).hexdigest()
-    for text in (entry.url, entry.licence, entry.model_card, entry.repository, sha):
-        assert text in card
-    assert "rounded to float16" in card
-    # The official model cards' intended use, and what is out of it.
-    assert "for research" in card
-    assert "Not for commercial products" in card and "propaganda" in card
-    # What they say of the images and of LPIPS; CIFAR-10 shows no people.
-    assert ("with people among" in card) == (entry.dataset != "cifar10-train")
-    assert "trained on ImageNet" in card
-    if entry.recipe:
-        assert f"{entry.training_steps:,} steps of {entry.global_batch:,} images" in card
-    assert ("the source does not state it" in card) == (entry.weights != "ema")
-    assert "{" not in card and "None" not in card  # nothing of the template is left
+@pytest.mark.parametrize("name", TRAINED)
+def test_registry_and_recipes_agree(name: str) -> None:
+    """Steps as released; batch, start and EMA rate as in Table 3."""
+    entry, training = RELEASED[name], RELEASED[name].training
+    recipe, paper = (load_recipe(TRAINED[name], variant) for variant in ("released", "paper"))
+    for field in ("network", "sigma_min", "sigma_max"):
+        assert getattr(entry, field) == getattr(recipe, field), field
+    for field in ("method", "dataset", "total_steps"):
+        assert getattr(training, field) == getattr(recipe, field), field
+    for field in ("batch_size", "initialisation", "ema_rate"):
+        assert getattr(training, field) == getattr(paper, field), field
+    assert training.images_seen == recipe.total_steps * paper.batch_size
+    # The release says "lpips" of both of its forms (deviation `lpips-implementation`).
+    assert training.distance == str(recipe.distance).removesuffix("-average")
+    assert entry.two_step_time == two_step_time(recipe)
 
 
-def test_the_card_of_a_folder_shows_its_use(
-    released: ReleasedCheckpoint, tmp_path: pathlib.Path
+def test_every_recipe_of_table_3_has_its_checkpoint() -> None:
+    wanted = {name for name in recipe_names() if not name.startswith("demo-")}
+    assert set(TRAINED.values()) == wanted
+
+
+@pytest.mark.parametrize("name", ["cifar10-cd-lpips", "lsun-bedroom256-ct-lpips", "edm-cifar10"])
+def test_load_converts_an_official_file_on_first_use(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    folder = convert(released.name, tmp_path / "folder", to="diffusers")
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "timesteps=[22, 0]" in card and released.licence in card
+    use_small_networks(monkeypatch, tmp_path / "cache")
+    entry = release(monkeypatch, name)  # its file was put into the cache by hand
+    model = load_model(name)
+    info = model.info
+    assert model.path == entry.converted
+    assert (info.selection.rule, info.training) == ("as released", entry.training)
+    assert info.converted is not None
+    for key in ("name", "url", "licence", "format"):
+        assert getattr(info.converted, key) == getattr(entry, key)
+    for key in ("network", "parameterization", "sigma_min", "sigma_max", "two_step_time"):
+        assert getattr(info, key) == getattr(entry, key)
+    entry.downloaded.unlink()
+    assert load_model(name).info == info  # from the converted file alone
 
 
+@pytest.mark.parametrize(
+    "choice", [{"network": "deep"}, {"parameterization": "edm"}], ids=["network", "output"]
+)
 def test_a_released_name_knows_its_network(
-    released: ReleasedCheckpoint, tmp_path: pathlib.Path
+    choice: dict[str, str], released: ReleasedCheckpoint, tmp_path: pathlib.Path
 ) -> None:
-    out = tmp_path / "x.safetensors"
-    for choice, said in (
-        ({"network": "deep"}, "is of network 'tiny', got --network deep"),
-        (
-            {"parameterization": "edm"},
-            "is of parameterization 'boundary', got --parameterization edm",
-        ),
-    ):
-        with pytest.raises(ValueError, match=said) as caught:
-            convert(released.name, out, **choice)  # type: ignore[arg-type]
-        assert "\n" not in str(caught.value)
-    assert not out.exists()
+    [(key, value)] = choice.items()
+    with pytest.raises(ValueError, match=f"got --{key} {value}"):
+        convert(released.name, tmp_path / "x.safetensors", **choice)  # type: ignore[arg-type]
+    assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_the_command_line(
-    released: ReleasedCheckpoint,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def run(*arguments: str | pathlib.Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["cmrepro", "checkpoints", *map(str, arguments)])
-        cli.main()
-        return capsys.readouterr().out
+def test_tables_show_the_state(released: ReleasedCheckpoint) -> None:
+    def states() -> dict[str, str]:
+        return {row["name"]: row["state"] for row in checkpoint_rows()}
 
-    rows = {row["name"]: row for row in json.loads(run("list", "--format", "json"))}
-    assert rows.keys() == {*bundled_checkpoints(), *released_checkpoints()}
-    assert rows[released.name]["state"] == "downloaded"
-    assert rows[released.name]["images seen"] == released.images_seen
-    assert rows["edm-cifar10"]["state"] == "not here"
-    assert run("fetch", released.name).strip() == str(released.downloaded)
-    assert json.loads(run("inspect", released.name))["format"] == "torch"
-    assert run("convert", released.name).strip() == str(released.converted)
-    out = tmp_path / "folder"
-    arguments = ("--to", "diffusers", "--network", "tiny", "--parameterization", "boundary")
-    run("convert", released.converted, *arguments, "--out", out)
-    assert json.loads(run("inspect", out))["two_step_time"] == released.two_step_time
-    rows = {row["name"]: row for row in json.loads(run("list", "--format", "json"))}
-    assert rows[released.name]["state"] == "converted"
+    assert states().keys() == {*bundled_checkpoints(), *released_checkpoints()}
+    assert states()[released.name] == contents(released.name)["state"] == "downloaded"
+    assert states()["edm-cifar10"] == contents("edm-cifar10")["state"] == "not downloaded"
+    convert(released.name)
+    assert states()[released.name] == "converted"
+    found = contents(released.name)
+    assert found["training"]["stands_for"] == "imagenet64-cd"
+    assert (found["format"], found["selection"]["rule"]) == ("safetensors", "as released")

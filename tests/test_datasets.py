@@ -1,47 +1,82 @@
-"""Data sets: folders and zips of images, sample sets, synthetic."""
+"""Data sets: every container gives the same images; labels; refusals of what is not a data set."""
 
 import hashlib
 import io
 import json
+import multiprocessing
 import pathlib
 import re
+import sys
 import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 from PIL import Image
 
-from cmrepro.datasets import ImageDataset, images_sha256, load_dataset, open_images, synthetic
+from cmrepro.data import ImageDataset, images_sha256, load_dataset, open_images
 
-SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared"
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 6, 5, 3), np.uint8)
 # Written in another order than the sorted one in which they are read.
-NAMES = {"dog/1.png": 3, "cat/2.png": 1, "dog/0.PNG": 2, "cat/1.png": 0}
+NAMES = ["b/4.PNG", "a/1.png", "b/5.png", "a/0.png", "a/2.png", "b/3.png"]
 
 
-def png(pixels: np.ndarray, mode: str = "RGB") -> bytes:
+def encoded(pixels: np.ndarray, mode: str = "RGB", kind: str = "png") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, "png")
+    Image.fromarray(pixels).convert(mode).save(file, kind, lossless=True)
     return file.getvalue()
 
 
-def class_folders() -> dict[str, bytes]:
-    return {name: png(PIXELS[i]) for name, i in NAMES.items()}
+def contents(kind: str = "png") -> dict[str, bytes]:
+    return {name: encoded(PIXELS[int(name[2])], kind=kind) for name in NAMES}
 
 
-def write(path: pathlib.Path, contents: dict[str, bytes]) -> pathlib.Path:
-    """A folder, or a zip where the name ends so."""
+def write(path: pathlib.Path, files: Mapping[str, bytes]) -> pathlib.Path:
+    """A zip where the name ends so, else a folder."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
-            for name, data in contents.items():
+            for name, data in files.items():
                 archive.writestr(name, data)
-    else:
-        for name, data in contents.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
+                archive.writestr(f"{name}.txt", bytes(50_000))  # no buffer holds two images
+        return path
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
     return path
+
+
+def write_lmdb(path: pathlib.Path, values: Mapping[str, bytes]) -> pathlib.Path:
+    path.parent.mkdir(exist_ok=True)
+    with (
+        lmdb.open(str(path), map_size=1 << 22) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for key, value in values.items():
+            transaction.put(key.encode(), value)
+    return path
+
+
+def write_npz(path: pathlib.Path, save: Callable[..., None] = np.savez) -> pathlib.Path:
+    save(path, PIXELS, np.arange(6, dtype=np.int32))
+    return path
+
+
+WRITERS: dict[str, Callable[[pathlib.Path], pathlib.Path]] = {
+    "folder": lambda path: write(path / "set", contents()),
+    "zip": lambda path: write(path / "set.zip", contents()),
+    "lmdb": lambda path: write_lmdb(path / "set", contents("webp")),
+    "npz": lambda path: write_npz(path / "set.npz"),
+    "compressed": lambda path: write_npz(path / "set.npz", np.savez_compressed),
+}
+
+
+@pytest.fixture(params=[*WRITERS, "array"])
+def source(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Any:
+    if request.param == "array":
+        return ImageDataset("set", PIXELS)
+    return open_images(WRITERS[request.param](tmp_path))
 
 
 def error_of(source: str | pathlib.Path) -> str:
@@ -51,201 +86,183 @@ def error_of(source: str | pathlib.Path) -> str:
     return str(caught.value)
 
 
-both = pytest.mark.parametrize("target", ["set", "set.zip"])
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+def test_batches_are_parts_of_the_whole(source: Any, batch_size: int) -> None:
+    assert (source.name, source.num_images, source.image_shape) == ("set", 6, (6, 5, 3))
+    for start, stop in [(0, None), (0, 2), (1, 5), (2, 2)]:
+        batches = list(source.batches(batch_size, start, stop))
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+        np.testing.assert_array_equal(np.concatenate([*batches, PIXELS[:0]]), PIXELS[start:stop])
+    assert images_sha256(source) == hashlib.sha256(PIXELS.tobytes()).hexdigest()
+    assert images_sha256(source, 3) == hashlib.sha256(PIXELS[:3].tobytes()).hexdigest()
 
 
-@both
-def test_images_come_in_sorted_order_with_the_classes_of_their_folders(
-    tmp_path: pathlib.Path, target: str
-) -> None:
-    extra = {"notes.txt": b"no image", "cat/readme.md": b"neither"}
-    dataset = load_dataset(write(tmp_path / target, class_folders() | extra))
-    assert dataset.name == "set"
-    np.testing.assert_array_equal(dataset.images, PIXELS)
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [0, 0, 1, 1]
+@pytest.mark.parametrize("kind", WRITERS)
+def test_images_are_taken_by_number_also_after_a_fork(kind: str, tmp_path: pathlib.Path) -> None:
+    """Processes that share an archive's position in its file would read anything."""
+    source = open_images(WRITERS[kind](tmp_path))
+    for indices in ([5], [3, 0, 3, 5], np.arange(6)):
+        np.testing.assert_array_equal(source.take(indices), PIXELS[indices])
+    receiving, sending = multiprocessing.get_context("fork").Pipe(duplex=False)
+
+    def read() -> list[bytes]:
+        return [source.take([i % 6]).tobytes() for i in range(200)]
+
+    child = multiprocessing.get_context("fork").Process(target=lambda: sending.send(read()))
+    child.start()
+    expected = read()
+    assert receiving.poll(30), "the child hangs"
+    assert receiving.recv() == expected == [PIXELS[i % 6].tobytes() for i in range(200)]
+    child.join()
+
+
+def test_only_requested_images_are_decoded(tmp_path: pathlib.Path) -> None:
+    source = open_images(write(tmp_path / "set", contents() | {"c.png": b"no image"}))
+    assert sum(len(batch) for batch in source.batches(2, 0, 6)) == 6
+    with pytest.raises(ValueError, match=r"cannot decode c\.png \(.*; replace it"):
+        list(source.batches(2, 6))
+
+
+def test_the_checksum_of_files_is_that_of_names_lengths_and_size(tmp_path: pathlib.Path) -> None:
+    """Training states hold it: it may not change. The container does not matter."""
+    folder = write(tmp_path / "set", contents())
+    digest = hashlib.sha256(b"None\n")
+    for name in sorted(NAMES):
+        digest.update(f"{name}\0{(folder / name).stat().st_size}\n".encode())
+    for path in (folder, write(tmp_path / "other.zip", contents())):
+        assert open_images(path).sha256() == digest.hexdigest()
+    assert open_images(folder, image_size=4).sha256() != digest.hexdigest()
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize("target", ["set", "set.zip"])
+def test_labels_of_folders_and_of_edm(tmp_path: pathlib.Path, target: str) -> None:
+    extra = {"notes.txt": b"no image", "a/readme.md": b"neither"}
+    images = load_dataset(write(tmp_path / target, contents() | extra))
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    labels = [[name, 7 - int(name[2])] for name in NAMES]
+    extra = {"dataset.json": json.dumps({"labels": labels}).encode()}
+    dataset = load_dataset(write(tmp_path / target, contents() | extra), name="mine")
+    assert (dataset.name, dataset.labels.tolist()) == ("mine", [7, 6, 5, 4, 3, 2])
     assert dataset.labels.dtype == np.int64
 
 
-@both
-def test_edm_labels_go_before_folders(tmp_path: pathlib.Path, target: str) -> None:
-    labels = [[name, 7 - i] for name, i in NAMES.items()]
-    contents = class_folders() | {"dataset.json": json.dumps({"labels": labels}).encode()}
-    dataset = load_dataset(write(tmp_path / target, contents), name="mine")
-    assert dataset.name == "mine"
-    assert dataset.labels is not None
-    assert dataset.labels.tolist() == [7, 6, 5, 4]
+def test_labels_of_imagenets_file_names(tmp_path: pathlib.Path) -> None:
+    for name in ["n01440764_2.JPEG", "n01443537_10.JPEG", "n01440764_10.JPEG"]:
+        (tmp_path / name).write_bytes(encoded(PIXELS[0]))
+    assert open_images(tmp_path).labels.tolist() == [0, 0, 1]
+    (tmp_path / "n02_9.png").write_bytes(encoded(PIXELS[0]))
+    assert open_images(tmp_path).labels is None  # one image without a class
 
 
-@pytest.mark.parametrize("labels", [{"dataset.json": b'{"labels": null}'}, None])
-def test_without_classes_there_are_no_labels(tmp_path: pathlib.Path, labels: Any) -> None:
-    """EDM writes null; else all images lie in one folder."""
-    contents = class_folders() | labels if labels else {"a/1.png": png(PIXELS[0])}
-    assert load_dataset(write(tmp_path / "set.zip", contents)).labels is None
+def test_without_classes_or_arr_1_there_are_no_labels(tmp_path: pathlib.Path) -> None:
+    assert open_images(WRITERS["npz"](tmp_path)).labels.tolist() == list(range(6))  # as arr_1
+    null = {"dataset.json": b'{"labels": null}'}
+    assert open_images(write(tmp_path / "edm", contents() | null)).labels is None
+    assert open_images(write(tmp_path / "one", {"a/1.png": encoded(PIXELS[0])})).labels is None
+    assert open_images(WRITERS["lmdb"](tmp_path)).labels is None
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"{", "dataset.json cannot be read"),
-        (b"[]", "dataset.json cannot be read"),
-        (b"{}", "dataset.json cannot be read .KeyError"),
-        (b'{"labels": 3}', "dataset.json cannot be read"),
-        (b'{"labels": [["cat/1.png", 0]]}', "differ by 3 names, the first is cat/2.png"),
-        (b'{"labels": [%s, ["gone.png", 0]]}', "differ by 1 names, the first is gone.png"),
-        (b'{"labels": [%s, ["cat/1.png", 0.5]]}', "label 0.5 for cat/1.png"),
-        (b'{"labels": [%s, ["cat/1.png", [0, 1]]]}', r"label \[0, 1\] for cat/1.png"),
+        (b"{}", "dataset.json cannot be read .*labels"),
+        (b'{"labels": [["a/0.png", 0]]}', "differ by 5 names, e.g. a/1.png"),
+        (b'{"labels": [["a/0.png", 0.5]]}', r"cannot be read .*int.*float.*\[0\]\[1\]"),
     ],
 )
 def test_labels_that_do_not_fit_the_images(
     tmp_path: pathlib.Path, text: bytes, message: str
 ) -> None:
-    whole = ", ".join(json.dumps([name, 0]) for name in NAMES).encode()
-    contents = class_folders() | {"dataset.json": text.replace(b"%s", whole)}
-    assert re.search(message, error_of(write(tmp_path / "set", contents)))
+    files = contents() | {"dataset.json": text}
+    assert re.search(message, error_of(write(tmp_path / "set", files)))
 
 
-@both
+# ---- refusals
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (png(PIXELS[0, :4]), r"'set' mixes sizes: cat/1.png is \(6, 5\), m.png is \(4, 5\)"),
-        (png(PIXELS[0], "L"), "m.png is L, allowed is RGB"),
-        (png(PIXELS[0], "RGBA"), "m.png is RGBA, allowed is RGB"),
-        (png(PIXELS[0])[:60], "m.png cannot be decoded"),
-        (png(PIXELS[0])[:-30] + bytes(30), "m.png cannot be decoded"),
-        (b"", "m.png cannot be decoded"),
-        (b"GIF89a", "m.png cannot be decoded"),
+        (encoded(PIXELS[0, :4]), r"'set' mixes sizes: a/0.png is \(6, 5\), m.png is \(4, 5\)"),
+        (encoded(PIXELS[0], "L"), "m.png is L, allowed is RGB"),
+        (encoded(PIXELS[0])[:60], r"cannot decode m.png \("),
+        (b"", r"cannot decode m.png \("),
     ],
 )
-def test_an_odd_image_is_named(
-    tmp_path: pathlib.Path, target: str, data: bytes, message: str
-) -> None:
-    contents = class_folders() | {"m.png": data}
-    assert re.search(message, error_of(write(tmp_path / target, contents)))
+def test_an_odd_image_is_named(tmp_path: pathlib.Path, data: bytes, message: str) -> None:
+    assert re.search(message, error_of(write(tmp_path / "set", contents() | {"m.png": data})))
 
 
-def test_a_flipped_bit_in_a_zip_is_named(tmp_path: pathlib.Path) -> None:
-    path = write(tmp_path / "set.zip", class_folders())
-    damaged = path.read_bytes().replace(png(PIXELS[1]), png(PIXELS[1])[:-1] + b"x")
-    path.write_bytes(damaged)
-    assert "cat/2.png cannot be decoded (Bad CRC-32" in error_of(path)
-
-
-def test_a_cut_off_zip_is_refused(tmp_path: pathlib.Path) -> None:
-    path = write(tmp_path / "set.zip", class_folders())
-    path.write_bytes(path.read_bytes()[:-40])
-    assert "set.zip is not a whole zip file" in error_of(path)
-
-
-@both
-def test_a_place_without_images_is_refused(tmp_path: pathlib.Path, target: str) -> None:
-    path = write(tmp_path / target, {"a.txt": b"text"})
-    assert "no images in 'set'; allowed are files ending in .bmp" in error_of(path)
+def test_a_damaged_zip_is_refused(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "set.zip", contents())
+    whole, image = path.read_bytes(), encoded(PIXELS[1])
+    path.write_bytes(whole.replace(image, image[:-1] + b"x"))
+    assert "cannot decode a/1.png (Bad CRC-32" in error_of(path)
+    path.write_bytes(whole[:-40])
+    assert "set.zip is not a complete zip file" in error_of(path)
 
 
 @pytest.mark.parametrize("source", ["missing", "missing.zip", "missing.npz", "cifar10"])
-def test_what_does_not_exist_is_refused(source: str) -> None:
+def test_a_missing_data_set_is_refused(source: str) -> None:
     assert error_of(source).startswith(f"no data set at '{source}'; allowed are cifar10-train")
 
 
-def test_a_sample_set_is_read(tmp_path: pathlib.Path) -> None:
-    np.savez(tmp_path / "a.npz", PIXELS, np.array([3, 2, 1, 0], np.int32))
-    np.savez(tmp_path / "b.npz", PIXELS)
-    with_labels, without = load_dataset(tmp_path / "a.npz"), load_dataset(tmp_path / "b.npz")
-    np.testing.assert_array_equal(with_labels.images, PIXELS)
-    assert with_labels.labels is not None
-    assert with_labels.labels.tolist() == [3, 2, 1, 0]
-    assert without.labels is None
-    assert with_labels.sha256() == without.sha256() == hashlib.sha256(PIXELS.tobytes()).hexdigest()
+def test_a_folder_without_images_is_refused(tmp_path: pathlib.Path) -> None:
+    assert "allowed are .bmp" in error_of(write(tmp_path / "set", {"a.txt": b""}))
+
+
+def test_an_incomplete_lmdb_is_refused(tmp_path: pathlib.Path) -> None:
+    """Reading a page beyond the file's end would kill the process."""
+    whole = write_lmdb(tmp_path / "whole", {"a": bytes(100_000)}) / "data.mdb"
+    for name, data in (("none", b"text" * 5000), ("cut", whole.read_bytes()[:-50_000])):
+        write(tmp_path / name, {"data.mdb": data})
+    assert "none is not an LMDB (" in error_of(tmp_path / "none")
+    assert re.search(r"data.mdb is shorter than its \d+ bytes", error_of(tmp_path / "cut"))
+
+
+def test_lmdb_without_its_package_says_how_to_install_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = WRITERS["lmdb"](tmp_path)
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    assert "pip install 'cmrepro[lmdb]'" in error_of(path)
+
+
+# ---- sample sets
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ([PIXELS / np.float32(255)], r"arr_0 float32 \(4, 6, 5, 3\); allowed is uint8"),
-        ([PIXELS[0]], r"arr_0 uint8 \(6, 5, 3\)"),
-        ([PIXELS.transpose(0, 3, 1, 2)], r"arr_0 uint8 \(4, 3, 6, 5\)"),
-        ([PIXELS[:0]], r"arr_0 uint8 \(0, 6, 5, 3\)"),
-        ([PIXELS, np.zeros(4)], r"arr_1 float64 \(4,\); allowed are integer"),
-        ([PIXELS, np.zeros(3, np.int64)], r"arr_1 int64 \(3,\); allowed are integer"),
-        ([np.array([{}])], r"arr_0 object \(1,\); allowed is uint8"),
-        ([np.asfortranarray(PIXELS)], "write it in row-major order"),
-        ([], "is not a sample set"),
+        ([PIXELS / np.float32(255)], r"arr_0 is float32 \(6, 6, 5, 3\), must be uint8"),
+        ([PIXELS[0]], r"arr_0 is uint8 \(6, 5, 3\)"),
+        ([PIXELS.transpose(0, 3, 1, 2)], r"uint8 \(6, 3, 6, 5\).*transpose\(0, 2, 3, 1\)"),
+        ([PIXELS[:0]], r"arr_0 is uint8 \(0, 6, 5, 3\)"),
+        ([PIXELS, np.zeros(6)], r"arr_1 is float64 \(6,\), must be integer"),
+        ([PIXELS, np.zeros(3, np.int64)], r"arr_1 is int64 \(3,\), must be integer"),
+        ([np.asfortranarray(PIXELS)], "ascontiguousarray"),
+        ([], "is not a sample set .it holds images, but no arr_0"),
     ],
 )
-def test_arrays_that_are_no_images_are_refused(
+def test_arrays_that_are_not_images_are_refused(
     tmp_path: pathlib.Path, arrays: list[Any], message: str
 ) -> None:
     np.savez(tmp_path / "a.npz", *arrays, **({} if arrays else {"images": PIXELS}))
     assert re.search(message, error_of(tmp_path / "a.npz"))
 
 
-def test_broken_sample_sets_are_refused(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "a.npz"
-    np.savez_compressed(path, PIXELS)
-    whole = path.read_bytes()
-    npy = io.BytesIO()
-    np.save(npy, PIXELS)
-    for data in (whole[:-10], whole[:90] + bytes(40) + whole[130:], npy.getvalue(), b"", b"text"):
-        path.write_bytes(data)
-        assert "is not a sample set" in error_of(path)
-
-
-def test_synthetic_images_are_the_same_for_the_same_seed() -> None:
-    a, b, other = synthetic(8, 16), synthetic(8, 16), synthetic(8, 16, seed=1)
-    assert a.images.shape == (8, 16, 16, 3)
-    assert a.sha256() == b.sha256() != other.sha256()
-    assert load_dataset("synthetic").sha256() == synthetic().sha256()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="the JPEG images of CIFAR-10 are not here")
-def test_the_jpeg_test_images_decode() -> None:
-    dataset = load_dataset(SHARED / "data" / "cifar10-jpeg-test.zip")
-    assert dataset.images.shape == (10_000, 32, 32, 3)
-    assert np.bincount(dataset.labels).tolist() == [1000] * 10
-
-
-@pytest.fixture(params=["set", "set.zip", "set.npz", "array"])
-def source(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Any:
-    """The same images from every kind of source."""
-    if request.param == "array":
-        return ImageDataset("set", PIXELS)
-    if request.param == "set.npz":
-        np.savez_compressed(tmp_path / "set.npz", arr_0=PIXELS)
-        return open_images(tmp_path / "set.npz")
-    return open_images(write(tmp_path / request.param, class_folders()))
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
-def test_batches_are_parts_of_the_whole(source: Any, batch_size: int) -> None:
-    for start, stop in [(0, None), (0, 2), (1, 4), (2, 2)]:
-        batches = list(source.batches(batch_size, start, stop))
-        assert all(len(batch) == batch_size for batch in batches[:-1])
-        together = np.concatenate([*batches, PIXELS[:0]])
-        np.testing.assert_array_equal(together, PIXELS[start:stop])
-    assert (source.name, source.num_images) == ("set", 4)
-    assert images_sha256(source) == hashlib.sha256(PIXELS.tobytes()).hexdigest()
-    assert images_sha256(source, 3) == hashlib.sha256(PIXELS[:3].tobytes()).hexdigest()
-
-
-def test_a_file_is_decoded_only_when_its_images_are_asked_for(tmp_path: pathlib.Path) -> None:
-    folder = write(tmp_path / "set", class_folders() | {"dog/9.png": b"no image"})
-    source = open_images(folder)
-    assert source.num_images == 5
-    assert sum(len(batch) for batch in source.batches(2, 0, 4)) == 4
-    with pytest.raises(ValueError, match=r"dog/9\.png cannot be decoded"):
-        list(source.batches(2, 4))
-
-
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_damaged_sample_set_is_noticed_when_it_is_read(
-    tmp_path: pathlib.Path, save: Any
-) -> None:
+def test_damaged_sample_sets_are_refused(tmp_path: pathlib.Path, save: Any) -> None:
     path = tmp_path / "set.npz"
     save(path, arr_0=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(content)
+    whole = bytearray(path.read_bytes())
+    for data in (whole[:-10], b"", b"text"):
+        path.write_bytes(data)
+        assert "is not a sample set" in error_of(path)
+    whole[len(whole) // 2] ^= 255  # the header is right, a value is not
+    path.write_bytes(whole)
     assert re.search("set.npz is damaged .*; write it again", error_of(path))

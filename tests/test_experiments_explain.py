@@ -1,87 +1,74 @@
-"""Attribution of the difference between two protocols, and the emulated rounding."""
-
-import dataclasses
+"""Attribution of the difference between two protocols, the emulated rounding, anchors."""
 
 import numpy as np
 import pytest
 
-from cmrepro.datasets import ImageDataset, synthetic
-from cmrepro.experiments.explain import Requantized, explain, explanation_rows
-from cmrepro.experiments.run import Origin, evaluate
-from cmrepro.metrics.protocols import Protocol, load_protocol
+from cmrepro.data import ImageDataset, synthetic
+from cmrepro.experiments.anchors import anchor_images
+from cmrepro.experiments.explain import Requantized, explain
+from cmrepro.metrics.evaluate import Task, score
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
-from cmrepro.metrics.references import build_reference
+from cmrepro.metrics.references import build_reference, load_reference
 
 REAL = synthetic(60, size=16, seed=1)
 IMAGES = synthetic(40, size=16, seed=2)
-EMBEDDED = load_protocol("embedded")
-
-
-def small(name: str, **changes: object) -> Protocol:
-    settings = {"num_images": 30, "reference_features": 50, "metrics": ("fid", "is", "recall")}
-    return dataclasses.replace(EMBEDDED, name=name, **(settings | changes))
+EMBEDDED = load_protocol("embedded").replace(
+    num_images=30, stored_features={"num_images": 50, "seed": 0}, metrics=("fid", "is", "recall")
+)
 
 
 def saved_reference(folder, protocol, images=REAL):
     path = folder / f"{protocol.name}.npz"
     built = build_reference(images, protocol, dataset=images.name, split="all")
     write_statistics(path, built)
-    return dataclasses.replace(protocol, reference=str(path))
+    return protocol.replace(reference=str(path))
 
 
 def test_changes_add_up_from_one_protocol_to_the_other(tmp_path):
-    larger = dataclasses.replace(EMBEDDED.extractor, name="larger", image_size=96)
-    first = saved_reference(tmp_path, small("first"))
-    second = small(
-        "second",
-        extractor=larger,
+    first = saved_reference(tmp_path, EMBEDDED.replace(name="first"))
+    second = EMBEDDED.replace(
+        name="second",
+        extractor=EMBEDDED.extractor.replace(name="larger", image_size=96),
         to_uint8="truncate",
         num_images=35,
-        is_splits=5,
+        inception_score={"num_splits": 5, "shuffle": True, "seed": 2020},
         metrics=("is", "fid", "recall", "precision"),
     )
     second = saved_reference(tmp_path, second, synthetic(60, size=16, seed=3))
-    steps = explain(IMAGES, first, second, real=REAL)
-    assert [step.change for step in steps] == [
-        "",
-        "rounding (emulated)",
-        "reference",
-        "extractor",
-        "reference",
-        "number of images",
-        "metric settings",
+    rows = explain(IMAGES, first, second, real=REAL)
+    assert [row["change"] for row in rows] == [
+        *("as it is", "rounding (emulated)", "reference", "extractor", "reference"),
+        *("number of images", "metric settings"),
     ]
-    rows = explanation_rows(steps)
-    for metric in ("fid", "is", "recall"):
+    assert rows[6]["detail"] == "inception_score"
+    assert "precision" not in rows[0]
+    steps = [{metric: row[metric] for metric in ("fid", "is", "recall")} for row in rows]
+    for metric in steps[0]:
         moved = sum(row[f"{metric} moved"] for row in rows)
-        assert moved == pytest.approx(steps[-1].scores[metric] - steps[0].scores[metric])
-        assert "precision" not in rows[0]
-    # Both ends are what a plain evaluation gives, the last one of the truncated images.
-    [record] = evaluate(IMAGES, [first], Origin("x"))
-    assert steps[0].scores == record.scores
-    [record] = evaluate(Requantized(IMAGES, "truncate"), [second], Origin("x"))
-    assert steps[-1].scores == pytest.approx({m: record.scores[m] for m in steps[-1].scores})
-    # The reference was rebuilt from the images it had been built from: nothing moves there.
-    assert steps[2].scores == pytest.approx(steps[1].scores)
-    # Settings of IS do not move the Fréchet distance, the count moves all.
-    assert steps[6].scores["fid"] == steps[5].scores["fid"]
-    assert steps[6].scores["is"] != steps[5].scores["is"]
-    assert steps[5].scores["fid"] != steps[4].scores["fid"]
+        assert moved == pytest.approx(steps[-1][metric] - steps[0][metric])
+    # Both ends are the scores of an evaluation, the last one of the truncated images.
+    [scores] = score(IMAGES, [Task(first, load_reference(first))])
+    assert steps[0] == scores.values
+    [scores] = score(Requantized(IMAGES, "truncate"), [Task(second, load_reference(second))])
+    assert steps[-1] == pytest.approx({metric: scores.values[metric] for metric in steps[-1]})
+    # The reference was built again from the same images: nothing moves there.
+    assert steps[2] == pytest.approx(steps[1])
+    # Settings of IS do not move the Fréchet distance, the number of images moves all.
+    assert steps[6]["fid"] == steps[5]["fid"]
+    assert steps[6]["is"] != steps[5]["is"]
+    assert steps[5]["fid"] != steps[4]["fid"]
 
 
-def test_a_protocol_explains_itself_by_nothing(tmp_path):
-    protocol = saved_reference(tmp_path, small("first"))
-    [step] = explain(IMAGES, protocol, protocol)
-    assert step.change == ""
-
-
-def test_what_cannot_be_explained_says_why(tmp_path):
-    first = saved_reference(tmp_path, small("first"))
+def test_equal_protocols_leave_one_row_and_others_may_have_no_answer(tmp_path):
+    first = saved_reference(tmp_path, EMBEDDED)
+    [row] = explain(IMAGES, first, first)
+    assert row["change"] == "as it is"
     with pytest.raises(ValueError, match="share no metric"):
-        explain(IMAGES, first, dataclasses.replace(first, metrics=("precision",)))
-    other = dataclasses.replace(EMBEDDED.extractor, name="other", image_size=96)
+        explain(IMAGES, first, first.replace(metrics=("precision",)))
+    other = first.extractor.replace(name="other", image_size=96)
     with pytest.raises(ValueError, match="give them with --real"):
-        explain(IMAGES, first, dataclasses.replace(first, extractor=other))
+        explain(IMAGES, first, first.replace(extractor=other))
 
 
 def test_emulated_truncation_has_the_moments_of_truncation():
@@ -112,3 +99,19 @@ def test_emulation_leaves_the_ends_and_does_not_depend_on_batches():
         ends = np.isin(images, [0, 255])
         assert np.array_equal(whole[ends], images[ends])
         assert (whole[~ends] != images[~ends]).any()
+
+
+def test_anchors_are_real_blurred_and_noise():
+    dataset = synthetic(40, size=8)
+    sets = anchor_images(dataset, 30, seed=0)
+    real, blurred, noise = sets.values()
+    assert list(sets) == ["synthetic", "synthetic-blurred-5px", "uniform-noise"]
+    pixels = {image.tobytes() for image in dataset.images}
+    assert {image.tobytes() for image in real} <= pixels and len(real) == 30
+    # A pixel's value is the mean of the 5 x 5 around it, rounded.
+    window = real[:, 1:6, 2:7].astype(float).mean(axis=(1, 2))
+    np.testing.assert_allclose(blurred[:, 3, 4], window, atol=0.5 + 1e-4)  # float32 means
+    # 5,760 uniform values of variance (256^2 - 1) / 12: 6 standard errors of the mean.
+    assert noise.mean() == pytest.approx(127.5, abs=6 * 73.9 / noise.size**0.5)
+    with pytest.raises(ValueError, match="has 40 images, needed are 41"):
+        anchor_images(dataset, 41, seed=0)

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from golden import path
+from golden import arrays, path
 
-from cmrepro.metrics.definitions import StreamingMoments, frechet_distance, inception_score
-from cmrepro.metrics.manifolds import manifold_scores
+from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
+from cmrepro.metrics.scores import inception_score, manifold_scores
+from cmrepro.settings import InceptionScoreSettings
 
 CASES = {
     "main": ("sample", "ref"),
@@ -25,8 +25,7 @@ def stored(case: str) -> dict[str, Any]:
 
 
 def features(*names: str) -> list[np.ndarray]:
-    with np.load(path("metrics/features.npz"), allow_pickle=False) as file:
-        return [file[name] for name in names]
+    return [arrays("metrics/features.npz", name)[""].numpy() for name in names]
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +43,7 @@ def test_frechet_distance(case: str) -> None:
     rounding = 1e-12 * np.trace(sigma2)  # of a difference of traces
     # Full rank: float64 rounding. Singular: that reference takes the root of eigenvalues which
     # are zero up to rounding, 1e-8 each; ours equals the exact nuclear norm
-    # (test_metrics_definitions.py).
+    # (test_metrics_frechet.py).
     rel = 1e-12 if case in ("main", "self") else 1e-6
     assert got == pytest.approx(values["fid_eigenvalue_reference_float64"], rel=rel, abs=rounding)
     # The official code takes the mean in float32, which moves "main" by 1.04e-6 relative.
@@ -57,42 +56,10 @@ def test_precision_and_recall(case: str) -> None:
     """Exactly those of the official code with exact distances, from float32 features."""
     values = stored(case)
     generated, real = features(*CASES[case])
-    got = manifold_scores(generated, real, neighborhood=3)
-    assert (got.precision, got.recall) == (values["precision_exact"], values["recall_exact"])
-    assert got.precision != got.recall
-
-
-def half_precision_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Squared distances as the official evaluator takes them: |x|^2 - 2 x.y + |y|^2 in float16.
-
-    Its products are rounded one by one as they are summed up, which decides more than the
-    rounding of the features. Compared with its stored radii.
-    """
-    first, second = (torch.from_numpy(z).half() for z in (x, y))
-    first_norms, second_norms = (z.square().float().sum(1).half() for z in (first, second))
-    products = torch.zeros(len(first), len(second), dtype=torch.half)
-    for i in range(first.shape[1]):
-        products += first[:, i, None] * second[:, i]
-    distances = first_norms[:, None] - 2 * products + second_norms
-    return distances.clamp_(min=0).float().numpy()
-
-
-@pytest.mark.parametrize("case", ["main", "few"])
-def test_half_precision_explains_what_the_official_evaluator_prints(case: str) -> None:
-    """The same definition gives its values with such distances, 0.004 and 0.02 off exact ones."""
-    values = stored(case)
-    generated, real = features(*CASES[case])
-    radii = [np.sort(half_precision_distances(z, z), axis=1)[:, 3] for z in (generated, real)]
-    if case == "main":
-        [stored_radii] = features("radii_ref_tf")
-        # Rounding of a float16 near 32, where its norms are; exact radii are 0.22 off.
-        np.testing.assert_allclose(radii[1], stored_radii, atol=0.0625)
-        assert np.mean(radii[1] == stored_radii) > 0.7
-    distances = half_precision_distances(generated, real)
-    precision = (distances <= radii[1]).any(axis=1).mean()
-    recall = (distances <= radii[0][:, None]).any(axis=0).mean()
-    assert precision == pytest.approx(values["precision_tf"], abs=0.002)
-    assert recall == pytest.approx(values["recall_tf"], abs=0.002)
+    estimates = manifold_scores(generated, real, neighborhood=3).estimates
+    precision, recall = estimates["precision"].value, estimates["recall"].value
+    assert (precision, recall) == (values["precision_exact"], values["recall_exact"])
+    assert precision != recall
 
 
 def test_inception_score() -> None:
@@ -100,6 +67,6 @@ def test_inception_score() -> None:
     logits = np.log(probabilities.astype(np.float64))  # softmax gives the probabilities back
     values = stored("inception_score")
     for split_size in (5000, 500):
-        got = inception_score(logits, split_size=split_size, shuffle=False, seed=0)
+        got = inception_score(logits, InceptionScoreSettings(split_size=split_size)).value
         # The float32 probabilities sum to 1 up to 1e-7.
         assert got == pytest.approx(values[f"split_{split_size}"], rel=1e-6)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cmrepro.report.equivalence import (
+from cmrepro.report.statistics import (
     answer_probabilities,
     half_width,
     is_equivalent,
@@ -30,18 +30,13 @@ def mean_and_sd(mu, sigma, n, draws=DRAWS):
 
 
 @pytest.mark.parametrize("n", SEEDS)
-@pytest.mark.parametrize("sigma", [0.02, 0.3, 1.0, 5.0])
-@pytest.mark.parametrize("mu", [-1.5, -1.0, 1.0, 1.5])
-def test_reproduced_is_wrong_in_at_most_5_percent(n, sigma, mu):
-    mean, sd = mean_and_sd(mu, sigma, n)
-    assert is_equivalent(mean, 1.0, sd, n).mean() <= 0.05 + NOISE
-
-
-@pytest.mark.parametrize("n", SEEDS)
-def test_reproduced_at_the_edge_uses_all_of_its_5_percent(n):
+@pytest.mark.parametrize("sigma", [0.02, 0.3, 5.0])
+def test_reproduced_is_wrong_in_at_most_5_percent(n, sigma):
+    mean, sd = mean_and_sd(1.0, sigma, n)
+    rate = is_equivalent(mean, 1.0, sd, n).mean()
+    assert rate <= 0.05 + NOISE
     # With a small spread only one of the two tests can fail: a 95 % interval would give 2.5 %.
-    mean, sd = mean_and_sd(1.0, 0.02, n)
-    assert is_equivalent(mean, 1.0, sd, n).mean() == pytest.approx(0.05, abs=NOISE)
+    assert sigma > 0.02 or rate == pytest.approx(0.05, abs=NOISE)
 
 
 @pytest.mark.parametrize("n", SEEDS)
@@ -49,12 +44,6 @@ def test_reproduced_at_the_edge_uses_all_of_its_5_percent(n):
 def test_not_reproduced_is_wrong_in_at_most_5_percent(n, margin):
     mean, sd = mean_and_sd(0.0, 1.0, n)
     assert is_outside(mean, margin, sd, n).mean() <= 0.05 + NOISE
-
-
-def test_the_90_percent_interval_would_deny_too_often():
-    # Why the two answers have intervals of different names.
-    mean, sd = mean_and_sd(0.0, 1.0, 5)
-    assert (np.abs(mean) - half_width(sd, 5, 0.9) > 0.01).mean() > 0.08
 
 
 @pytest.mark.parametrize("n", [2, *SEEDS])
@@ -79,15 +68,6 @@ def test_interval_of_the_probability_covers_as_its_name_says(n, effect):
     truth = stats.norm.cdf(effect)
     assert np.mean((low <= truth) & (truth <= high)) == pytest.approx(0.95, abs=0.02)
     assert np.all((low <= value) & (value <= high))
-
-
-@pytest.mark.parametrize("n", SEEDS)
-def test_a_percentile_bootstrap_of_the_share_of_wins_would_not_cover(n):
-    # Exactly: k wins of n are binomial, and so are the wins of a resample of the pairs.
-    truth, wins = 0.9, np.arange(n + 1)
-    low, high = (stats.binom.ppf(q, n, wins / n) / n for q in (0.025, 0.975))
-    covered = (low <= truth) & (truth <= high)
-    assert stats.binom.pmf(wins, n, truth) @ covered < 0.93
 
 
 def test_ends_of_the_probability_are_those_of_the_noncentral_t():
@@ -119,17 +99,6 @@ def test_seeds_for_a_difference_are_those_of_a_paired_t_test(effect, seeds):
 
     assert power(seeds - 1) < 0.8 <= power(seeds)
     assert seeds_to_decide(effect, 0.0, 1.0) == seeds
-
-
-@pytest.mark.parametrize(("distance", "sigma"), [(0.02, 0.1), (0.2, 0.1), (-0.02, 0.1)])
-def test_so_many_seeds_decide_as_often_as_stated(distance, sigma):
-    n = seeds_to_decide(distance, 0.1, sigma)
-    mean, sd = mean_and_sd(distance, sigma, n)
-    decided = is_equivalent(mean, 0.1, sd, n) | is_outside(mean, 0.1, sd, n)
-    assert decided.mean() >= 0.8 - 0.012  # three standard errors
-    mean, sd = mean_and_sd(distance, sigma, n - 1)
-    fewer = is_equivalent(mean, 0.1, sd, n - 1) | is_outside(mean, 0.1, sd, n - 1)
-    assert fewer.mean() < 0.8 + 0.012
 
 
 def test_a_mean_on_the_edge_is_never_decided():

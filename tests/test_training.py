@@ -1,86 +1,57 @@
-"""The training loop on a tiny network: resuming, averages, a falling loss."""
+"""Training on a tiny network: resuming, signals, averages, a falling loss, refusals."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
 import pathlib
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import DATA, SIZE, tiny_networks, tiny_recipe
+from tiny import DATA, SIZE, assert_equal, state_of, tiny_recipe, tiny_train
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.io import load_model, read_info
-from cmrepro.datasets import synthetic
+from cmrepro.checkpoints.io import read_info
+from cmrepro.checkpoints.load import load_model
+from cmrepro.data import synthetic
 from cmrepro.training import step
-from cmrepro.training.batches import BatchSource
-from cmrepro.training.loop import Rhythm, train
-from cmrepro.training.schedules import learning_rate_at
-from cmrepro.training.state import state_files
+from cmrepro.training.data import Batch, BatchSource
 from cmrepro.training.step import Training
 
-
-@pytest.fixture(autouse=True, scope="module")
-def networks() -> Iterator[None]:
-    with tiny_networks():
-        yield
+pytestmark = pytest.mark.usefixtures("networks")
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return train(tiny_recipe("edm", total_steps=2), DATA, tmp_path_factory.mktemp("teacher"))
-
-
-def teacher_for(method: str, teacher: pathlib.Path) -> pathlib.Path | None:
-    return teacher if method == "cd" else None
+def losses_of(folder: pathlib.Path) -> list[tuple[int, float]]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
 
 
 @contextlib.contextmanager
-def breaking(owner: Any, name: str, call: int, error: type[BaseException]) -> Iterator[None]:
-    """Raise `error` at the given call (from 0) of a function, before it does anything."""
+def before_call(owner: Any, name: str, call: int, action: Any) -> Iterator[None]:
+    """Do something before the given call (from 0) of a function."""
     original, calls = getattr(owner, name), iter(range(10**6))
 
-    def broken(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call:
-            raise error
+            action()
         return original(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, broken)
+        patch.setattr(owner, name, wrapped)
         yield
 
 
-def state_of(folder: pathlib.Path) -> dict[str, Any]:
-    state = torch.load(state_files(folder)[0], weights_only=True)
-    del state["duration_s"]  # alone may differ
-    return state
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    """Bit for bit, through dictionaries and lists."""
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list):
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 # CD with a target of its own; with the demo's mu = 0 the target is the online network.
-# The gradients of a training in fp16 are scaled, which a resumed run must go on with.
+# The gradients of a training in fp16 are scaled, and a resumed run must continue with the scale.
 RUNS = [
     ("edm", {}),
     ("cd", {}),
@@ -96,19 +67,18 @@ INTERRUPTS = [(Training, "loss", 10), (step, "ema_update", 13)]
 def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path: pathlib.Path, teacher: pathlib.Path, method: str, changes: dict[str, Any]
 ) -> None:
-    chosen = tiny_recipe(method, **changes)
-    settings: dict[str, Any] = {"teacher": teacher_for(method, teacher)}
-    settings["rhythm"] = Rhythm(save_every=4, log_every=1)
-    whole = train(chosen, DATA, tmp_path / "whole", **settings)
+    recipe = tiny_recipe(method, **changes)
+    settings: dict[str, Any] = {"teacher": teacher if method == "cd" else None}
+    settings |= {"save_every": 4, "log_every": 1}
+    whole = tiny_train(recipe, tmp_path / "whole", **settings)
     assert state_of(whole.parent)["step"] == 20
     for owner, name, call in INTERRUPTS:
         folder = tmp_path / name
-        with pytest.raises(KeyboardInterrupt), breaking(owner, name, call, KeyboardInterrupt):
-            train(chosen, DATA, folder, **settings)
+        with pytest.raises(KeyboardInterrupt), before_call(owner, name, call, interrupt):
+            tiny_train(recipe, folder, **settings)
         reached = state_of(folder)["step"]
-        assert reached == read_info(folder / whole.name).origin["steps"]
         assert (reached == 10) if name == "loss" else (reached % 4 == 0 < reached)
-        train(chosen, DATA, folder, **settings, resume=True)
+        tiny_train(recipe, folder, **settings, resume=True)
         assert_equal(state_of(folder), state_of(whole.parent))
         assert_equal(load_file(folder / whole.name), load_file(whole))
         assert losses_of(folder) == losses_of(whole.parent)
@@ -119,97 +89,50 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)],
 )
 def test_a_signal_ends_the_run_after_its_step(
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-    number: int,
-    error: type[BaseException],
-    code: int | None,
+    tmp_path: pathlib.Path, number: int, error: type[BaseException], code: int | None
 ) -> None:
-    """Ctrl-C and SIGTERM, here in the middle of step 5, after which the run goes on."""
-    whole = train(tiny_recipe("edm"), DATA, tmp_path / "whole")
+    """Ctrl-C and SIGTERM, in the middle of step 5."""
     handler = signal.getsignal(number)
-    with signalling("loss", {5: number}), pytest.raises(error) as caught:
-        train(tiny_recipe("edm"), DATA, tmp_path / "run")
+
+    def send() -> None:
+        os.kill(os.getpid(), number)
+
+    with before_call(Training, "loss", 5, send), pytest.raises(error) as caught:
+        tiny_train(tiny_recipe("edm"), tmp_path)
     assert getattr(caught.value, "code", None) == code
     assert signal.getsignal(number) == handler
-    assert "stopped at step 6 and saved; go on with --resume" in capsys.readouterr().err
-    assert state_of(tmp_path / "run")["step"] == 6
-    path = train(tiny_recipe("edm"), DATA, tmp_path / "run", resume=True)
-    assert_equal(load_file(path), load_file(whole))
+    assert state_of(tmp_path)["step"] == 6
+    assert read_info(tmp_path / "demo-cifar10-edm.safetensors").training.total_steps == 6
 
 
-def test_a_second_signal_ends_the_run_at_once(tmp_path: pathlib.Path) -> None:
-    """Here between the optimizer's step and the average's, where nothing can be saved."""
-    numbers = {5: signal.SIGTERM}
-    with signalling("loss", numbers), pytest.MonkeyPatch.context() as patch:
-        original = step.ema_update
-
-        def pressed(*args: Any) -> None:
-            if not numbers:
-                os.kill(os.getpid(), signal.SIGINT)
-            original(*args)
-
-        patch.setattr(step, "ema_update", pressed)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_recipe("edm"), DATA, tmp_path, rhythm=Rhythm(save_every=4))
-    assert state_of(tmp_path)["step"] == 4
-
-
-def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: pathlib.Path) -> None:
-    with ThreadPoolExecutor() as threads:
-        path = threads.submit(train, tiny_recipe("edm", total_steps=1), DATA, tmp_path).result()
-    assert path.is_file()
-
-
-@contextlib.contextmanager
-def signalling(name: str, numbers: dict[int, int]) -> Iterator[None]:
-    """Send this process signals, by the number of the call (from 0) of a method of the run."""
-    original, calls = getattr(Training, name), iter(range(10**6))
-
-    def method(*args: Any) -> Any:
-        if number := numbers.pop(next(calls), None):
-            os.kill(os.getpid(), number)
-        return original(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, name, method)
-        yield
-
-
-def losses_of(folder: pathlib.Path) -> list[tuple[int, float]]:
-    """Step and loss of each line of a log; the durations differ from run to run."""
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
-
-
-def test_the_checkpoint_holds_the_average_and_its_origin(tmp_path: pathlib.Path) -> None:
-    path = train(
-        tiny_recipe("edm"),
-        DATA,
-        tmp_path,
-        seed=3,
-        provenance={"command": "c"},
-        rhythm=Rhythm(log_every=5),
-    )
-    model = load_model(path)
-    info = model.info
-    state = state_of(tmp_path)
+def test_the_checkpoint_holds_the_average_and_its_provenance(tmp_path: pathlib.Path) -> None:
+    recipe = tiny_recipe("ct", two_step_index=4)
+    path = tiny_train(recipe, tmp_path, seed=3, name="mine")
+    assert path == tmp_path / "mine.safetensors"
+    model, state = load_model(path), state_of(tmp_path)
     assert_equal(dict(model.state_dict()), dict(state["ema"]))
     assert not torch.equal(
         state["ema"]["network.out.2.bias"], state["online"]["network.out.2.bias"]
     )
-    assert info.recipe == dataclasses.asdict(tiny_recipe("edm"))
-    expected = {"seed": 3, "steps": 20, "images_seen": 60, "weights": "ema", "command": "c"}
-    assert info.origin.items() >= (expected | {"data_sha256": DATA.sha256()}).items()
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == [5, 10, 15, 20]
+    info, run = model.info, model.info.training
+    assert info.recipe == recipe
+    assert run is not None
+    assert (run.seed, run.total_steps, run.images_seen, run.weights) == (3, 20, 60, "ema")
+    assert (run.scale, run.stands_for, run.dataset) == ("demo", "cifar10-ct", "synthetic")
+    assert run.dataset_sha256 == DATA.sha256()
+    # Point 4 of 11 (Karras et al. 2022, Equation 5).
+    time = (80 ** (1 / 7) + 0.4 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    assert info.two_step_time == pytest.approx(time)
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().double().flatten() for p in module.parameters()])
 
 
 def test_the_averages_equal_their_closed_forms() -> None:
     """Sums of CT's online weights in float64; 20 float32 updates round by 20 * 2^-24 at most."""
-    chosen = tiny_recipe("ct", mu0=0.5, s0=2, s1=9)
-    training = Training(chosen, 0)
-    source = BatchSource(DATA, chosen, 0)
+    recipe = tiny_recipe("ct", mu0=0.5, s0=2, s1=9)
+    training, source = Training(recipe, 0), BatchSource(DATA, recipe, 0)
     weights = [flat(training.online)]
     for k in range(20):
         training.train_step(source.batch(k))
@@ -228,30 +151,12 @@ def test_the_averages_equal_their_closed_forms() -> None:
     assert (ema - target).abs().max() > 100 * rounding
 
 
-def flat(module: nn.Module) -> Tensor:
-    return torch.cat([p.detach().double().flatten() for p in module.parameters()])
-
-
 def test_without_a_decay_the_target_is_the_online_network(teacher: pathlib.Path) -> None:
     model = load_model(teacher)
     training = Training(tiny_recipe("cd"), 0, model)
     assert training.target is training.online
     assert training.online.parameterization == "boundary"
     assert_equal(flat(training.online), flat(model))  # starts from the teacher's weights
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: pathlib.Path) -> None:
-    original = step.edm_loss
-    losses = iter([1.0] * 12 + [math.nan])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "edm_loss", lambda *args: next(losses) * original(*args))
-        message = r"step 12 .*loss nan.*good state: .*state-00000012.pt; try a lower learning_rate"
-        with pytest.raises(FloatingPointError, match=message):
-            train(tiny_recipe("edm"), DATA, tmp_path, rhythm=Rhythm(save_every=5))
-    state = state_of(tmp_path)
-    assert state["step"] == 12
-    weights = load_file(tmp_path / "demo-cifar10-edm.safetensors")
-    assert all(w.isfinite().all() for w in [*weights.values(), *state["online"].values()])
 
 
 def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
@@ -261,54 +166,88 @@ def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
     around it: the first one has learned little, and 0.7 cannot be chance.
     """
     data = synthetic(64, SIZE)
-    chosen = tiny_recipe("edm", total_steps=100, batch_size=16, learning_rate=2e-3, dropout=0.0)
-    train(chosen, data, tmp_path, rhythm=Rhythm(log_every=25))
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    recipe = tiny_recipe("edm", total_steps=100, batch_size=16, learning_rate=2e-3, dropout=0.0)
+    tiny_train(recipe, tmp_path, data, log_every=25)
+    losses = [loss for _, loss in losses_of(tmp_path)]
     t = np.exp(-1.2 + 1.2 * np.random.default_rng(0).standard_normal((10_000, 1)))
     m = np.square(data.images / 127.5 - 1).mean((1, 2, 3))  # (64,)
     untrained = ((t**2 * m / 0.25 + 0.25) / (t**2 + 0.25)).mean()
-    assert log[0]["loss"] == pytest.approx(untrained, rel=0.1)
-    assert log[-1]["loss"] < 0.7 * untrained
+    assert losses[0] == pytest.approx(untrained, rel=0.1)
+    assert losses[-1] < 0.7 * untrained
 
 
-@pytest.mark.parametrize(
-    ("method", "longer"),
-    [("edm", {"total_steps": 20}), ("ct", {"total_steps": 20, "schedule_steps": 12})],
-)
-def test_a_finished_run_can_go_on(
-    tmp_path: pathlib.Path, method: str, longer: dict[str, Any]
-) -> None:
-    whole = train(tiny_recipe(method, **longer), DATA, tmp_path / "whole")
-    first = tiny_recipe(method, total_steps=12)
-    train(first, DATA, tmp_path / "legs")
-    path = train(tiny_recipe(method, **longer), DATA, tmp_path / "legs", resume=True)
+@pytest.mark.parametrize("method", ["edm", "ct"])
+def test_the_parts_of_a_batch_are_the_batch(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """A loss is a mean over images: its gradient in parts is that of the whole, up to rounding.
+
+    A batch of 7 goes whole, in parts of 3, 3 and 1 (the devices do not divide it, and each image
+    has the same weight), and one by one.
+    """
+    sizes: list[int] = []
+    original = Training.loss
+
+    def counted(training: Training, batch: Batch) -> Tensor:
+        sizes.append(len(batch.images))
+        return original(training, batch)
+
+    monkeypatch.setattr(Training, "loss", counted)
+    gradients, losses = [], []
+    for num_gpus, micro_batch in ((1, None), (3, None), (1, 1)):
+        recipe = tiny_recipe(method, batch_size=7, dropout=0.0, num_gpus=num_gpus)
+        training = Training(recipe, 0, micro_batch=micro_batch)
+        losses.append(training.gradients(BatchSource(DATA, recipe, 0).batch(0)).item())
+        gradients.append(training.online.network.out[2].weight.grad.clone())
+    assert sizes == [7, 3, 3, 1, *[1] * 7]
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-5)  # float32 sums in another order
+        assert torch.allclose(gradient, gradients[0], rtol=1e-4, atol=1e-7)
+    assert gradients[0].abs().max() > 1e-3
+
+
+def test_a_finished_run_can_be_continued(tmp_path: pathlib.Path) -> None:
+    longer = tiny_recipe("ct", total_steps=20, schedule_steps=12)
+    whole = tiny_train(longer, tmp_path / "whole")
+    tiny_train(tiny_recipe("ct", total_steps=12), tmp_path / "legs")
+    path = tiny_train(longer, tmp_path / "legs", resume=True)
     assert_equal(load_file(path), load_file(whole))
-    assert load_model(path).info.recipe["total_steps"] == 20
-
-
-def test_a_run_cannot_go_on_with_another_schedule(tmp_path: pathlib.Path) -> None:
-    train(tiny_recipe("ct", total_steps=12), DATA, tmp_path)
-    with pytest.raises(ValueError, match="schedule_steps is 12, not 20"):
-        train(tiny_recipe("ct", total_steps=20), DATA, tmp_path, resume=True)
-
-
-def test_learning_rate_falls_with_the_images_and_then_to_zero() -> None:
-    recipe = tiny_recipe(
-        "edm",
-        total_steps=100,
-        batch_size=16,
-        learning_rate=1e-3,
-        inverse_sqrt_after=160,
-        linear_decay_share=0.2,
-    )
-    rates = [learning_rate_at(recipe, step) for step in (0, 10, 40, 80, 90, 100)]
-    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 1e-3 / 8**0.5, 0.5e-3 / 3, 0])
 
 
 def test_the_optimizer_takes_the_rate_of_its_step() -> None:
     recipe = tiny_recipe("edm", total_steps=2, linear_decay_share=1.0, learning_rate=1e-3)
-    training = Training(recipe, 0)
-    source = BatchSource(DATA, recipe, 0)
+    training, source = Training(recipe, 0), BatchSource(DATA, recipe, 0)
     for rate in (1e-3, 0.5e-3):
         training.train_step(source.batch(training.step))
         assert training.optimizer.param_groups[0]["lr"] == rate
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "teacher_changes", "message"),
+    [
+        ("cd", {}, None, "needs a teacher; give --teacher"),
+        ("edm", {}, {}, "takes no teacher; leave out --teacher"),
+        ("ct", {"initialisation": "teacher"}, None, "needs a teacher"),
+        ("cd", {}, {"network": "deep"}, "the teacher is not of network 'tiny'"),
+        ("cd", {}, {"method": "ct"}, "no EDM denoiser"),
+        ("cd", {}, {"dataset": "cifar10-train"}, "trained on cifar10-train, the recipe is for"),
+        ("cd", {"solver": "hein"}, {}, "unknown solver 'hein': did you mean 'heun'?"),
+        ("edm", {"network": "demo"}, None, "takes 32 x 32"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(
+    tmp_path: pathlib.Path, method: str, changes: Any, teacher_changes: Any, message: str
+) -> None:
+    teacher = None
+    if teacher_changes is not None:
+        kind = {"method": "edm"} | teacher_changes
+        teacher = tiny_train(tiny_recipe(**kind, total_steps=1), tmp_path / "teacher")
+    with pytest.raises(ValueError) as caught:
+        tiny_train(tiny_recipe(method, **changes), tmp_path / "out", teacher=teacher)
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="seed = 4294967296; allowed is 0 to 4294967295"):
+        Training(tiny_recipe("edm"), 1 << 32)
+    with pytest.raises(ValueError, match=r"--compile with dropout = 0\.1"):
+        Training(tiny_recipe("edm"), 0, compiled=True)

@@ -1,32 +1,21 @@
 """Half precision for the passes of the networks alone; compiled networks."""
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from tiny import DATA, tiny_networks, tiny_recipe
+from tiny import DATA, tiny_recipe
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.io import load_model
-from cmrepro.training.batches import BatchSource
-from cmrepro.training.loop import train
-from cmrepro.training.state import state_files
+from cmrepro.checkpoints.load import load_model
+from cmrepro.consistency.distances import pseudo_huber
+from cmrepro.training.data import BatchSource
 from cmrepro.training.step import Training
 
+pytestmark = pytest.mark.usefixtures("networks")
+
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def networks() -> Iterator[None]:
-    with tiny_networks():
-        yield
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return train(tiny_recipe("edm", total_steps=2), DATA, tmp_path_factory.mktemp("teacher"))
 
 
 def training_of(method: str, teacher: pathlib.Path, **settings: Any) -> Training:
@@ -51,7 +40,13 @@ def modules(training: Training) -> list[nn.Module]:
 def test_passes_are_in_half_precision_and_all_that_is_kept_in_float32(
     teacher: pathlib.Path, method: str, precision: str
 ) -> None:
-    training = training_of(method, teacher, precision=precision)
+    compared: set[torch.dtype] = set()
+
+    def watched(x: Tensor, y: Tensor) -> Tensor:
+        compared.update((x.dtype, y.dtype))
+        return pseudo_huber(x, y)
+
+    training = training_of(method, teacher, precision=precision, distance=watched)
     seen: dict[nn.Module, set[torch.dtype]] = {}
     passing = [model for model in dict.fromkeys(modules(training)) if model is not training.ema]
     for model in passing:
@@ -59,15 +54,6 @@ def test_passes_are_in_half_precision_and_all_that_is_kept_in_float32(
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_hook(lambda _, __, y, types=types: types.add(y.dtype))
-    compared: set[torch.dtype] = set()
-    if method != "edm":
-        distance = training.distance
-
-        def watched(x: Tensor, y: Tensor) -> Tensor:
-            compared.update((x.dtype, y.dtype))
-            return distance(x, y)
-
-        training.distance = watched
     run(training, 7)  # RAdam adapts from step 6 on
     assert seen == {model: {HALF[precision]} for model in passing}
     assert compared <= {torch.float32}
@@ -90,16 +76,6 @@ def test_half_precision_trains_nearly_as_float32(
     )
 
 
-def test_a_recipe_in_mixed_precision_is_trained_in_fp16(tmp_path: pathlib.Path) -> None:
-    recipe = tiny_recipe("edm", mixed_precision=True, total_steps=2)
-    path = train(recipe, DATA, tmp_path / "fp16")
-    assert load_model(path).info.origin["precision"] == "fp16"
-    other = train(recipe, DATA, tmp_path / "fp32", precision="fp32")
-    assert load_model(other).info.origin["precision"] == "fp32"
-    with pytest.raises(ValueError, match="precision is 'fp16', not 'bf16'"):
-        train(recipe, DATA, tmp_path / "fp16", precision="bf16", resume=True)
-
-
 def test_an_overflow_repeats_the_step_with_half_the_scale(teacher: pathlib.Path) -> None:
     """So that the steps see what they see in other precisions, and none is lost."""
     training, usual = (training_of("edm", teacher, precision="fp16") for _ in range(2))
@@ -110,26 +86,6 @@ def test_an_overflow_repeats_the_step_with_half_the_scale(teacher: pathlib.Path)
     assert losses == pytest.approx(run(usual, 2), rel=1e-3)  # a scale is a power of two
     for a, b in zip(training.ema.parameters(), usual.ema.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-
-
-def test_the_state_has_the_scale(tmp_path: pathlib.Path) -> None:
-    train(tiny_recipe("edm", mixed_precision=True, total_steps=2), DATA, tmp_path)
-    scaler = torch.load(state_files(tmp_path)[0], weights_only=True)["scaler"]
-    assert scaler["scale"] > 0
-    assert scaler["_growth_tracker"] <= 2
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"precision": "fp8"}, "unknown precision 'fp8': did you mean 'fp32'"),
-        ({"precision": "half"}, "known: bf16, fp16, fp32"),
-        ({"compiled": True}, "got --compile with dropout = 0.1; compiled, the online"),
-    ],
-)
-def test_what_cannot_be_done_is_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Training(tiny_recipe("edm"), 0, **settings)
 
 
 @pytest.mark.slow

@@ -2,15 +2,23 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from cmrepro.datasets import synthetic
+from cmrepro.checkpoints.load import load_model
+from cmrepro.data import synthetic
 from cmrepro.networks.adm import ADMConfig, UNet
 from cmrepro.networks.presets import IMAGE_SIZES, PRESETS
-from cmrepro.training.recipes import Recipe, load_recipe
+from cmrepro.settings import Recipe
+from cmrepro.training.loop import train
+from cmrepro.training.recipes import load_recipe
+from cmrepro.training.state import state_files
+from cmrepro.training.step import Training
 
 SIZE = 8
 DATA = synthetic(10, SIZE)
@@ -42,3 +50,44 @@ def tiny_recipe(method: str, **changes: Any) -> Recipe:
     }
     consistency = {} if method == "edm" else {"distance": "pseudo-huber", "s1": 10}
     return load_recipe(f"demo-cifar10-{method}").replace(**(tiny | consistency | changes))
+
+
+def tiny_train(
+    recipe: Recipe,
+    out: pathlib.Path,
+    data: Any = DATA,
+    *,
+    seed: int = 0,
+    teacher: pathlib.Path | None = None,
+    precision: str | None = None,
+    **settings: Any,
+) -> pathlib.Path:
+    """Train a recipe; returns the checkpoint's path."""
+    model = None if teacher is None else load_model(teacher)
+    return train(Training(recipe, seed, model, precision=precision), data, out, **settings)
+
+
+def state_of(folder: pathlib.Path) -> dict[str, Any]:
+    """The newest state of a run without its duration, which alone may differ."""
+    state = torch.load(state_files(folder)[0], weights_only=True)
+    del state["duration_s"]
+    return state
+
+
+def state_names(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in state_files(folder))
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Equality bit for bit, through dictionaries and sequences."""
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b

@@ -8,32 +8,24 @@ import os
 import pathlib
 import signal
 import sys
-import tempfile
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
-from tiny import DATA, tiny_networks, tiny_recipe
+from tiny import tiny_networks, tiny_recipe, tiny_train
 from torch import distributed
 
-from cmrepro.processes import joined_processes
-from cmrepro.training.loop import Rhythm, train
+from cmrepro.distributed import process_group
 from cmrepro.training.step import Training
 
 
 def tiny_run(
-    method: str,
-    out: str,
-    changes: dict[str, Any] | None = None,
-    rhythm: dict[str, int] | None = None,
-    **settings: Any,
+    method: str, out: str, changes: dict[str, Any] | None = None, **settings: Any
 ) -> None:
     """Train a tiny recipe on one thread."""
     torch.set_num_threads(1)
-    recipe = tiny_recipe(method, **(changes or {}))
     with tiny_networks():
-        train(recipe, DATA, pathlib.Path(out), rhythm=Rhythm(**(rhythm or {})), **settings)
+        tiny_train(tiny_recipe(method, **(changes or {})), pathlib.Path(out), **settings)
 
 
 def tiny_run_of_several(rank: int, num_processes: int, meeting: str, run: dict[str, Any]) -> None:
@@ -45,38 +37,16 @@ def tiny_run_of_several(rank: int, num_processes: int, meeting: str, run: dict[s
     distributed.destroy_process_group()
 
 
-def dying(owner: Any, name: str, call: int, after: bool) -> Any:
-    """Kill this process before or after the given call (from 0) of a function."""
-    original: Callable[..., Any] = getattr(owner, name)
-    calls = iter(range(10**6))
+def killed_after(step: int) -> Any:
+    """Kill this process after a step."""
+    original = Training.update
 
-    def deadly(*args: Any, **kwargs: Any) -> Any:
-        last = next(calls) == call
-        if last and not after:
+    def update(training: Training) -> None:
+        original(training)
+        if training.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
-        if last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
 
-    return mock.patch.object(owner, name, deadly)
-
-
-# In the middle of a step, and at every stage of a save: before and after a file is written, named
-# and an old one deleted.
-MOMENTS = {
-    "step": (Training, "update"),
-    "temporary": (tempfile, "mkstemp"),
-    "write": (torch, "save"),
-    "rename": (os, "replace"),
-    "delete": (pathlib.Path, "unlink"),
-}
-
-
-def tiny_run_that_dies(moment: str, call: int, after: bool, run: dict[str, Any]) -> None:
-    """The same, killed at a moment."""
-    with dying(*MOMENTS[moment], call, after):
-        tiny_run(**run)
+    return mock.patch.object(Training, "update", update)
 
 
 def main(text: str) -> None:
@@ -84,12 +54,12 @@ def main(text: str) -> None:
     run = json.loads(text)
     deaths = run.pop("deaths", {})
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    with joined_processes() as rank:
+    with process_group() as rank:
         step = None if restarted else deaths.get(str(rank))
         if step is None:
             tiny_run(**run)
             return
-        with dying(Training, "update", step, after=True):
+        with killed_after(step):
             tiny_run(**run)
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: weights, recipe and origin in one safetensors file."""
+"""Checkpoints: weights, recipe and provenance in one safetensors file."""

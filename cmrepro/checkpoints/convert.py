@@ -1,284 +1,184 @@
-"""From any checkpoint that can be read to ours, or to a diffusers folder; and its model card."""
+"""Checkpoints of any supported format: read, and written as ours; nothing in them is run.
 
-import dataclasses
-import functools
+Ours (safetensors), state dicts of `torch.save`, flax files of the official CIFAR-10 code and
+diffusers folders. A tensor of a mapped file takes memory when it is used.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import torch
 from torch import Tensor
 
-from cmrepro import __version__
-from cmrepro.checkpoints.contents import (
-    Format,
-    TypedShapes,
-    file_format,
-    guess_network,
-    here,
-    nearest_network,
-    tensor_shapes,
-)
-from cmrepro.checkpoints.diffusers_folder import (
-    read_diffusers_folder,
-    two_step_point,
-    unet_config,
-    weights_file,
-    write_diffusers_folder,
-)
-from cmrepro.checkpoints.flax import ncsnpp_state_dict, read_flax_checkpoint
-from cmrepro.checkpoints.io import (
-    CheckpointInfo,
-    check_parameters,
-    read_info,
-    read_weights,
-    stored_weights,
-    write_checkpoint,
-)
-from cmrepro.checkpoints.registry import (
-    ReleasedCheckpoint,
-    default_sigmas,
-    fetch_checkpoint,
-    released_checkpoints,
-)
-from cmrepro.checkpoints.torch_files import PICKLE_ADVICE, read_torch_file
+from cmrepro import schema
+from cmrepro.checkpoints import diffusers, flax, io, registry
 from cmrepro.consistency.parameterization import Parameterization
-from cmrepro.files import atomic_path, sha256
-from cmrepro.networks.ncsnpp import NCSNppConfig
+from cmrepro.files import sha256
+from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
 from cmrepro.networks.presets import PRESETS, build_network
+from cmrepro.records import CheckpointInfo
+from cmrepro.settings import Selection
 
 # Goes into the header; rises with every change that would give other bytes from the same source.
 CONVERSION_VERSION = 2
 
-# What the origin of a released checkpoint takes over; `comparable` of a record is made of it.
-FROM_REGISTRY = (
-    "name",
-    "url",
-    "dataset",
-    "method",
-    "distance",
-    "recipe",
-    "licence",
-    "model_card",
-    "images_seen",
-    "global_batch",
-    "initialisation",
-    "ema_rate",
-    "weights",
-)
-
-Target = Literal["safetensors", "diffusers"]
+Format = Literal["safetensors", "torch", "flax", "diffusers"]
 
 
 def convert(
     source: str | Path,
-    out: str | Path | None = None,
+    out: str | Path | None = None,  # for a released name by default in the cache
     *,
-    to: Target = "safetensors",
+    network: str | None = None,  # for files that do not state it; by default the one that fits
+    parameterization: Parameterization | None = None,  # for .pt and flax files given by path
+    dtype: torch.dtype = torch.float32,  # of the stored parameters
+    two_step_time: float | None = None,  # by default that of the source
+    two_step_selection: Selection | None = None,  # None for a time given by hand
+) -> Path:
+    """Write a checkpoint of any supported format (`source` as for `load_model`) as one of ours."""
+    entry = None if Path(source).exists() else registry.released_checkpoints().get(str(source))
+    if out is None:
+        if entry is None:
+            raise ValueError(f"got no file to write {source} to; give one with --out")
+        out = entry.converted
+    path = registry.fetch_checkpoint(entry.name) if entry else local_checkpoint(source)
+    weights, info = read_checkpoint(path, entry, network, parameterization)
+    if two_step_time is not None:
+        low, high = info.sigma_min, info.sigma_max
+        if not low < two_step_time < high:
+            allowed = f"allowed is between {low:g} and {high:g}"
+            raise ValueError(f"got two-step time {two_step_time:g}; {allowed}")
+        info = info.replace(two_step_time=two_step_time, two_step_selection=two_step_selection)
+    with torch.device("meta"):
+        empty = build_network(info.network)
+    io.save_checkpoint(out, empty, info, dtype, weights)
+    return Path(out)
+
+
+def local_checkpoint(name: str | Path) -> Path:
+    """The path of a bundled checkpoint's name, or the path itself; refuses what is neither."""
+    bundled = io.bundled_checkpoints()
+    path = Path(name) if Path(name).exists() else bundled.get(str(name))
+    if path is None:
+        kind, known = "checkpoint (no such file either)", registry.released_checkpoints()
+        listed_by = "cmrepro checkpoints list"
+        raise ValueError(schema.unknown(kind, str(name), [*bundled, *known], listed_by))
+    return path
+
+
+def read_checkpoint(
+    path: Path,
+    released: registry.ReleasedCheckpoint | None = None,
     network: str | None = None,
     parameterization: Parameterization | None = None,
-    dtype: torch.dtype = torch.float32,
-    two_step_time: float | None = None,
-    selection: str | None = None,
-) -> Path:
-    """Write a checkpoint of any readable format as ours, or as a diffusers folder.
-
-    Weights of a foreign format get a model card beside them, in the folder its README.md.
-
-    Args:
-        source: A released checkpoint's name (downloaded where necessary), a bundled one's, an
-            official .pt or flax file, a diffusers folder, or one of our own checkpoints.
-        out: File, or new folder; for a released name by default where `load_model` looks for it.
-        to: "safetensors" (ours) or "diffusers".
-        network: Name of the preset, for files that do not say; found by the shapes where None.
-        parameterization: Likewise; necessary for .pt and flax files that are given by path.
-        dtype: Type of the stored parameters: float32, float16 or bfloat16.
-        two_step_time: Second sampling time; kept as it is where None.
-        selection: How checkpoint and time were chosen; kept as it is where None.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: Unknown source, broken or foreign file, parameters that do not fit the network
-            (names one), something that the file does not say and was not given, a time outside the
-            model's range, or a place that cannot be written.
-    """
-    entry = None if Path(source).exists() else released_checkpoints().get(str(source))
-    if out is None and (entry is None or to != "safetensors"):
-        raise ValueError(f"got no file to write {source} to; give one with --out")
-    path = fetch_checkpoint(entry.name) if entry else here(str(source))
-    kind = file_format(path)
-    weights, said = read_source(path, kind, entry.network if entry else network)
-    if entry:
-        said |= released_fields(entry)
-    said["network"] = _agreed(path, "network", said["network"], network)
-    with torch.device("meta"):
-        skeleton = build_network(said["network"])
-    check_parameters(skeleton.state_dict(), weights, str(path), said["network"])
-    said["parameterization"] = _agreed(
-        path, "parameterization", said.get("parameterization"), parameterization
-    )
-    if said["parameterization"] is None:
+) -> tuple[dict[str, Tensor], CheckpointInfo]:
+    """Weights under our names, and their header; arguments as for `convert`."""
+    kind, weights, fields, step = read_contents(path, released.network if released else network)
+    fields |= released.info_fields if released else {}
+    for key, value in {"network": network, "parameterization": parameterization}.items():
+        if value and fields.setdefault(key, value) != value:
+            raise ValueError(f"{path} has {key} {fields[key]}, got --{key} {value}; leave it out")
+    if "parameterization" not in fields:
         raise ValueError(
-            f"{path} does not say whether it is a consistency function or an EDM denoiser; give "
-            "--parameterization boundary or edm (released checkpoints are known by name)"
+            f"{path} does not state what it computes; give --parameterization boundary "
+            "(consistency function) or edm (EDM denoiser)"
         )
-    if not said.get("origin"):
-        said["origin"] = origin(path, kind, entry, said.pop("steps", None))
-        said.setdefault("selection", "as released" if entry else "not known")
-    info = with_choices(CheckpointInfo(**(default_sigmas() | said)), two_step_time, selection)
-    stored = stored_weights(weights, skeleton, dtype)
-    written = Path(out) if out is not None else released_checkpoints()[str(source)].converted
-    if to == "diffusers":
-        unet_config(info.network)  # refuses before the card is made
-        card = model_card(info, dtype, written.name, two_step_point(info)[0])
-        write_diffusers_folder(written, stored, info, card)
-        return written
-    write_checkpoint(written, stored, info)
-    if "source_sha256" in info.origin:
-        with atomic_path(written.with_suffix(".md")) as temporary:
-            temporary.write_text(model_card(info, dtype, written.stem), encoding="utf-8")
-    return written
+    if "selection" not in fields:  # not written by us
+        keys = ("name", "url", "licence") if released else ()
+        fields["converted"] = {key: getattr(released, key) for key in keys} | {
+            **{"file": path.name, "sha256": sha256(diffusers.weights_file(path))},
+            **{"format": kind, "conversion": CONVERSION_VERSION, "step": step},
+        }
+        fields["selection"] = {"rule": "as released" if released else "not stated"}
+    fields = registry.default_sigmas() | fields
+    return weights, schema.convert(CheckpointInfo, fields, str(path))
 
 
-def read_source(
-    path: Path, kind: Format, network: str | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights under our names, and what the file says of itself: fields of `CheckpointInfo`.
+def read_contents(
+    path: Path, network: str | None = None
+) -> tuple[Format, dict[str, Tensor], dict[str, Any], int | None]:
+    """Format, weights under our names, stated fields of `CheckpointInfo`, step counter of a file.
 
-    Args:
-        path: File or folder.
-        kind: Its format.
-        network: Name of the preset; found by names and shapes where None. Only asked for files
-            that do not say it.
-
-    Raises:
-        ValueError: A broken file, or no network of ours has these parameters.
+    The network is always among the fields; `network` is for files that do not state it.
     """
-    if kind == "safetensors":
-        said = dataclasses.asdict(read_info(path))
-        return read_weights(path), said
-    if kind == "diffusers":
-        return read_diffusers_folder(path)
-    if kind == "pickle":
-        raise ValueError(f"{path} is a Python pickle: {PICKLE_ADVICE}")
-    if kind == "torch":
-        weights = read_torch_file(path)
-        network = network or _guessed(path, kind, tensor_shapes(weights))
-        return weights, {"network": network}
-    checkpoint = read_flax_checkpoint(path)
-    shapes = {name: (str(a.dtype), a.shape) for name, a in checkpoint.parameters.items()}
-    network = network or _guessed(path, kind, shapes)
-    config = PRESETS[network][1] if network in PRESETS else None
-    if not isinstance(config, NCSNppConfig):
-        fitting = [name for name, (_, c) in PRESETS.items() if isinstance(c, NCSNppConfig)]
-        raise ValueError(
-            f"{path} is a flax checkpoint, got network '{network}'; allowed are "
-            f"{', '.join(fitting)}"
-        )
-    weights = ncsnpp_state_dict(checkpoint.parameters, config, str(path))
-    return weights, {"network": network, "steps": checkpoint.step}
-
-
-def released_fields(entry: ReleasedCheckpoint) -> dict[str, Any]:
-    """What the registry knows of a checkpoint: fields of `CheckpointInfo`."""
-    return {
-        "network": entry.network,
-        "parameterization": entry.parameterization,
-        "sigma_data": entry.sigma_data,
-        "sigma_min": entry.sigma_min,
-        "sigma_max": entry.sigma_max,
-        "two_step_time": entry.two_step_time,
-    }
-
-
-def origin(
-    path: Path, kind: Format, entry: ReleasedCheckpoint | None, steps: int | None
-) -> dict[str, Any]:
-    """The origin of weights that were not trained here, for the header."""
-    fields: dict[str, Any] = {
-        "source": path.name,
-        "source_format": kind,
-        "source_sha256": sha256(weights_file(path) if kind == "diffusers" else path),
-        "conversion": CONVERSION_VERSION,
-        "cmrepro": __version__,
-    }
-    if entry:
-        fields |= {key: getattr(entry, key) for key in FROM_REGISTRY}
-        fields["steps"] = entry.training_steps
+    kind, step = _format(path), None
+    fields: dict[str, Any] = {}
+    tensors: Any  # by the format's names, arrays or tensors
     if kind == "flax":
-        fields |= {"weights": "ema", "steps": steps}
-    return fields
+        tensors, step = flax.read_flax_checkpoint(path)
+    else:
+        if kind == "safetensors":
+            fields = schema.to_builtins(io.read_info(path))
+        elif kind == "diffusers":
+            fields = diffusers.folder_fields(path)
+        file = diffusers.weights_file(path)
+        tensors = _state_dict(file) if _format(file) == "torch" else io.read_weights(file)
+    network = _fitting_network(path, kind, tensors, fields.get("network") or network)
+    config = PRESETS[network][1]
+    if kind == "flax" and isinstance(config, NCSNppConfig):
+        tensors = flax.ncsnpp_state_dict(tensors, config)
+    elif kind == "diffusers":
+        tensors = diffusers.from_diffusers(tensors, network)
+    return kind, dict(tensors), fields | {"network": network}, step
 
 
-def with_choices(
-    info: CheckpointInfo, two_step_time: float | None, selection: str | None
-) -> CheckpointInfo:
-    """`info` with another second sampling time and reason, each kept where None.
-
-    Raises:
-        ValueError: The time is outside the model's range.
-    """
-    if two_step_time is not None:
-        if not info.sigma_min < two_step_time < info.sigma_max:
-            raise ValueError(
-                f"got two-step time {two_step_time:g}; allowed is between {info.sigma_min:g} and "
-                f"{info.sigma_max:g}"
-            )
-        info = dataclasses.replace(info, two_step_time=two_step_time)
-    if selection is not None:
-        info = dataclasses.replace(info, selection=selection)
-    return info
-
-
-def model_card(
-    info: CheckpointInfo, dtype: torch.dtype, title: str, timestep: int | None = None
-) -> str:
-    """Origin, licence and intended use, as Markdown.
-
-    Args:
-        info: Of the checkpoint.
-        dtype: Type of its stored parameters.
-        title: Heading.
-        timestep: Second time of two-step sampling as diffusers counts it, for a folder.
-    """
-    released = released_checkpoints().get(str(info.origin.get("name")))
-    return _template().render(
-        title=title,
-        info=info,
-        origin=info.origin,
-        released=released,
-        dtype=str(dtype).removeprefix("torch."),
-        version=__version__,
-        timestep=timestep,
-    )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("card.md.j2")
-
-
-def _agreed(path: Path, what: str, said: str | None, asked: str | None) -> Any:
-    if said and asked and said != asked:
-        raise ValueError(f"{path} is of {what} '{said}', got --{what} {asked}; leave it out")
-    return said or asked
-
-
-def _guessed(path: Path, kind: Format, shapes: TypedShapes) -> str:
-    network = guess_network(kind, shapes)
-    if network is None:
+def _format(path: Path) -> Format:
+    """The format of a file or folder, by its first bytes; refuses pickles and unknown formats."""
+    if path.is_dir():
+        return "diffusers"
+    with open(path, "rb") as file:
+        start = file.read(10)
+    if start.startswith(b"PK\x03\x04"):
+        return "torch"
+    if start[4:9] == b"\0\0\0\0{":  # the length of the header, below 4 GiB, and its first byte
+        return "safetensors"
+    if len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5:  # PROTO and its version
         raise ValueError(
-            f"{path} ({kind}) has the parameters of no network of ours; "
-            f"{nearest_network(kind, shapes)}; name another one with --network to see what "
-            f"differs: {', '.join(PRESETS)}"
+            f"{path} is a Python pickle, which runs code when it is opened; save its state dict "
+            "if you trust it; in place of NVIDIA's EDM models use edm-cifar10 or edm-imagenet64"
         )
-    return network
+    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map with entries
+        return "flax"
+    raise ValueError(
+        f"{path} is of no known format; allowed are safetensors, a PyTorch state dict (.pt), a "
+        "flax checkpoint (msgpack) and a diffusers folder"
+    )
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict written by `torch.save` since version 1.6 (a zip), mapped."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a crafted file can make the unpickler raise anything
+        raise ValueError(
+            f"{path} is cut off or holds more than tensors "
+            f"({type(error).__name__}); download it again, or save its state dict alone"
+        ) from error
+    if isinstance(weights, dict) and all(torch.is_tensor(v) for v in weights.values()):
+        return weights
+    raise ValueError(f"{path} holds other things than named tensors; save the state dict alone")
+
+
+def _fitting_network(
+    path: Path, kind: Format, tensors: Mapping[str, Any], network: str | None
+) -> str:
+    """The requested network, or the one with these parameters; refuses any other parameters."""
+    expected: dict[str, Mapping[str, Tensor]] = {}  # under the format's names, without memory
+    for name in [network] if network else PRESETS:
+        with torch.device("meta"):
+            candidate = build_network(name)
+        expected[name] = candidate.state_dict()
+        if kind == "flax":
+            expected[name] = flax.flax_layout(candidate) if isinstance(candidate, NCSNpp) else {}
+        elif kind == "diffusers":
+            config = diffusers.adm_networks()[name]
+            expected[name] = diffusers.to_diffusers(expected[name], config)
+    got = io.shapes(tensors)
+    distances = {name: len(io.shapes(e).items() ^ got.items()) for name, e in expected.items()}
+    nearest, *others = sorted(distances, key=lambda name: distances[name])
+    if matching := [name for name in others if not distances[name]]:
+        raise ValueError(f"{path} fits {', '.join([nearest, *matching])}; name one with --network")
+    source = str(path) if network else f"{path} (compared with the nearest network)"
+    io.check_parameters(expected[nearest], tensors, source, nearest)
+    return nearest

@@ -1,137 +1,99 @@
-"""The released checkpoints (registry.toml): what each is, where it lies, and its download."""
+"""The released checkpoints (registry.toml): settings, published training, download."""
 
 import functools
-import tomllib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.files import cache_folder, download
-from cmrepro.names import unknown
+from cmrepro.files import RECORDED, cache_folder, download
+from cmrepro.records import TrainingRun
+from cmrepro.schema import Struct, convert, lookup, read_toml, to_builtins
 
 
-@dataclass(frozen=True)
-class ReleasedCheckpoint:
-    """One released checkpoint.
-
-    Attributes:
-        name: Its key in registry.toml.
-        url: Address.
-        bytes_approx: Size of the file, roughly.
-        checksum: "sha256:…", or "recorded at first download" where none is published.
-        format: "torch" (a state dict) or "flax" (a msgpack file).
-        dataset: Images it was trained on.
-        method: "edm", "cd", "ct", or their continuous-time forms.
-        distance: Distance of the consistency loss; None for an EDM teacher.
-        network: Name of the network preset.
-        sigma_data: Standard deviation of the data.
-        sigma_min: The paper's epsilon.
-        sigma_max: The paper's T.
-        repository: Address of the repository that released it.
-        licence: SPDX name of that repository's licence.
-        model_card: Address of its model card.
-        two_step_index: Index of the second sampling time on the grid, where published.
-        num_scales: Points of that grid.
-        recipe: Name of the recipe of Table 3 that it was trained by, if one.
-        weights: "ema", or "not stated" where averaged or online weights may be inside.
-        training_steps: Optimizer steps; like the next three, of models of Table 3 only.
-        global_batch: Images a step.
-        initialisation: "teacher" or "random".
-        ema_rate: Decay a step of the average.
-    """
+class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
+    """One released checkpoint."""
 
     name: str
     url: str
     bytes_approx: int
-    checksum: str
-    format: str
-    dataset: str
-    method: str
-    network: str
+    format: Literal["torch", "flax"]  # a state dict, or a msgpack file
+    network: str  # like the next three, as in `CheckpointInfo`
     sigma_data: float
     sigma_min: float
     sigma_max: float
-    repository: str
-    licence: str
-    model_card: str
-    weights: str
-    distance: str | None = None
-    two_step_index: int | None = None
-    num_scales: int | None = None
-    recipe: str | None = None
-    training_steps: int | None = None
-    global_batch: int | None = None
-    initialisation: str | None = None
-    ema_rate: float | None = None
+    licence: str  # SPDX name of the licence of the repository that released it
+    model_card: str  # address
+    training: TrainingRun  # published facts of its training
+    checksum: str = RECORDED  # as for `files.download`; none is published
+    two_step_index: int | None = None  # index of the second sampling time, where published
+    num_scales: int | None = None  # points of the grid of that index
 
     @property
     def parameterization(self) -> Parameterization:
         """A denoiser ("edm") for teachers, a consistency function ("boundary") otherwise."""
-        return "edm" if self.method == "edm" else "boundary"
-
-    @property
-    def images_seen(self) -> int | None:
-        """Images that training took, where published."""
-        if self.training_steps is None or self.global_batch is None:
-            return None
-        return self.training_steps * self.global_batch
+        return "edm" if self.training.method == "edm" else "boundary"
 
     @property
     def two_step_time(self) -> float | None:
         """Second sampling time, where published."""
-        if self.two_step_index is None or self.num_scales is None:
+        if (index := self.two_step_index) is None or self.num_scales is None:
             return None
-        times = karras_times(self.num_scales, self.sigma_min, self.sigma_max)
-        return times[self.two_step_index].item()
+        return karras_times(self.num_scales, self.sigma_min, self.sigma_max)[index].item()
+
+    @property
+    def state(self) -> str:
+        """Either "converted", "downloaded" or "not downloaded"."""
+        paths = {"converted": self.converted, "downloaded": self.downloaded}
+        return next((state for state, path in paths.items() if path.is_file()), "not downloaded")
+
+    @property
+    def info_fields(self) -> dict[str, Any]:
+        """The fields of `CheckpointInfo` that are published."""
+        sigmas = ("sigma_data", "sigma_min", "sigma_max")
+        keys = ("network", "parameterization", *sigmas, "two_step_time", "training")
+        return {key: to_builtins(getattr(self, key)) for key in keys}
 
     @property
     def downloaded(self) -> Path:
-        """Where the official file lies once it is there."""
+        """Path of the official file in the cache."""
         suffix = {"torch": ".pt", "flax": ".msgpack"}[self.format]
         return cache_folder() / "checkpoints" / f"{self.name}{suffix}"
 
     @property
     def converted(self) -> Path:
-        """Where the converted file lies once it is there."""
+        """Path of the converted file in the cache."""
         return cache_folder() / "checkpoints" / f"{self.name}.safetensors"
 
 
 @functools.cache
-def _tables() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("registry.toml").read_text(encoding="utf-8"))
+def _tables() -> dict[str, dict[str, Any]]:
+    return read_toml(dict[str, dict[str, Any]], Path(__file__).with_name("registry.toml"))
 
 
 def default_sigmas() -> dict[str, float]:
     """sigma_data, sigma_min and sigma_max of all released models."""
-    return {key: value for key, value in _tables()["defaults"].items() if key.startswith("sigma")}
+    return _tables()["defaults"]
 
 
 @functools.cache
 def released_checkpoints() -> dict[str, ReleasedCheckpoint]:
     """All released checkpoints by name, in the order of registry.toml."""
     tables = _tables()
-
-    def entry(name: str, fields: dict[str, Any]) -> ReleasedCheckpoint:
-        source = tables["sources"][fields["source"]]
-        own = {key: value for key, value in fields.items() if key != "source"}
-        return ReleasedCheckpoint(name=name, **(tables["defaults"] | source | own))
-
-    return {name: entry(name, fields) for name, fields in tables["checkpoints"].items()}
+    entries = {}
+    for name, row in tables["checkpoints"].items():
+        fields = tables["defaults"] | tables["sources"][row["source"]] | row | {"name": name}
+        del fields["source"]
+        training = {key: fields.pop(key) for key in TrainingRun.__struct_fields__ if key in fields}
+        stands_for = f"{training['dataset'].removesuffix('-train')}-{training['method']}"
+        training |= {"scale": "paper", "stands_for": stands_for}
+        if "total_steps" in training:
+            training["images_seen"] = training["total_steps"] * training["batch_size"]
+        entries[name] = convert(ReleasedCheckpoint, fields | {"training": training}, name)
+    return entries
 
 
 def fetch_checkpoint(name: str) -> Path:
-    """The official file of a released checkpoint, downloaded where it is not in the cache yet.
-
-    A file put there by hand is used. An interrupted download goes on where it stopped.
-
-    Raises:
-        ValueError: Unknown name; address unreachable (says where to put the file), no space, or
-            a file with another checksum than the published or first recorded one.
-    """
-    released = released_checkpoints()
-    if name not in released:
-        raise ValueError(unknown("released checkpoint", name, released))
-    entry = released[name]
+    """The official file of a released checkpoint, downloaded if it is not in the cache yet."""
+    entry = lookup("released checkpoint", name, released_checkpoints())
     return download(entry.url, entry.downloaded, entry.checksum)

@@ -1,9 +1,10 @@
 """Continuous-time losses of CD and CT, each (B,) (Appendix B).
 
-Along the ODE the consistency function is constant, so its derivative there is what the losses
-measure: v = df/dt + (df/dx) dx/dt, "tangent" below. The factor that the time grid gives each t in
-the limit of many points is cancelled by the weighting, as in the released code. The derivative is
-taken in forward mode, which costs about a second evaluation and can itself be differentiated.
+Along the ODE the consistency function is constant, so the losses measure its derivative there,
+the "tangent" v = df/dt + (df/dx) dx/dt. The weighting cancels the factor that the time grid gives
+each t in the limit of many points, as in the released code. The derivative is taken in forward
+mode, which costs about a second evaluation and can itself be differentiated. Arguments are those
+of `losses`.
 """
 
 from collections.abc import Callable
@@ -13,11 +14,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmrepro.consistency.distances import Distance
-from cmrepro.consistency.losses import Model, noisy
+from cmrepro.consistency.losses import Labels, Model, noisy
 from cmrepro.consistency.solvers import ode_slope
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""(f (B, C, H, W), v (B, C, H, W)) -> (B,)."""
+Objective = Callable[[Tensor, Tensor], Tensor]  # (f, v), (B, C, H, W) both -> (B,)
 
 
 def tangent_l1(prediction: Tensor, tangent: Tensor) -> Tensor:
@@ -26,17 +26,14 @@ def tangent_l1(prediction: Tensor, tangent: Tensor) -> Tensor:
 
 
 def tangent_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
-    """||v||, (B,), which the released code trains with where the paper has its square.
-
-    See deviation `continuous-l2-norm`; we follow the released code, whose models are published.
-    """
+    """||v||, (B,), as released; the paper has its square (deviation `continuous-l2-norm`)."""
     return torch.linalg.vector_norm(tangent.flatten(1), dim=1)
 
 
 def stop_gradient_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
-    """<f, stop-gradient(v)>, (B,): has the gradient of CD with mu = 0 and l2 in the limit.
+    """<f, stop-gradient(v)>, (B,): its gradient is that of CD with mu = 0 and l2, up to a factor.
 
-    Up to a positive factor. The value itself means nothing and may be negative.
+    The value has no meaning and may be negative.
     """
     return (prediction * tangent.detach()).flatten(1).sum(1)
 
@@ -44,37 +41,24 @@ def stop_gradient_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
 def stop_gradient(distance: Distance) -> Objective:
     """<f, stop-gradient(H v)> for any d, e.g. LPIPS: the limit of CD with mu = 0 (Appendix B).
 
-    H is the Hessian of d(x, f) in x at x = f. As with `stop_gradient_l2`, only the gradient means
-    something; for l2 the two differ by the factor 2 / (C H W) of its mean.
-
-    Args:
-        distance: d, zero and stationary where its arguments agree, with a derivative in forward
-            mode of its gradient.
+    H is the Hessian of d(x, f) in x at x = f. As with `stop_gradient_l2`, only the gradient has a
+    meaning; for l2 the two differ by the factor 2 / (C H W) of its mean.
     """
 
     def objective(prediction: Tensor, tangent: Tensor) -> Tensor:
-        here = prediction.detach()
-        gradient = torch.func.grad(lambda x: distance(x, here).sum())
-        curvature = torch.func.jvp(gradient, (here,), (tangent.detach(),))[1]  # H v
+        f = prediction.detach()
+        gradient = torch.func.grad(lambda x: distance(x, f).sum())
+        curvature = torch.func.jvp(gradient, (f,), (tangent.detach(),))[1]  # H v
         return (prediction * curvature).flatten(1).sum(1)
 
     return objective
 
 
 def consistency_tangent(
-    online: Model, x_t: Tensor, t: Tensor, slope: Tensor, labels: Tensor | None = None
+    online: Model, x_t: Tensor, t: Tensor, slope: Tensor, labels: Labels = None
 ) -> tuple[Tensor, Tensor]:
-    """f(x_t, t) and its derivative by t along the ODE, both (B, C, H, W).
-
-    Args:
-        online: f.
-        x_t: (B, C, H, W).
-        t: (B,), times of `x_t`.
-        slope: (B, C, H, W), dx/dt at (x_t, t).
-        labels: (B,) int64 for class-conditional models.
-    """
-    # The fused attention kernels have no forward-mode derivative.
-    with sdpa_kernel(SDPBackend.MATH):
+    """f(x_t, t) and v = df/dt + (df/dx) slope, both (B, C, H, W), for slope dx/dt at (x_t, t)."""
+    with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no forward-mode derivative
         outputs = torch.func.jvp(
             lambda x_t, t: online(x_t, t, labels), (x_t, t), (slope, torch.ones_like(t))
         )
@@ -88,22 +72,12 @@ def continuous_distillation_loss(
     z: Tensor,
     t: Tensor,
     objective: Objective,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
-    """CD in continuous time: dx/dt is the teacher's.
+    """CD in continuous time: objective(f, v) with dx/dt = (x_t - D(x_t, t)) / t, the teacher's.
 
-    Args:
-        online: f with the weights that are trained.
-        teacher: EDM denoiser D.
-        x: (B, C, H, W), images in [-1, 1].
-        z: (B, C, H, W), standard normal.
-        t: (B,), times in (sigma_min, sigma_max].
-        objective: `tangent_l1`, `tangent_l2`, `stop_gradient_l2` or `stop_gradient(LPIPS())`, as
-            the released models have them.
-        labels: (B,) int64 for class-conditional models.
-
-    Returns:
-        (B,).
+    Here t is in (sigma_min, sigma_max]. The objectives of the released models are all in this
+    module, `stop_gradient` with LPIPS.
     """
     x_t = noisy(x, z, t)
     with torch.no_grad():
@@ -112,20 +86,11 @@ def continuous_distillation_loss(
 
 
 def continuous_training_loss(
-    online: Model,
-    x: Tensor,
-    z: Tensor,
-    t: Tensor,
-    objective: Objective,
-    labels: Tensor | None = None,
+    online: Model, x: Tensor, z: Tensor, t: Tensor, objective: Objective, labels: Labels = None
 ) -> Tensor:
     """CT in continuous time: dx/dt is estimated by (x_t - x) / t, which is z.
 
-    That is unbiased, so that `stop_gradient_l2`, linear in v, has CD's expected gradient
-    (Appendix B.2). The released code also trains `tangent_l2`, which the estimate's variance
-    biases.
-
-    Arguments and result as `continuous_distillation_loss`, without a teacher.
+    The estimate is unbiased, so that `stop_gradient_l2`, linear in v, has CD's expected gradient
+    (Appendix B.2). The released code also trains `tangent_l2`, which its variance biases.
     """
-    x_t = noisy(x, z, t)
-    return objective(*consistency_tangent(online, x_t, t, z, labels))
+    return objective(*consistency_tangent(online, noisy(x, z, t), t, z, labels))

@@ -7,15 +7,16 @@ l1 and l2 are means over pixels as in both released repositories; the paper writ
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrepro.files import cache_folder, download
-from cmrepro.names import unknown
 
 Distance = Callable[[Tensor, Tensor], Tensor]
+Features = Sequence[Tensor]
 
 VGG16_FILE = "vgg16-397923af.pth"
 VGG16_URL = f"https://download.pytorch.org/models/{VGG16_FILE}"
@@ -24,10 +25,6 @@ VGG16_CHECKSUM = "sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83
 LPIPS_FILE = "weights-vgg16-lpips.pth"
 LPIPS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{LPIPS_FILE}"
 LPIPS_CHECKSUM = "sha256:a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
-POOLINGS: dict[str, type[nn.MaxPool2d | nn.AvgPool2d]] = {
-    "max": nn.MaxPool2d,
-    "average": nn.AvgPool2d,
-}
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
@@ -44,155 +41,109 @@ def pseudo_huber(x: Tensor, y: Tensor) -> Tensor:
     """sqrt(||x - y||^2 + c^2) - c with c = 0.00054 sqrt(D), (B,).
 
     Not in the paper: Song and Dhariwal (2024, arXiv 2310.14189, Section 3.3) propose it instead of
-    LPIPS, whose network is a relative of the one that FID looks through.
+    LPIPS, whose network is a relative of FID's.
     """
     c = 0.00054 * math.sqrt(x[0].numel())
     return ((x - y).square().flatten(1).sum(1) + c**2).sqrt() - c
 
 
 def unit_feature_distance(
-    x_features: Sequence[Tensor],
-    y_features: Sequence[Tensor],
-    weights: Sequence[Tensor] | None = None,
+    x_features: Features, y_features: Features, weights: Features | None = None
 ) -> Tensor:
     """LPIPS from feature maps (Zhang et al. 2018, Equation 1), (B,).
 
-    Args:
-        x_features: Feature maps (B, C_l, H_l, W_l), one a layer l.
-        y_features: The same layers for the other images.
-        weights: The learned weights w_l of the squared differences, (1, C_l, 1, 1) each; 1
-            by default.
-
-    Returns:
-        (B,): squared difference of the channel-normalised features, summed over channels, averaged
-        over pixels, summed over layers.
+    sum_l mean_pixels sum_channels w_l (x_l / |x_l| - y_l / |y_l|)^2 for the feature maps x_l and
+    y_l (B, C_l, H_l, W_l) of layers l and their learned weights w_l (1, C_l, 1, 1), 1 by default.
     """
     total = x_features[0].new_zeros(len(x_features[0]))
     for layer, (a, b) in enumerate(zip(x_features, y_features, strict=True)):
         a, b = F.normalize(a, dim=1, eps=1e-6), F.normalize(b, dim=1, eps=1e-6)
         squares = (a - b).square()
-        total = total + (squares if weights is None else weights[layer] * squares).sum(1).mean(
-            (1, 2)
-        )
+        squares = squares if weights is None else weights[layer] * squares
+        total = total + squares.sum(1).mean((1, 2))
     return total
+
+
+def tapped(layers: nn.ModuleList | nn.Sequential, x: Tensor, taps: Sequence[int]) -> list[Tensor]:
+    """Outputs of the layers with the numbers `taps`, each applied to the output before it."""
+    outputs = []
+    for i, layer in enumerate(layers):
+        x = layer(x)
+        if i in taps:
+            outputs.append(x)
+    return outputs
 
 
 class LPIPS(nn.Module):
     """LPIPS with VGG16 (Zhang et al. 2018), images enlarged to 224 px below 256 px (Appendix C).
 
-    The paper does not say which implementation it means, and its repositories have two (deviation
-    `lpips-implementation`): the JAX one, for CIFAR-10, pools by the maximum, as those who fitted
-    the weights did; the PyTorch one, for the other data sets, by the mean (piq 0.7.0 with
-    `replace_pooling`).
-
-    Args:
-        pooling: "max" or "average".
-        vgg16: File of torchvision's weights of VGG16. By default torchvision's own copy in its
-            cache or ours, downloaded once (553 MB).
-        linear: File of the learned weights, as the package lpips has it. By default downloaded
-            once (7 kB).
-
-    Raises:
-        ValueError: Unknown pooling; a file cannot be had or holds other weights.
+    The paper does not name an implementation, and its repositories have two (deviation
+    `lpips-implementation`): the JAX code, for CIFAR-10, pools by the maximum, as the network did
+    that the weights were fitted to; the PyTorch code, for the other data sets, by the mean (piq
+    0.7.0 with `replace_pooling`). The pretrained weights are downloaded once (553 MB and 7 kB).
     """
 
-    ENLARGED = 224
-    NOT_ENLARGED_FROM = 256
     # Of torchvision's `vgg16().features`: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
     TAPS = (3, 8, 15, 22, 29)
     CHANNELS = (64, 128, 256, 512, 512)
-
     shift: Tensor
     scale: Tensor
 
     def __init__(
-        self,
-        pooling: str = "max",
-        vgg16: Path | None = None,
-        linear: Path | None = None,
+        self, pooling: Literal["max", "average"] = "max", pretrained: bool = True
     ) -> None:
         super().__init__()
         from torchvision.models import vgg
 
-        if pooling not in POOLINGS:
-            raise ValueError(unknown("pooling", pooling, POOLINGS))
         self.layers = vgg.make_layers(vgg.cfgs["D"])[: self.TAPS[-1] + 1]
+        for i, layer in enumerate(self.layers):
+            if pooling == "average" and isinstance(layer, nn.MaxPool2d):
+                self.layers[i] = nn.AvgPool2d(2)
         for i, channels in enumerate(self.CHANNELS):
             self.register_buffer(f"weight{i}", torch.ones(1, channels, 1, 1))
+        if pretrained:
+            self.load_state_dict(self._weights())
         # ImageNet's mean and standard deviation, for values in [-1, 1].
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        self.register_buffer("shift", (2 * mean - 1)[:, None, None])
-        self.register_buffer("scale", (2 * std)[:, None, None])
-        in_layers = (name for name in self.state_dict() if name.startswith("layers."))
-        self._read(
-            vgg16 or _vgg16_file(),
-            {name: name.replace("layers", "features") for name in in_layers},
-        )
-        self._read(
-            linear or _linear_file(),
-            {f"weight{i}": f"lin{i}.model.1.weight" for i in range(len(self.TAPS))},
-        )
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, nn.MaxPool2d):
-                self.layers[i] = POOLINGS[pooling](2)
+        self.register_buffer("shift", (2 * mean - 1)[:, None, None], persistent=False)
+        self.register_buffer("scale", (2 * std)[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
 
-    def _read(self, path: Path, names: dict[str, str]) -> None:
-        """Take over weights from a file, where they have other names."""
-        try:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-            self.load_state_dict(
-                {own: stored[there] for own, there in names.items()}, strict=False
-            )
-        except Exception as error:  # torch.load and what follows raise many kinds
-            problem = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(
-                f"{path} does not hold the weights of LPIPS ({problem}); give the file that is "
-                f"downloaded by default, {VGG16_FILE} or {LPIPS_FILE}"
-            ) from error
+    def _weights(self) -> dict[str, Tensor]:
+        """Weights of VGG16, from torchvision's cache or ours, and of the squared differences."""
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        if not (folder / VGG16_FILE).is_file():
+            folder = cache_folder() / "lpips"
+        file = download(VGG16_URL, folder / VGG16_FILE, VGG16_CHECKSUM)
+        vgg16 = torch.load(file, map_location="cpu", weights_only=True)
+        file = download(LPIPS_URL, cache_folder() / "lpips" / LPIPS_FILE, LPIPS_CHECKSUM)
+        linear = torch.load(file, map_location="cpu", weights_only=True)
+        names = (name for name in self.state_dict() if name.startswith("layers."))
+        return {name: vgg16[name.replace("layers", "features")] for name in names} | {
+            f"weight{i}": linear[f"lin{i}.model.1.weight"] for i in range(len(self.TAPS))
+        }
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Feature maps of images in [-1, 1] at `TAPS`."""
-        x = (x - self.shift) / self.scale
-        taps = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i in self.TAPS:
-                taps.append(x)
-        return taps
+        return tapped(self.layers, (x - self.shift) / self.scale, self.TAPS)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of images in [-1, 1], (B,)."""
-        if x.shape[-1] < self.NOT_ENLARGED_FROM:
-            x, y = (
-                F.interpolate(images, size=self.ENLARGED, mode="bilinear", align_corners=False)
-                for images in (x, y)
-            )
+        if x.shape[-1] < 256:
+            x, y = (F.interpolate(images, size=224, mode="bilinear") for images in (x, y))
         weights = [self.get_buffer(f"weight{i}") for i in range(len(self.TAPS))]
         return unit_feature_distance(self.features(x), self.features(y), weights)
 
 
-def _vgg16_file() -> Path:
-    torchvisions = Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE
-    path = torchvisions if torchvisions.is_file() else cache_folder() / "lpips" / VGG16_FILE
-    return download(VGG16_URL, path, VGG16_CHECKSUM)
-
-
-def _linear_file() -> Path:
-    return download(LPIPS_URL, cache_folder() / "lpips" / LPIPS_FILE, LPIPS_CHECKSUM)
-
-
 class EfficientNetDistance(nn.Module):
-    """The demo's stand-in for LPIPS: its form on EfficientNet-Lite1, plus some pseudo-Huber.
+    """The demo's stand-in for LPIPS: its form on EfficientNet-Lite1, plus 0.05 pseudo-Huber.
 
-    The weights come as a Python package, so nothing is downloaded. The network is a relative of
-    EfficientNet-Lite0, through which the `embedded` protocol looks, as VGG is one of Inception:
-    scores of models trained with it flatter in the same way. Images are enlarged to 64 px and
-    features taken where the resolution halves, down to 1/16.
+    The weights come as a Python package, without a download. The network is a relative of
+    EfficientNet-Lite0, the extractor of the `embedded` protocol, as VGG is one of Inception:
+    scores of models trained with it flatter in the same way. Images are enlarged to 64 px.
     """
 
     HUBER_WEIGHT = 0.05
-    IMAGE_SIZE = 64
     # The last block of each stage of EfficientNet-Lite1 that halves the resolution, to 1/16.
     TAPS = (0, 3, 6, 10)
 
@@ -208,22 +159,27 @@ class EfficientNetDistance(nn.Module):
         self.blocks = network._blocks[: self.TAPS[-1] + 1]
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "EfficientNetDistance":
-        """Stays in evaluation mode: its batch statistics are part of the metric."""
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: the stored batch statistics are part of the metric."""
         return super().train(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Feature maps of images in [-1, 1] at `TAPS`."""
-        x = F.interpolate(x, size=self.IMAGE_SIZE, mode="bilinear", align_corners=False)
-        x = self.stem(x)  # the package's own scaling, (pixel - 127) / 128, is [-1, 1] up to 1/255
-        taps = []
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in self.TAPS:
-                taps.append(x)
-        return taps
+        x = F.interpolate(x, size=64, mode="bilinear")
+        # The package's own scaling, (pixel - 127) / 128, is [-1, 1] up to 1/255.
+        return tapped(self.blocks, self.stem(x), self.TAPS)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of images in [-1, 1], (B,)."""
         perceptual = unit_feature_distance(self.features(x), self.features(y))
         return perceptual + self.HUBER_WEIGHT * pseudo_huber(x, y)
+
+
+DISTANCES: dict[str, Callable[[], Distance]] = {
+    "l1": lambda: l1,
+    "l2": lambda: l2,
+    "pseudo-huber": lambda: pseudo_huber,
+    "lpips": LPIPS,
+    "lpips-average": lambda: LPIPS("average"),
+    "efficientnet": EfficientNetDistance,
+}

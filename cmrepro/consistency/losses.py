@@ -1,5 +1,9 @@
 """Losses of consistency distillation and training, and EDM's denoising loss, each (B,).
 
+x (B, C, H, W) are images in [-1, 1], z (B, C, H, W) is standard normal. t (B,) is any time of the
+grid except the smallest, s (B,) the next smaller one: t_{n+1} and t_n in the paper. `online` is
+f_theta; `target` is f_theta^-, the online model itself if mu = 0.
+
 The weighting is lambda = 1 throughout, as in the paper. The gradient reaches the online model
 only. Both models see the same dropout mask.
 """
@@ -12,7 +16,8 @@ from torch import Tensor
 from cmrepro.consistency.distances import Distance, l2
 from cmrepro.consistency.solvers import OdeStep
 
-Model = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Labels = Tensor | None
+Model = Callable[[Tensor, Tensor, Labels], Tensor]
 
 
 def noisy(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
@@ -20,29 +25,11 @@ def noisy(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return x + t[:, None, None, None] * z
 
 
-def _self_consistency(
-    online: Model,
-    target: Model,
-    x_t: Tensor,
-    t: Tensor,
-    x_s: Tensor,
-    s: Tensor,
-    distance: Distance,
-    labels: Tensor | None,
-) -> Tensor:
-    """d(f(x_t, t), stop-gradient(f_target(x_s, s))), with one dropout mask for both."""
-    device = x_t.device
-    rng_states = (
-        torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    )
-    prediction = online(x_t, t, labels)
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(rng_states, device)
-        else:
-            torch.set_rng_state(rng_states)
-        goal = target(x_s, s, labels)
-    return distance(prediction, goal)
+def _target_output(target: Model, x_s: Tensor, s: Tensor, labels: Labels) -> Tensor:
+    """stop-gradient(f_target(x_s, s)); the RNG state is restored for `online`."""
+    devices = [x_s.device] if x_s.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        return target(x_s, s, labels)
 
 
 def consistency_distillation_loss(
@@ -51,34 +38,21 @@ def consistency_distillation_loss(
     teacher: Model,
     x: Tensor,
     z: Tensor,
-    indices: Tensor,
-    times: Tensor,
+    t: Tensor,
+    s: Tensor,
     step: OdeStep,
     distance: Distance,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
-    """Loss of Algorithm 2 (CD): both ends of one step of the teacher's ODE.
+    """Loss of Algorithm 2 (CD): d(f(x + t z, t), f_target(x_s, s)) with x_s = step(D, x + t z).
 
-    Args:
-        online: f with the weights that are trained.
-        target: f with the target network's weights; `online` itself where mu = 0.
-        teacher: EDM denoiser D.
-        x: (B, C, H, W), images in [-1, 1].
-        z: (B, C, H, W), standard normal.
-        indices: (B,) int64 in [0, N - 2], which interval of the grid.
-        times: (N,), decreasing grid.
-        step: ODE solver, Heun in the paper.
-        distance: d.
-        labels: (B,) int64 for class-conditional models.
-
-    Returns:
-        (B,).
+    `teacher` is the EDM denoiser D, `step` the ODE solver from t to s, Heun's in the paper.
     """
-    t, s = times[indices], times[indices + 1]
     x_t = noisy(x, z, t)
     with torch.no_grad():
         x_s = step(lambda x_t, t: teacher(x_t, t, labels), x_t, t, s)
-    return _self_consistency(online, target, x_t, t, x_s, s, distance, labels)
+    target_output = _target_output(target, x_s, s, labels)
+    return distance(online(x_t, t, labels), target_output)
 
 
 def consistency_training_loss(
@@ -86,19 +60,14 @@ def consistency_training_loss(
     target: Model,
     x: Tensor,
     z: Tensor,
-    indices: Tensor,
-    times: Tensor,
+    t: Tensor,
+    s: Tensor,
     distance: Distance,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
-    """Loss of Algorithm 3 (CT): the same image and noise at two neighbouring times.
-
-    Arguments and result as `consistency_distillation_loss`, without a teacher.
-    """
-    t, s = times[indices], times[indices + 1]
-    return _self_consistency(
-        online, target, noisy(x, z, t), t, noisy(x, z, s), s, distance, labels
-    )
+    """Loss of Algorithm 3 (CT): d(f(x + t z, t), f_target(x + s z, s))."""
+    target_output = _target_output(target, noisy(x, z, s), s, labels)
+    return distance(online(noisy(x, z, t), t, labels), target_output)
 
 
 def edm_loss(
@@ -107,20 +76,12 @@ def edm_loss(
     z: Tensor,
     t: Tensor,
     sigma_data: float = 0.5,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
     """Denoising loss of Karras et al. (2022, Equation 2 and Table 1), weighted by 1 / c_out^2.
 
-    Args:
-        denoiser: D, trained.
-        x: (B, C, H, W), images in [-1, 1].
-        z: (B, C, H, W), standard normal.
-        t: (B,), noise levels, in training exp(-1.2 + 1.2 n) with n standard normal.
-        sigma_data: Standard deviation of the data.
-        labels: (B,) int64 for class-conditional models.
-
-    Returns:
-        (B,): mean over pixels.
+    (t^2 + sigma_data^2) / (t sigma_data)^2 times the mean over pixels of (D(x + t z, t) - x)^2,
+    with t = exp(-1.2 + 1.2 n), n standard normal, in training.
     """
     weight = (t**2 + sigma_data**2) / (t * sigma_data) ** 2
     return weight * l2(denoiser(noisy(x, z, t), t, labels), x)

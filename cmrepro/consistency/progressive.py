@@ -1,10 +1,14 @@
-"""Progressive distillation (Salimans and Ho 2022), a baseline of Tables 1 and 2."""
+"""Progressive distillation, a baseline of Tables 1 and 2.
+
+Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
+https://arxiv.org/abs/2202.00512.
+"""
 
 import torch
 from torch import Tensor
 
 from cmrepro.consistency.distances import Distance
-from cmrepro.consistency.losses import Model, noisy
+from cmrepro.consistency.losses import Labels, Model, noisy
 from cmrepro.consistency.solvers import euler_step
 
 
@@ -13,56 +17,32 @@ def progressive_distillation_loss(
     teacher: Model,
     x: Tensor,
     z: Tensor,
-    indices: Tensor,
-    times: Tensor,
+    t: Tensor,
+    middle: Tensor,
+    s: Tensor,
     distance: Distance,
-    labels: Tensor | None = None,
+    labels: Labels = None,
 ) -> Tensor:
     """One step of the student against two of the teacher (Algorithm 2 there), (B,).
 
     The steps are DDIM's, which on this ODE are Euler's. The goal is the clean image from which one
     step arrives where the teacher's two do. Weighted by the truncated signal-to-noise ratio
-    max(1 / t^2, 1), the released code's default.
-
-    Args:
-        student: Denoiser D that is trained.
-        teacher: Denoiser D of twice as many steps.
-        x: (B, C, H, W), images in [-1, 1].
-        z: (B, C, H, W), standard normal.
-        indices: (B,) int64 in [0, N - 1], which of the student's N steps.
-        times: (2N + 1,), the teacher's decreasing grid; the student has every second time.
-        distance: d.
-        labels: (B,) int64 for class-conditional models.
-
-    Returns:
-        (B,).
-
-    References:
-        Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
-        https://arxiv.org/abs/2202.00512, Algorithm 2 and Section 4.
+    max(1 / t^2, 1), the released code's default. Both models are denoisers D. On the teacher's
+    grid of 2N + 1 points t has even indices below 2N, `middle` and s the next two.
     """
-    t, middle, s = times[2 * indices], times[2 * indices + 1], times[2 * indices + 2]
     x_t = noisy(x, z, t)
     with torch.no_grad():
-
-        def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-            return teacher(x_t, t, labels)
-
-        x_s = euler_step(denoiser, euler_step(denoiser, x_t, t, middle), middle, s)
+        x_middle = euler_step(lambda x_t, t: teacher(x_t, t, labels), x_t, t, middle)
+        x_s = euler_step(lambda x_t, t: teacher(x_t, t, labels), x_middle, middle, s)
         goal = x_t - (t / (t - s))[:, None, None, None] * (x_t - x_s)
     return (t**-2).clamp(min=1) * distance(student(x_t, t, labels), goal)
 
 
 def student_steps_at(step: int, first_steps: int, steps_an_iteration: int) -> int:
-    """N of the student: halved after every iteration down to 1 (Section 4 there).
+    """N of the student, from `first_steps`, a power of two, halved every iteration down to 1.
 
-    The students of two steps and of one take twice as long as the others, as there and in the
-    released code (4,096 at first, 50,000 an iteration).
-
-    Args:
-        step: Training steps done, >= 0; the last student stays beyond its end.
-        first_steps: N of the first student, a power of two, at least 2.
-        steps_an_iteration: Training steps for each student of more than two steps.
+    The students of 2 steps and of 1 step take twice as long as the others (Section 4 there), as in
+    the released code (first_steps = 4,096, steps_an_iteration = 50,000 training steps).
     """
     long_iterations_begin = (first_steps.bit_length() - 2) * steps_an_iteration
     if step < long_iterations_begin:

@@ -9,20 +9,12 @@ from cmrepro.consistency.parameterization import Denoiser
 
 
 def check_times(times: Sequence[float], sigma_min: float, sigma_max: float) -> None:
-    """Refuse times of Algorithm 1 that are empty, not decreasing or outside the model's range.
-
-    Raises:
-        ValueError: With what was got and what is allowed.
-    """
-    listed = ", ".join(f"{t:g}" for t in times)
-    if not times:
-        raise ValueError("got no sampling times; give at least one, the first is sigma_max")
-    # Asked this way round, NaN is refused too.
-    if not all(s < t for t, s in pairwise(times)):
-        raise ValueError(f"got times {listed}; they must decrease, e.g. 80, 0.8")
-    if not (times[0] <= sigma_max and sigma_min < times[-1]):
+    """Refuse times of Algorithm 1 that are empty, not decreasing or outside the model's range."""
+    decreasing = all(s < t for t, s in pairwise(times))  # False with NaN
+    if not times or not decreasing or not sigma_min < times[-1] <= times[0] <= sigma_max:
         raise ValueError(
-            f"got times {listed}; allowed are times t with {sigma_min:g} < t <= {sigma_max:g}"
+            f"got sampling times {', '.join(f'{t:g}' for t in times) or 'none'}; they must "
+            f"decrease, with {sigma_min:g} < t <= {sigma_max:g}, e.g. 80, 0.8"
         )
 
 
@@ -39,16 +31,9 @@ def multistep_stages(
     sqrt(t_n^2 - sigma_min^2) to the images of stage n - 1 and applies f at t_n. The images of
     fewer steps are thus stages of those of more steps from the same noise, at no further cost.
 
-    Args:
-        f: Consistency function.
-        times: Decreasing times t_1 = sigma_max > t_2 > ... > sigma_min, one an evaluation.
-        z: (len(times), B, C, H, W), standard normal.
-        sigma_min: The paper's epsilon.
-        clip_denoised: Clip the images of each stage to [-1, 1], as the released PyTorch code does;
-            the paper's algorithm does not say.
-
-    Yields:
-        (B, C, H, W) images.
+    The times decrease, t_1 = sigma_max > t_2 > ... > sigma_min; z (len(times), B, C, H, W) is
+    standard normal. `clip_denoised` clips the images of each stage to [-1, 1], as the released
+    PyTorch code does; the paper's algorithm does not say.
     """
     x = None
     for t, noise in zip(times, z, strict=True):

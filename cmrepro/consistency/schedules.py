@@ -14,23 +14,14 @@ def karras_times(
 ) -> Tensor:
     """Time grid of Karras et al. (2022, Equation 5), decreasing.
 
-    Args:
-        num_scales: N >= 2, the number of points.
-        sigma_min: Last time, > 0.
-        sigma_max: First time, > sigma_min.
-        rho: Exponent; larger values crowd the points at small times.
-
-    Returns:
-        (N,) float64, from exactly sigma_max to exactly sigma_min.
-
-    Raises:
-        ValueError: Fewer than two points, or 0 < sigma_min < sigma_max does not hold.
+    t_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, (N,)
+    float64, from exactly sigma_max to exactly sigma_min. N = `num_scales` is at least 2; a larger
+    rho crowds the points at small times.
     """
-    if num_scales < 2:
-        raise ValueError(f"got num_scales = {num_scales}; a time grid needs at least 2 points")
-    if not 0 < sigma_min < sigma_max:
+    if num_scales < 2 or not 0 < sigma_min < sigma_max:
         raise ValueError(
-            f"got sigma_min = {sigma_min}, sigma_max = {sigma_max}; 0 < sigma_min < sigma_max"
+            f"got num_scales = {num_scales}, sigma_min = {sigma_min}, sigma_max = {sigma_max}; "
+            "allowed are num_scales >= 2 and 0 < sigma_min < sigma_max"
         )
     ramp = torch.linspace(0, 1, num_scales, dtype=torch.float64)
     largest, smallest = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -42,31 +33,18 @@ def karras_times(
 def num_scales_at(step: int, total_steps: int, s0: int, s1: int) -> int:
     """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 (Appendix C).
 
-    Grows from s0 points to s1 + 1 points. Paper and released code agree on it: both repositories
-    clamp the number of intervals to at least 1, which only matters for s0 = 1.
-
-    Args:
-        step: k in [0, total_steps].
-        total_steps: K.
-        s0: Points at k = 0.
-        s1: Intervals at k = K.
+    It grows from s0 points at k = `step` = 0 to s1 + 1 points at K = `total_steps`. Both released
+    repositories clamp the number of intervals to at least 1, which only matters for s0 = 1.
     """
     root = math.sqrt(step / total_steps * ((s1 + 1) ** 2 - s0**2) + s0**2)
     return max(math.ceil(root - 1), 1) + 1
 
 
 def target_ema_at(num_scales: int, s0: int, mu0: float, form: MuForm = "paper") -> float:
-    """mu(k), the decay of the target network, as a function of N(k).
+    """mu(k) = exp(s0 ln(mu0) / N(k)), the decay of the target network (Appendix C).
 
-    The paper has exp(s0 ln(mu0) / N(k)) with N(k) counting points; the released code divides by
-    the number of intervals, N(k) - 1 (deviation `target-ema-schedule`). We follow whichever
-    `form` names.
-
-    Args:
-        num_scales: N(k).
-        s0: Points at k = 0.
-        mu0: Decay at the start, in (0, 1).
-        form: "paper" or "released".
+    The released code divides by the number of intervals, N(k) - 1 (deviation
+    `target-ema-schedule`). `form` selects one of the two. s0 and mu0 are N and mu at k = 0.
     """
     divisor = num_scales if form == "paper" else num_scales - 1
     return math.exp(s0 * math.log(mu0) / divisor)

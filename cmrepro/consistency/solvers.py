@@ -1,7 +1,7 @@
 """One step and a whole solution of the probability-flow ODE dx/dt = (x - D(x, t)) / t.
 
-EDM, Equation 1 with sigma(t) = t. Deterministic; Karras et al.'s churn, a second-order Adams step
-and the like are not here, since the paper uses Euler and Heun only.
+EDM, Equation 1 with sigma(t) = t. Deterministic, without the churn of Karras et al.: the paper
+uses Euler's and Heun's method only.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,15 @@ def ode_slope(x_t: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
 
 
 def euler_step(denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """x_s by Euler's method: one evaluation, local error O((t - s)^2).
+    """x_s = x_t + (s - t) dx/dt by Euler's method: 1 evaluation, local error O((t - s)^2).
 
-    Args:
-        denoiser: D.
-        x_t: (B, C, H, W).
-        t: (B,), times of `x_t`, > 0.
-        s: (B,), times to go to, 0 <= s < t.
+    t (B,) are the times of `x_t`, s (B,) those of the result, 0 <= s < t.
     """
     return x_t + (s - t)[:, None, None, None] * ode_slope(x_t, denoiser(x_t, t), t)
 
 
 def heun_step(denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """x_s by Heun's method: two evaluations, local error O((t - s)^3).
+    """x_s by Heun's method, the mean slope of both ends: 2 evaluations, error O((t - s)^3).
 
     Arguments as `euler_step`, with s > 0, since the slope is evaluated at s too.
     """
@@ -48,14 +44,8 @@ SOLVERS: dict[str, OdeStep] = {"euler": euler_step, "heun": heun_step}
 def solve_ode(denoiser: Denoiser, x_t: Tensor, times: Tensor, step: OdeStep) -> Tensor:
     """Follow the ODE down `times` and from the last one to 0 by an Euler step (EDM, Algorithm 1).
 
-    Args:
-        denoiser: D.
-        x_t: (B, C, H, W), at time times[0].
-        times: (N,), decreasing, the last one > 0.
-        step: `euler_step` or `heun_step`.
-
-    Returns:
-        (B, C, H, W), at time 0. NFE: N with Euler, 2N - 1 with Heun.
+    x_t is at time times[0]; times (N,) decrease, the last one > 0. NFE: N with Euler, 2N - 1 with
+    Heun.
     """
     grid = torch.cat([times, times.new_zeros(1)]).to(x_t)
     for t, s in pairwise(grid):

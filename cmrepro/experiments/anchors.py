@@ -1,13 +1,13 @@
-"""What a protocol's scale means: scores of real images, of the same ones blurred, and of noise."""
+"""Anchors of a protocol's scale: scores of real images, of the same images blurred, of noise."""
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from cmrepro.datasets import ImageDataset
-from cmrepro.experiments.run import Origin, evaluate
-from cmrepro.metrics.protocols import Protocol
-from cmrepro.records import RunRecord
+from cmrepro.data import ImageDataset
+from cmrepro.experiments.run import evaluate
+from cmrepro.records import RunRecord, SampleProvenance
+from cmrepro.settings import Protocol
 
 BLUR_WIDTH = 5
 
@@ -15,36 +15,26 @@ BLUR_WIDTH = 5
 def anchor_images(
     dataset: ImageDataset, num_images: int, seed: int
 ) -> dict[str, NDArray[np.uint8]]:
-    """Sample sets by name: a random subset, the same means of 5 x 5 pixels, uniform noise.
-
-    Args:
-        dataset: Real images that the reference statistics were not made from.
-        num_images: Images in each set.
-        seed: Of the subset and of the noise.
-
-    Raises:
-        ValueError: The data set has fewer images.
-    """
-    if len(dataset.images) < num_images:
-        raise ValueError(
-            f"'{dataset.name}' has {len(dataset.images):,} images, needed are {num_images:,}; "
-            "give a larger data set"
-        )
+    """Sample sets by name: random real images, the same with means of 5 x 5 pixels, noise."""
+    count = len(dataset.images)
+    if count < num_images:
+        needed = f"needed are {num_images:,}; give a larger data set"
+        raise ValueError(f"'{dataset.name}' has {count:,} images, {needed}")
     generator = np.random.default_rng(seed)
-    chosen = dataset.images[generator.permutation(len(dataset.images))[:num_images]]
+    subset = dataset.images[generator.permutation(count)[:num_images]]
     window = (1, BLUR_WIDTH, BLUR_WIDTH, 1)
-    blurred = uniform_filter(chosen.astype(np.float32), window, mode="nearest").round()
+    blurred = uniform_filter(subset.astype(np.float32), window, mode="nearest").round()
     return {
-        dataset.name: chosen,
+        dataset.name: subset,
         f"{dataset.name}-blurred-{BLUR_WIDTH}px": blurred.astype(np.uint8),
-        "uniform-noise": generator.integers(0, 256, chosen.shape, np.uint8),
+        "uniform-noise": generator.integers(0, 256, subset.shape, np.uint8),
     }
 
 
 def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list[RunRecord]:
-    """One record an anchor, of as many images as the protocol asks for."""
-    return [
-        record
-        for name, images in anchor_images(dataset, protocol.num_images, seed).items()
-        for record in evaluate(ImageDataset(name, images), [protocol], Origin(name))
-    ]
+    """One record an anchor, each of the number of images that the protocol needs."""
+    records = []
+    for name, images in anchor_images(dataset, protocol.num_images, seed).items():
+        source = ImageDataset(name, images)
+        records += evaluate(source, [protocol], SampleProvenance(model=name))
+    return records

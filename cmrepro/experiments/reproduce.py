@@ -1,102 +1,64 @@
 """The main job: a suite of models sampled and scored over seeds, into results/."""
 
 import time
-import tomllib
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from cmrepro.checkpoints.convert import convert
-from cmrepro.checkpoints.io import load_model
-from cmrepro.checkpoints.registry import released_checkpoints
-from cmrepro.datasets import ImageDataset
-from cmrepro.experiments.run import evaluate, sampled_origin
-from cmrepro.experiments.sampling import sample, sampler_settings
+from cmrepro.checkpoints.load import load_model
+from cmrepro.data import ImageDataset
+from cmrepro.data.grids import write_grid
+from cmrepro.experiments.run import evaluate
 from cmrepro.files import make_folder
-from cmrepro.grids import write_grid
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.names import unknown
 from cmrepro.records import FOLDER, RunRecord, write_record
+from cmrepro.sampling import sample, sample_provenance, sampler_settings
+from cmrepro.schema import Positive, Struct, lookup, read_toml
 
 
-@dataclass(frozen=True)
-class Suite:
-    """What the main job runs.
+class Suite(Struct, frozen=True, kw_only=True):
+    """A set of models with a protocol."""
 
-    Attributes:
-        protocol: Name of the protocol.
-        num_images: Images a seed and model.
-        seeds: Number of seeds: 0, 1, …
-        checkpoints: Names or paths, each with its evaluations of the network; images are scored
-            after each evaluation.
-    """
-
-    protocol: str
-    num_images: int
-    seeds: int
-    checkpoints: dict[str, int]
+    protocol: str  # name of the protocol
+    num_images: Positive  # images a seed and model
+    seeds: Positive  # number of seeds: 0, 1, …
+    checkpoints: dict[str, Positive]  # network evaluations by name or path, each of them scored
 
 
 def load_suite(dataset: str, profile: str) -> Suite:
-    """The suite of a data set and profile in suites.toml.
-
-    Raises:
-        ValueError: Unknown data set or profile.
-    """
-    tables = tomllib.loads(resources.files(__package__).joinpath("suites.toml").read_text())
-    if dataset not in tables:
-        raise ValueError(unknown("data set to reproduce", dataset, tables))
-    if profile not in tables[dataset]:
-        raise ValueError(unknown("profile", profile, tables[dataset]))
-    return Suite(**tables[dataset][profile])
+    """The suite of a data set and profile in suites.toml."""
+    suites = read_toml(dict[str, dict[str, Suite]], Path(__file__).with_name("suites.toml"))
+    return lookup("profile", profile, lookup("data set to reproduce", dataset, suites))
 
 
-def reproduce(suite: Suite, out: Path, device: str = "cpu") -> list[RunRecord]:
+def reproduce(
+    suite: Suite, out: Path, device: str = "cpu", overwrite: bool = False
+) -> list[RunRecord]:
     """Sample every model of `suite`, score after each evaluation, write records and grids.
 
     Images of n steps are stage n of the same sampling, so that fewer steps cost nothing more.
-    Released checkpoints are fetched and converted where that has not been done yet. Writes
-    out/results/records/*.json and out/results/samples/*.png (seed 0).
-
-    Args:
-        suite: From `load_suite`, or with another number of images or seeds.
-        out: Folder that gets `results`.
-        device: Where networks run.
-
-    Raises:
-        ValueError: A checkpoint, protocol or reference cannot be used, or `out` not written.
+    Writes out/results/records/*.json and out/results/samples/*.png (seed 0).
     """
-    if suite.num_images < 1 or suite.seeds < 1:
-        raise ValueError(
-            f"got {suite.num_images} images and {suite.seeds} seeds; allowed is 1 or more each"
-        )
     protocol = load_protocol(suite.protocol)
-    make_folder(out / "results")  # refuse a bad folder before the work, not after
-    records = []
-    for name, evaluations in suite.checkpoints.items():
-        released = released_checkpoints().get(name)
-        if released and not released.converted.is_file():
-            convert(name)
+    make_folder(out / "results")  # a bad folder is refused before the work
+    records: list[RunRecord] = []
+    for name, nfe in suite.checkpoints.items():
         model = load_model(name, device)
-        settings = sampler_settings(model.info, evaluations, protocol.to_uint8)
+        settings = sampler_settings(model.info, nfe, protocol.to_uint8)
         for seed in range(suite.seeds):
             start = time.perf_counter()
             progress = f"{model.path.stem} seed {seed}"
             samples = sample(model, settings, suite.num_images, seed, model.image_size, progress)
             sampling_s = round(time.perf_counter() - start, 2)
-            for steps, images in enumerate(samples.stages, 1):
-                origin = sampled_origin(model, settings.first(steps), seed, samples)
-                [record] = evaluate(
+            for stage, images in enumerate(samples.stages, 1):
+                records += evaluate(
                     ImageDataset(model.path.stem, images),
                     [protocol],
-                    origin,
+                    sample_provenance(model, settings, seed, samples, stage),
                     num_images=suite.num_images,
                     device=device,
                     durations_s={"sampling_all_steps": sampling_s},
                 )
-                write_record(record, out / FOLDER)
-                records.append(record)
+                write_record(records[-1], out / FOLDER, overwrite)
                 if seed == 0:
-                    grid = f"{record.model}_nfe{steps}.png"
-                    write_grid(out / "results" / "samples" / grid, images)
+                    grid = f"results/samples/{records[-1].model}_nfe{records[-1].nfe}.png"
+                    write_grid(out / grid, images)
     return records

@@ -5,15 +5,6 @@ Notation, used by every module of this package:
 - images: uint8 (N, H, W, 3), RGB, 0-255; N is `num_images`.
 - features: float32 (N, D), the pooled output of a frozen extractor; logits: float32 (N, K).
 - mu (D,), sigma (D, D): mean and covariance (ddof = 1) of features, float64.
-- generated and real: the set under test and the data it is compared with. In every function the
-  generated set is the first argument; precision is the share of generated images inside the
-  manifold of the real ones, recall the share of real images inside the generated manifold.
+- generated, real: the set under test and the data it is compared with, always in this order.
 - M: the number of real images whose features a reference file stores (for KID, precision, recall).
-
-Modules, in import order: `protocols` (named, versioned settings), `weights` (files of
-extractors), `inception` (a network), `extractors` (networks with their preprocessing), `features`
-(their outputs for many images), `definitions`, `manifolds`, `uncertainty` (the metrics as
-functions of features), `reference_files`, `reference_registry`, `references` (statistics of real
-images), `score` (a sample set under protocols). Nothing is imported here, so that importing the
-package costs nothing; torch arrives with the module that needs it.
 """

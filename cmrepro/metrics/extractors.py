@@ -1,341 +1,252 @@
-"""Extractors: frozen image networks with their preprocessing, as protocols.toml sets them."""
-
-from __future__ import annotations
+"""Extractors: frozen image networks with their preprocessing."""
 
 import contextlib
 import functools
 import os
-import pickle
 import sys
 import warnings
+from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import make_resizer
 from efficientnet_lite_pytorch import EfficientNet
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from cmrepro.metrics.inception import InceptionV3, resize_tensorflow1
-from cmrepro.metrics.protocols import ExtractorSettings
-from cmrepro.metrics.weights import weights_file
+from cmrepro.files import cache_folder, download, require_checksum
+from cmrepro.settings import Extractor
 
-DINOV2_CODE = "facebookresearch/dinov2"  # what torch-fidelity's extractor loads through torch.hub
-
-# Features (B, D), logits (B, K), spatial features (B, S) of a batch; None what is not given.
+DINOV2_CODE = "facebookresearch/dinov2"
+BATCH_SIZE = 64  # images that a source hands over at a time, and the most in one forward pass
+# Features (B, D), logits (B, K), spatial features (B, S), float32.
 Outputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
-class Extractor(nn.Module):
-    """A frozen network in eval mode with its preprocessing.
+class ImageBatches(Protocol):
+    """A source of `num_images` images, which need not be in memory."""
 
-    Attributes:
-        settings: What fixes its features.
-        name: Name of the extractor.
-        feature_dim: D, the number of features.
-    """
+    @property
+    def num_images(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Images start to stop - 1 in batches; the last may be smaller."""
+
+
+class Features(NamedTuple):
+    """Outputs for a set of images."""
+
+    features: np.ndarray
+    logits: np.ndarray | None = None
+    spatial: np.ndarray | None = None
+
+
+class FeatureExtractor(nn.Module):
+    """A frozen network, which gives `Outputs` or features alone, with its preprocessing."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, settings: ExtractorSettings, network: nn.Module) -> None:
-        """Wrap a network from pixels to `Outputs`.
-
-        Pixels are resized and scaled as the settings say, unless the network does so by itself.
-        """
+    def __init__(self, settings: Extractor, network: nn.Module) -> None:
         super().__init__()
-        self.settings = settings
-        self.name = settings.name
-        self.feature_dim = settings.feature_dim
-        self.network = network
+        self.settings, self.network = settings, network
         self.register_buffer("mean", torch.tensor(settings.mean).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(settings.std).reshape(3, 1, 1))
         self.eval().requires_grad_(False)
 
     @property
     def images_at_once(self) -> int:
-        """Most images in a pass.
-
-        On a CPU few large images stay in the cache: InceptionV3 took 13.1, 12.9, 12.0 images/s in
-        batches of 4, 8, 32. EfficientNet-Lite0 was fastest with 64 on one and two cores.
-        """
+        """Most images in a forward pass."""
+        # On a CPU few large images stay in the cache: InceptionV3 took 13.1, 12.9, 12.0 images/s
+        # in batches of 4, 8, 32. EfficientNet-Lite0 was fastest with 64 on one and two cores.
         small = self.settings.network == "efficientnet-lite0"
-        return 8 if self.mean.device.type == "cpu" and not small else 64
+        return 8 if self.mean.device.type == "cpu" and not small else BATCH_SIZE
 
     def forward(self, images: Tensor) -> Outputs:
-        """Features, logits and spatial features.
-
-        Args:
-            images: uint8 (B, H, W, 3), RGB, 0-255.
-
-        Returns:
-            Float32; None what the settings give no number for.
-
-        Raises:
-            ValueError: If the network gives other numbers of values than its settings say.
-        """
-        settings = self.settings
-        if isinstance(self.network, TorchScriptInception) and self.network.resizes:
+        """Outputs for uint8 images (B, H, W, 3), without those whose size the settings omit."""
+        settings, network = self.settings, self.network
+        if isinstance(network, InceptionV3W) and network.resize_inside:
             x = images.permute(0, 3, 1, 2).float()
         else:
-            x = (resize(images, settings.resize, settings.image_size) - self.mean) / self.std
-        outputs = self.network(x)
-        for key, output in zip(("feature_dim", "num_logits", "spatial_dim"), outputs, strict=True):
-            width = getattr(settings, key)
-            got = 0 if output is None else output.shape[1]
-            if width not in (0, got):
-                raise ValueError(
-                    f"extractor {self.name}: {key} is {width}, but {settings.network} with these "
-                    f"weights gives {got}; correct its settings"
-                )
+            x = resize(images, settings.resize, settings.image_size)
+        if isinstance(network, InceptionV3W):  # scales by itself
+            return network(x.contiguous()), None, None
+        outputs = network((x - self.mean) / self.std)
+        if not isinstance(outputs, tuple):
+            return outputs, None, None
         features, logits, spatial = outputs
-        return (
-            features,
-            logits if settings.num_logits else None,
-            spatial if settings.spatial_dim else None,
-        )
+        logits = logits if settings.num_logits else None
+        return features, logits, spatial if settings.spatial_dim else None
 
 
-def load_extractor(settings: ExtractorSettings, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor of these settings on a device; the same object when asked again.
+def check_images(images: np.ndarray) -> None:
+    """Raise ValueError unless these are RGB images, uint8 (N, H, W, 3) with N >= 1."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        got = getattr(images, "dtype", type(images))
+        fix = "convert floats in [-1, 1] by round((x + 1) * 127.5)"
+        raise ValueError(f"images are {got}, must be a uint8 array; {fix}")
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        need = "(N, H, W, 3) with N >= 1; move the channels last and convert to RGB"
+        raise ValueError(f"images have shape {images.shape}, must be {need}")
 
-    Raises:
-        FileNotFoundError: If a package with weights is not installed.
-        ValueError: If weights or code cannot be had, or are not what the settings say.
+
+@torch.inference_mode()
+def extract(
+    images: np.ndarray, extractor: FeatureExtractor, batch_size: int = BATCH_SIZE
+) -> Features:
+    """Features of images.
+
+    All passes have the same number of images, the last one with black images, whose output is
+    dropped, so that the features of an image depend neither on N nor on the other images.
     """
+    check_images(images)
+    size = min(batch_size, extractor.images_at_once)
+    parts = []
+    # TensorFloat32, the default on recent GPUs, rounds to 11 bits; extractors are in float32.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            batch = np.zeros((size, *images.shape[1:]), np.uint8)
+            batch[: len(chunk)] = chunk
+            outputs = extractor(torch.from_numpy(batch).to(extractor.mean.device))
+            parts.append([x if x is None else x[: len(chunk)].cpu().numpy() for x in outputs])
+    columns = zip(*parts, strict=True)
+    joined: Any = [None if column[0] is None else np.concatenate(column) for column in columns]
+    return Features(*joined)
+
+
+def load_extractor(settings: Extractor, device: str | torch.device = "cpu") -> FeatureExtractor:
+    """The extractor of these settings on a device; the same object at the next call."""
     return _load_extractor(settings, str(torch.device(device)))
 
 
 @functools.cache
-def _load_extractor(settings: ExtractorSettings, device: str) -> Extractor:
-    load = {
-        "efficientnet-lite0": load_efficientnet_lite0,
-        "inception-2015": load_inception,
-        "inception-torchscript": load_torchscript_inception,
-        "dinov2": load_dinov2,
-    }[settings.network]
-    return Extractor(settings, load(settings)).to(device)
-
-
-def load_inception(settings: ExtractorSettings) -> InceptionV3:
-    """InceptionV3 with the weights of torch-fidelity's file.
-
-    Raises:
-        ValueError: If the file cannot be had or holds another network.
-    """
+def _load_extractor(settings: Extractor, device: str) -> FeatureExtractor:
     path = weights_file(settings)
-    weights = _state_dict(path)
-    try:
-        return InceptionV3(weights)
-    except KeyError as error:
-        raise ValueError(
-            f"{path} holds no weight {error}; it must be torch-fidelity's or pytorch-fid's file"
-        ) from error
-
-
-class TorchScriptInception(nn.Module):
-    """NVIDIA's InceptionV3 as clean-fid calls it.
-
-    Attributes:
-        resizes: Whether the network resizes and scales pixels by itself (clean-fid's mode
-            legacy_tensorflow), or takes resized and scaled ones (mode clean).
-    """
-
-    def __init__(self, network: Any, resizes: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.resizes = resizes
-
-    def forward(self, x: Tensor) -> Outputs:
-        x = x.contiguous()
-        if self.resizes:
-            features = self.network(x, return_features=True)
-        else:
-            features = self.network.layers(x)
-        return features.flatten(1), None, None
-
-
-def load_torchscript_inception(settings: ExtractorSettings) -> TorchScriptInception:
-    """NVIDIA's InceptionV3 from its TorchScript file.
-
-    It is neither frozen nor optimized, so that it computes what it computes elsewhere.
-
-    Raises:
-        ValueError: If the file cannot be had, has no full checksum to be held against (loading it
-            runs code that it holds), or is no TorchScript.
-    """
-    weights = settings.weights
-    if not weights.checksum.startswith("sha256:"):
-        raise ValueError(
-            f"weights {weights.name}: checksum is '{weights.checksum}', must be 'sha256:' with "
-            "64 digits, because loading TorchScript runs code of the file"
-        )
-    path = weights_file(settings)
-    try:
+    if settings.network == "efficientnet-lite0":
+        network: nn.Module = EfficientNetLite0(path)
+    elif settings.network == "inception-2015":
+        network = InceptionV3(path)
+    elif settings.network == "inception-torchscript":
+        if not (checksum := settings.weights.checksum).startswith("sha256:"):
+            need = "'sha256:' with 64 digits, because loading TorchScript runs code of the file"
+            raise ValueError(f"got checksum '{checksum}' for {path}, needed is {need}")
+        inside = settings.resize == "tensorflow1-bilinear"  # clean-fid's mode legacy_tensorflow
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
-            network = torch.jit.load(path, map_location="cpu")
-    except RuntimeError as error:
-        raise ValueError(f"{path} is no TorchScript file; correct its address") from error
-    return TorchScriptInception(network, settings.resize == "tensorflow1-bilinear")
+            network = InceptionV3W(str(path.parent), download=False, resize_inside=inside)
+    else:  # DINOv2, whose class token is the feature: its authors' code with verified weights
+        # As torch-fidelity does: another implementation of attention would move the features.
+        os.environ["XFORMERS_DISABLED"] = "1"
+        name = settings.weights.name.replace("-", "_")
+        try:
+            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="xFormers is ")
+                network = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
+        except (OSError, RuntimeError, ImportError) as error:
+            fix = f"connect to github.com, or clone {DINOV2_CODE} into {torch.hub.get_dir()}"
+            raise ValueError(f"cannot load {name} through torch.hub ({error}); {fix}") from error
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return FeatureExtractor(settings, network).to(device)
 
 
-class FeaturesOnly(nn.Module):
-    """A network that gives features and nothing else."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Outputs:
-        return self.network(x), None, None
-
-
-def load_dinov2(settings: ExtractorSettings) -> FeaturesOnly:
-    """DINOv2, whose class token is the feature: its authors' code with verified weights.
-
-    torch-fidelity's extractor runs the same code with weights that are not verified. The code
-    comes through torch.hub, which keeps it; the weights' name says which network it builds.
-
-    Raises:
-        ValueError: If weights or code cannot be had, or do not belong together.
-    """
-    path = weights_file(settings)
-    # As torch-fidelity does: another implementation of attention would move the features.
-    os.environ["XFORMERS_DISABLED"] = "1"
-    name = settings.weights.name.replace("-", "_")
-    try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="xFormers is ")
-            network = torch.hub.load(DINOV2_CODE, name, pretrained=False, verbose=False)
-    except (OSError, RuntimeError, ImportError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"cannot load {name} through torch.hub ({reason}); with github.com in reach run it "
-            f"again, or put a clone of {DINOV2_CODE} at "
-            f"{Path(torch.hub.get_dir()) / 'facebookresearch_dinov2_main'}"
-        ) from error
-    try:
-        network.load_state_dict(_state_dict(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of {name}; correct it") from error
-    return FeaturesOnly(network)
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a file of torch.save.
-
-    Raises:
-        ValueError: If it is no such file, or holds anything that is not a tensor.
-    """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is no file of PyTorch weights; correct its address") from error
-    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
-        raise ValueError(f"{path} holds other things than weights; give a state dict")
-    return weights
+def weights_file(settings: Extractor) -> Path:
+    """The verified file of an extractor's weights: in the cache, an absolute path or a package."""
+    weights = settings.weights
+    if weights.url is not None:
+        return download(weights.url, cache_folder() / "weights" / weights.file, weights.checksum)
+    assert weights.package is not None
+    path = Path(str(resources.files(weights.package))) / weights.file
+    package = weights.package.replace("_", "-")
+    require_checksum(path, weights.checksum, f"; reinstall the package {package}")
+    return path
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 with pooled features and logits.
+    """EfficientNet-Lite0 of efficientnet-lite-pytorch: pooled features and logits.
 
-    Attributes:
-        network: Of the efficientnet-lite-pytorch package.
+    Each BatchNorm is folded into the convolution before it, and so is zero padding that is the
+    same on all four sides: for an even side length, in all but those of stride 2.
     """
 
-    def __init__(self, network: EfficientNet) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.network = network
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        pairs = [(network.eval(), "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+        for block in network._blocks:
+            pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+            if hasattr(block, "_expand_conv"):
+                pairs.append((block, "_expand_conv", "_bn0"))
+        for module, convolution, norm in pairs:
+            fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+            sides = getattr(fused.static_padding, "padding", (0, 0, 0, 0))
+            if len(set(sides)) == 1:
+                fused.padding, fused.static_padding = (sides[0], sides[0]), nn.Identity()
+            setattr(module, convolution, fused)
+            setattr(module, norm, nn.Identity())
+        for module in network.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = True
+        self.network = network.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Outputs:
         features = self.network.extract_features(x).mean(dim=(2, 3))  # (B, D)
         return features, self.network._fc(features), None
 
 
-def load_efficientnet_lite0(settings: ExtractorSettings) -> EfficientNetLite0:
-    """EfficientNet-Lite0 with its ImageNet weights, folded.
+class InceptionV3(nn.Module):
+    """InceptionV3 of 2015-12-05, the network behind FID: torch-fidelity's, with fused batch norms.
 
-    Raises:
-        FileNotFoundError: If the package with the weights holds no weights file.
-        ValueError: If that file has another checksum.
-    """
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(_state_dict(weights_file(settings)))
-    folded = fold_batch_norm(network.eval())
-    return EfficientNetLite0(folded.to(memory_format=torch.channels_last))
+    ADM's spatial features are the first 7 channels of `mixed_6/conv` of the TensorFlow graph: the
+    1x1 convolution (with its ReLU) of Mixed_6d.
 
-
-def fold_batch_norm(network: EfficientNet) -> EfficientNet:
-    """Fold each BatchNorm of an EfficientNet-Lite into the convolution before it, in place.
-
-    Zero padding moves from a separate layer into the convolution where it is the same on all
-    four sides (everywhere but in the convolutions of stride 2). Both leave the function as it is
-    up to rounding: BatchNorm in eval mode is an affine map per channel.
-
-    Args:
-        network: In eval mode, with images of even side length at each stride.
-
-    Returns:
-        The same network.
+    Szegedy et al. (2016), https://arxiv.org/abs/1512.00567; the names of both sides:
+    github.com/toshas/torch-fidelity, utils/util_convert_inception_weights.py; the spatial
+    features: github.com/openai/guided-diffusion, evaluations/evaluator.py.
     """
 
-    def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-        fused = fuse_conv_bn_eval(convolution, norm)
-        sides = getattr(fused.static_padding, "padding", (0, 0, 0, 0))
-        if len(set(sides)) == 1:
-            fused.padding = (sides[0], sides[0])
-            fused.static_padding = nn.Identity()
-        return fused
+    def __init__(self, path: Path) -> None:  # torch-fidelity's (pytorch-fid's) file of weights
+        super().__init__()
+        torch.load(path, map_location="cpu", weights_only=True)  # the next line runs any code
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
+        ).double()
+        for module in network.modules():
+            if isinstance(module, BasicConv2d):
+                module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+        *layers, self.classes = network.float().children()
+        self.layers = nn.Sequential(*layers)
+        network.Mixed_6d.branch1x1.register_forward_hook(self._take_spatial)
+        self.to(memory_format=torch.channels_last)
 
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:
-        if hasattr(block, "_expand_conv"):
-            pairs.append((block, "_expand_conv", "_bn0"))
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-    for module, convolution, norm in pairs:
-        setattr(module, convolution, folded(getattr(module, convolution), getattr(module, norm)))
-        setattr(module, norm, nn.Identity())
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return network
+    def _take_spatial(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._spatial = output[:, :7]
+
+    def forward(self, x: Tensor) -> Outputs:
+        """Features (B, 2048), logits (B, 1008) without bias, spatial features (B, 2023)."""
+        features = self.layers(x.contiguous(memory_format=torch.channels_last)).flatten(1)
+        spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # (B, 17 x 17 x 7)
+        return features, functional.linear(features, self.classes.weight), spatial
 
 
 def resize(images: Tensor, method: str, size: int) -> Tensor:
-    """Images of another size.
-
-    Args:
-        images: uint8 (B, H, W, 3).
-        method: As `ExtractorSettings.resize` says.
-        size: Side length of the result in px.
-
-    Returns:
-        Float32 (B, 3, size, size), 0-255, not rounded, channels_last in memory.
-    """
-    if method == "tensorflow1-bilinear":
-        return resize_tensorflow1(images.float(), size).permute(0, 3, 1, 2)
+    """Resize as `Extractor.resize` says: float32 (B, 3, size, size), 0-255, not rounded."""
     if method == "pil-bicubic":
-        return _resize_pil_bicubic(images, size).permute(0, 3, 1, 2)
+        resizer = make_resizer("PIL", False, "bicubic", (size, size))
+        resized = np.stack([resizer(image) for image in images.cpu().numpy()])
+        return torch.from_numpy(resized).to(images.device).permute(0, 3, 1, 2)
     x = images.permute(0, 3, 1, 2).float()
+    if method == "tensorflow1-bilinear":
+        return interpolate_bilinear_2d_like_tensorflow1x(x, (size, size), align_corners=False)
     antialias = {"bilinear": True, "pytorch-bilinear": False}[method]
     return functional.interpolate(x, (size, size), mode="bilinear", antialias=antialias)
-
-
-def _resize_pil_bicubic(images: Tensor, size: int) -> Tensor:
-    """Pillow's bicubic resize of each channel as float32, clipped to 0-255 (B, size, size, 3).
-
-    References:
-        Parmar, Zhang, Zhu (2022), "On aliased resizing and surprising subtleties in GAN
-        evaluation", https://arxiv.org/abs/2104.11222; clean-fid's resize.py.
-    """
-    resized = np.empty((len(images), size, size, 3), np.float32)
-    for image, result in zip(images.cpu().numpy().astype(np.float32), resized, strict=True):
-        for channel in range(3):
-            plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
-            plane = plane.resize((size, size), Image.Resampling.BICUBIC)
-            result[..., channel] = np.asarray(plane)
-    return torch.from_numpy(resized.clip(0, 255)).to(images.device)

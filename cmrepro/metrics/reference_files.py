@@ -1,270 +1,189 @@
-"""Files of reference statistics: what a protocol keeps of the real images.
+"""Files of reference statistics, and the protocols that they serve.
 
-Our own file is an .npz with `mu` (D,) float64 and `sigma` (D, D) float32 (the keys that TTUR, EDM,
-ADM and clean-fid read), `mu_s` and `sigma_s` likewise of spatial features for sFID (ADM's keys),
+Our file is an .npz with `mu` (D,) float64 and `sigma` (D, D) float32 (the keys that TTUR, EDM, ADM
+and clean-fid read), `mu_s` and `sigma_s` likewise of spatial features for sFID (ADM's keys),
 `features` (M, D) float16 for KID and the manifold metrics, and `metadata`, a JSON object as uint8.
-Rounding sigma to float32 moves the Fréchet distance by less than 1e-9 relative (2,000 test images
-against 50,000 training images); `build_reference` rounds before anything is scored, so a score
-does not change when the reference goes through a file.
-
-Files of other tools are read as they are, and strictly: TTUR, EDM and clean-fid (.npz of `mu` and
-`sigma`), EDM2 (.pkl), ADM (.npz of `mu`, `sigma`, `mu_s`, `sigma_s` and 10,000 images `arr_0`).
-They do not say what they were made of; `reference_registry` adds what is documented.
+Rounding sigma to float32 moves the Fréchet distance by less than 1e-9 relative. Files of TTUR, EDM
+and clean-fid (.npz of `mu` and `sigma`), EDM and EDM2 (.pkl), and ADM (.npz with `mu_s`, `sigma_s`
+and 10,000 images `arr_0`), which have no metadata, are read too.
 """
 
-from __future__ import annotations
-
 import contextlib
+import functools
+import hashlib
 import json
-import math
 import pickle
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cmrepro import npz
-from cmrepro.files import atomic_path
-from cmrepro.metrics.definitions import check_features, check_gaussian
+from cmrepro.files import atomic_path, cache_folder, sha256
+from cmrepro.metrics.extractors import BATCH_SIZE, extract, load_extractor
+from cmrepro.metrics.frechet import check_features, check_gaussian
+from cmrepro.schema import convert, to_builtins, to_json
+from cmrepro.settings import MANIFOLD_METRICS, Protocol, Reference, ReferenceMetadata
 
-UNKNOWN = "unknown"
+FEATURE_METRICS = {"kid", *MANIFOLD_METRICS}  # that need features, not moments alone
 
-# kind of .npz -> keys that it must have, keys that it may have. arr_1 are labels; mu_clip and
-# sigma_clip are what evaluations/th_evaluator.py of openai/consistency_models reads.
-_KEYS: dict[str, tuple[set[str], set[str]]] = {
-    "own": ({"mu", "sigma", "metadata"}, {"features", "mu_s", "sigma_s"}),
-    "adm": ({"mu", "sigma", "mu_s", "sigma_s", "arr_0"}, {"arr_1", "mu_clip", "sigma_clip"}),
-    "ttur": ({"mu", "sigma"}, set()),
-}
-_SPATIAL = {"mu_s", "sigma_s"}
-_NOT_LOADED = {"arr_0", "arr_1", "mu_clip", "sigma_clip"}
-
-
-@dataclass(frozen=True)
-class ReferenceMetadata:
-    """Where reference statistics come from; "unknown" or None where nobody says.
-
-    Attributes:
-        dataset: Name of the data set, e.g. "cifar10-jpeg".
-        split: Its part, e.g. "train".
-        num_images: Number of images behind mu and sigma.
-        images_sha256: SHA-256 of those images, uint8 (N, H, W, 3) in their order, hexadecimal.
-        features_seed: Seed of numpy.random.RandomState whose permutation chose the M images.
-        protocol: Name of the protocol they were made for.
-        protocol_version: Its version.
-        extractor: Name of the extractor.
-        image_size: Side length in px that the extractor brought images to.
-        resize: How it did so.
-    """
-
-    dataset: str = UNKNOWN
-    split: str = UNKNOWN
-    num_images: int | None = None
-    images_sha256: str | None = None
-    features_seed: int | None = None
-    protocol: str = UNKNOWN
-    protocol_version: int | None = None
-    extractor: str = UNKNOWN
-    image_size: int | None = None
-    resize: str = UNKNOWN
-
-    @property
-    def name(self) -> str:
-        """Data set and split, e.g. "cifar10-jpeg-train"."""
-        return UNKNOWN if self.dataset == UNKNOWN else f"{self.dataset}-{self.split}"
-
-
-@dataclass(frozen=True)
-class NpzImages:
-    """The images in an ADM file, read batch by batch.
-
-    Attributes:
-        path: The .npz.
-        shape: (M, H, W, 3) of its uint8 array `arr_0`.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-
-    @property
-    def num_images(self) -> int:
-        """M."""
-        return self.shape[0]
-
-    def batches(
-        self, batch_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[np.ndarray]:
-        """Images start to stop - 1 in batches (B, H, W, 3); the last one may be smaller.
-
-        Raises:
-            ValueError: The file is cut off or damaged.
-        """
-        with _readable(self.path):
-            yield from npz.image_batches(self.path, batch_size, start, stop)
+# Not loaded: images, labels, and mu_clip and sigma_clip of openai/consistency_models.
+_UNLOADED = {"arr_0", "arr_1", "mu_clip", "sigma_clip"}
+_KEYS = {"mu", "sigma", "mu_s", "sigma_s", "features", "metadata", *_UNLOADED}
 
 
 @dataclass(eq=False)
-class StoredStatistics:
-    """What a file of reference statistics holds.
+class ReferenceStatistics:
+    """Statistics of real images, with the features of M images or the images themselves."""
 
-    Attributes:
-        mu: Mean (D,), float64.
-        sigma: Covariance (D, D) with ddof = 1, float64.
-        features: Features of M images, (M, D), float32, exact in float16; None without.
-        metadata: Where they come from.
-        spatial_mu: Mean (S,) of the spatial features, float64; None without.
-        spatial_sigma: Their covariance (S, S), float64; None without.
-        images: M images whose features are not stored; None without.
-    """
+    mu: np.ndarray  # mean (D,), float64
+    sigma: np.ndarray  # covariance (D, D) with ddof = 1, float64
+    features: np.ndarray | None = None  # (M, D), float32, exact in float16
+    metadata: ReferenceMetadata = ReferenceMetadata()  # noqa: RUF009 (frozen)
+    spatial_mu: np.ndarray | None = None  # mean (S,) of the spatial features, float64
+    spatial_sigma: np.ndarray | None = None  # their covariance (S, S), float64
+    num_images: int = 0  # M, of images in the file
+    path: Path | None = None  # file that they were read from
 
-    mu: np.ndarray
-    sigma: np.ndarray
-    features: np.ndarray | None
-    metadata: ReferenceMetadata
-    spatial_mu: np.ndarray | None = None
-    spatial_sigma: np.ndarray | None = None
-    images: NpzImages | None = None
+    @property
+    def name(self) -> str:
+        """Name of the file without its suffix, or of the data set."""
+        return self.path.stem if self.path else self.metadata.dataset_split or "unknown"
+
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """SHA-256 of the file."""
+        return sha256(self.path) if self.path else None
+
+    def for_record(self) -> Reference:
+        """Name, checksum and metadata, for a record."""
+        return Reference(name=self.name, sha256=self.sha256, **to_builtins(self.metadata))
+
+    def require_protocol(self, protocol: Protocol, dataset: str | None = None) -> None:
+        """Raise ValueError unless stated settings fit a protocol and a model's `dataset`."""
+        extractor, metadata = protocol.extractor, self.metadata
+        spatial = None if self.spatial_mu is None else len(self.spatial_mu)
+        for setting, got, expected in [
+            ("dimension", len(self.mu), extractor.feature_dim),
+            ("spatial dimension", spatial, extractor.spatial_dim or None),
+            ("extractor", metadata.extractor, extractor.name),
+            ("image_size", metadata.image_size, extractor.image_size),
+            ("resize", metadata.resize, extractor.resize),
+            ("protocol", metadata.protocol, protocol.name),
+            ("protocol version", metadata.protocol_version, protocol.version),
+            ("data set", metadata.dataset_split, protocol.dataset),
+            ("data set", metadata.dataset_split, dataset),
+        ]:
+            if None not in (got, expected) and got != expected:
+                made = f"reference {self.name} was made with {setting} {got!r}"
+                need = f"protocol '{protocol.name}' and the model need {expected!r}"
+                raise ValueError(f"{made}, {need}; name or build another")
+        absent = {"sfid"} if spatial is None else set()
+        if self.features is None and not self.num_images:
+            absent |= FEATURE_METRICS
+        if lacking := ", ".join(metric for metric in protocol.metrics if metric in absent):
+            fix = "build one with `cmrepro references build`, or leave these metrics out"
+            raise ValueError(f"reference {self.name} lacks the features for {lacking}; {fix}")
+
+    def warnings(self, protocol: Protocol) -> list[str]:
+        """Reasons to read scores against these statistics with care, one line each."""
+        warnings, stored = [], protocol.stored_features
+        if self.metadata.extractor is None or self.metadata.dataset is None:
+            trusted = "its extractor, resize and data set are taken on trust"
+            warnings.append(f"reference {self.name} does not say what it was made of: {trusted}")
+        count = self.num_images if self.features is None else len(self.features)
+        if stored and count not in (0, stored.num_images):
+            expected = f"protocol {protocol.name} has {stored.num_images:,}"
+            affected = "KID, precision and recall depend on it"
+            warnings.append(f"features of {count:,} real images where {expected}: {affected}")
+        return warnings
+
+    def real_features(self, protocol: Protocol, device: str = "cpu") -> np.ndarray:
+        """Features of M real images; those of images in the file are extracted once and cached."""
+        if self.features is None:
+            assert self.path is not None  # require_protocol: features, or a file with images
+            key = f"{self.sha256} {to_json(protocol.extractor)}".encode()
+            digest = hashlib.sha256(key).hexdigest()[:16]
+            cached = cache_folder() / "features" / f"{self.name}-{digest}.npy"
+            if not cached.is_file():
+                network = load_extractor(protocol.extractor, device)
+                with _one_line_errors(self.path):
+                    batches = npz.image_batches(self.path, BATCH_SIZE)
+                    parts = [extract(batch, network).features for batch in batches]
+                with atomic_path(cached) as temporary:
+                    np.save(temporary, np.concatenate(parts))
+            self.features = np.load(cached)
+        return self.features
 
 
-def write_statistics(path: str | Path, statistics: StoredStatistics) -> None:
-    """Write our .npz, complete or not at all; `images` are left out.
-
-    Args:
-        path: Final name, ending in .npz.
-        statistics: What it is to hold.
-
-    Raises:
-        ValueError: If the folder cannot be written.
-    """
+def write_statistics(path: Path, statistics: ReferenceStatistics) -> None:
+    """Write our .npz."""
     arrays: dict[str, Any] = {"mu": statistics.mu, "sigma": statistics.sigma.astype(np.float32)}
     if statistics.features is not None:
         arrays["features"] = statistics.features.astype(np.float16)
     if statistics.spatial_mu is not None and statistics.spatial_sigma is not None:
         arrays["mu_s"] = statistics.spatial_mu
         arrays["sigma_s"] = statistics.spatial_sigma.astype(np.float32)
-    text = json.dumps(asdict(statistics.metadata)).encode()
+    text = json.dumps(to_builtins(statistics.metadata)).encode()
     arrays["metadata"] = np.frombuffer(text, np.uint8)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def read_statistics(path: str | Path, *, entry: str = "fid") -> StoredStatistics:
-    """Read and verify a file of ours, TTUR's, EDM's, clean-fid's or ADM's.
-
-    Args:
-        path: The .npz or .pkl; nothing in a .pkl is executed.
-        entry: Which statistics of EDM2's .pkl: "fid" or "fd_dinov2".
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, has other keys than such a file has, or holds values
-            that cannot be statistics (shapes, symmetry, finiteness).
-    """
-    path = Path(path)
+def read_statistics(path: Path) -> ReferenceStatistics:
+    """Read and verify a file of reference statistics; nothing in a .pkl is executed."""
     if not path.is_file():
-        raise FileNotFoundError(f"no reference statistics at {path}; check the path")
-    if path.suffix == ".pkl":
-        pair, metadata = _read_pickle(path, entry)
-        return StoredStatistics(*_gaussian(str(path), pair, "mu", "sigma"), None, metadata)
-    arrays, images = _read_npz(path)
-    mu, sigma = _gaussian(str(path), arrays, "mu", "sigma")
-    spatial_mu = spatial_sigma = None
-    if "mu_s" in arrays:
-        spatial_mu, spatial_sigma = _gaussian(f"{path}: spatial", arrays, "mu_s", "sigma_s")
-    features = arrays.get("features")
-    if features is not None:
-        features = features.astype(np.float32)
-        check_features(f"{path}: features", features)
-        if features.shape[1] != len(mu):
-            raise ValueError(
-                f"{path}: features have {features.shape[1]} dimensions and mu {len(mu)}, "
-                "must agree; build it again"
-            )
-    metadata = ReferenceMetadata()
-    if "metadata" in arrays:
-        metadata = _parse_metadata(path, arrays["metadata"].tobytes())
-    return StoredStatistics(mu, sigma, features, metadata, spatial_mu, spatial_sigma, images)
-
-
-def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], NpzImages | None]:
-    """The arrays of an .npz but for images, and those."""
-    with _readable(path):
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with opened:
-            keys = set(opened.files)
-            arrays = {key: opened[key] for key in sorted(keys - _NOT_LOADED)}
-    adm = keys & {"mu_s", "sigma_s", "arr_0"}
-    required, optional = _KEYS["own" if "metadata" in keys else "adm" if adm else "ttur"]
-    if keys & _SPATIAL:
-        required = required | _SPATIAL
-    missing, more = sorted(required - keys), sorted(keys - required - optional)
-    if missing or more:
-        wrong = f"lacks {', '.join(missing)}" if missing else f"holds {', '.join(more)}"
-        raise ValueError(
-            f"{path} {wrong}; reference statistics are mu, sigma (TTUR, EDM, clean-fid), with "
-            "mu_s, sigma_s, arr_0 (ADM) or metadata (`cmrepro references build`)"
-        )
-    if "arr_0" not in keys:
-        return arrays, None
-    with _readable(path), npz.open_array(path) as (_, shape, fortran, dtype):
-        pass
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not math.prod(shape):
-        raise ValueError(
-            f"{path} holds arr_0 {dtype} {shape}, must be uint8 (M, H, W, 3); fetch it again"
-        )
-    return arrays, NpzImages(path, shape)
+        raise ValueError(f"no reference statistics at {path}; check the path")
+    with _one_line_errors(path):
+        return _read_pickle(path) if path.suffix == ".pkl" else _read_npz(path)
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged .npz raises into one line."""
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Turn every error of a wrong or damaged file into a ValueError of one line."""
     try:
         yield
-    except npz.DAMAGED as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is not a readable .npz ({text}); build or fetch it again"
-        ) from error
+    except Exception as error:  # damaged files raise nearly everything
+        text = f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("ValueError: ")
+        fault = f"{path} does not hold reference statistics ({text})"
+        raise ValueError(f"{fault}; build or fetch it again") from error
 
 
-def _gaussian(
-    name: str, arrays: Mapping[str, Any], mu_key: str, sigma_key: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_npz(path: Path) -> ReferenceStatistics:
+    with np.load(path, allow_pickle=False) as file:
+        keys = set(file.files)
+        arrays = {key: file[key] for key in keys - _UNLOADED}
+    if not {"mu", "sigma"} <= keys <= _KEYS:
+        allowed = "mu_s, sigma_s, arr_0 (ADM) or features, metadata (cmrepro references build)"
+        got = ", ".join(sorted(keys)) or "nothing"
+        raise ValueError(f"it holds {got}, must hold mu and sigma, with {allowed}")
+    result = ReferenceStatistics(*_moments(arrays["mu"], arrays["sigma"]), path=path)
+    if keys & {"mu_s", "sigma_s"}:
+        result.spatial_mu, result.spatial_sigma = _moments(arrays["mu_s"], arrays["sigma_s"])
+    if "features" in keys:
+        result.features = arrays["features"].astype(np.float32)
+        check_features("features", result.features)
+        if result.features.shape[1:] != result.mu.shape:
+            raise ValueError("features and mu have other dimensions")
+    if "metadata" in keys:
+        values = json.loads(arrays["metadata"].tobytes())
+        result.metadata = convert(ReferenceMetadata, values, "metadata")
+    if "arr_0" in keys:
+        with npz.open_images(path) as (_, shape):
+            result.num_images = shape[0]
+    return result
+
+
+def _moments(mu: Any, sigma: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance in float64, verified."""
-    for key in (mu_key, sigma_key):
-        kind = getattr(getattr(arrays[key], "dtype", None), "kind", None)
-        if kind != "f":
-            got = getattr(arrays[key], "dtype", type(arrays[key]).__name__)
-            raise ValueError(f"{name}: {key} is {got}, must be an array of floats; fetch it again")
-    mu, sigma = arrays[mu_key].astype(np.float64), arrays[sigma_key].astype(np.float64)
-    check_gaussian(name, mu, sigma)
+    mu, sigma = np.asarray(mu), np.asarray(sigma)
+    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+        raise ValueError(f"mu is {mu.dtype} and sigma {sigma.dtype}, must be floats")
+    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+    check_gaussian("reference", mu, sigma)
     return mu, sigma
-
-
-def _parse_metadata(path: Path, text: bytes) -> ReferenceMetadata:
-    """Metadata from its JSON, with exactly the known keys and types."""
-    try:
-        values = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path}: metadata is not a JSON object ({error}); build it again"
-        ) from error
-    types = {field.name: str(field.type).split(" | ") for field in fields(ReferenceMetadata)}
-    wrong = types.keys() ^ values.keys() | {
-        key
-        for key, value in values.items()
-        if type(value).__name__.removesuffix("Type") not in types.get(key, ())
-    }
-    if wrong:
-        raise ValueError(
-            f"{path}: metadata is unknown, missing or of a wrong type at "
-            f"{', '.join(sorted(wrong))}; build it again with this version"
-        )
-    return ReferenceMetadata(**values)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -272,40 +191,22 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         match module.replace("numpy.core", "numpy._core"), name:
-            case "numpy", "ndarray":
-                return np.ndarray
-            case "numpy", "dtype":
-                return np.dtype
+            case "numpy", ("ndarray" | "dtype"):
+                return getattr(np, name)
             case "numpy._core.multiarray", "_reconstruct":
                 return np.ndarray.__reduce__(np.empty(0))[0]
             case "numpy._core.numeric", "_frombuffer":
                 # A new function each time: a pickle can set attributes of what it looks up.
-                return lambda buffer, dtype, shape, order: np.frombuffer(buffer, dtype).reshape(
+                return lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(
                     shape, order=order
                 )
         raise pickle.UnpicklingError(f"it calls {module}.{name}")
 
 
-def _read_pickle(path: Path, entry: str) -> tuple[dict[str, Any], ReferenceMetadata]:
-    """Statistics from EDM's pickle of mu and sigma, or EDM2's of one such for each metric."""
-    try:
-        with open(path, "rb") as file:
-            content = _ArrayUnpickler(file).load()
-    except Exception as error:  # damaged pickles raise nearly everything
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is not a readable pickle of statistics ({text}); fetch it again"
-        ) from error
-    whole = content if isinstance(content, dict) else {}
-    count = whole.pop("num_images", None)
-    statistics = whole if "mu" in whole else whole.get(entry)
-    if not isinstance(statistics, dict) or statistics.keys() != {"mu", "sigma"}:
-        held = ", ".join(map(str, whole)) or type(content).__name__
-        raise ValueError(
-            f"{path} holds {held}, must hold mu and sigma, or {entry} with these two; fetch "
-            "statistics of this kind"
-        )
-    resize = UNKNOWN if entry == "fid" else "bicubic, antialiased (NVlabs/edm2)"
-    return statistics, ReferenceMetadata(
-        num_images=count if type(count) is int else None, resize=resize
-    )
+def _read_pickle(path: Path) -> ReferenceStatistics:
+    """EDM's pickle of mu and sigma, or EDM2's, whose `fid` is such a pair."""
+    with open(path, "rb") as file:
+        content = _ArrayUnpickler(file).load()
+    pair = content if "mu" in content else content["fid"]
+    metadata = convert(ReferenceMetadata, {"num_images": content.get("num_images")}, "")
+    return ReferenceStatistics(*_moments(pair["mu"], pair["sigma"]), metadata=metadata, path=path)

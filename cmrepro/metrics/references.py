@@ -1,148 +1,100 @@
-"""Reference statistics: built from real images, loaded, held against a protocol."""
-
-from __future__ import annotations
+"""Reference statistics by name (references.toml) or file, and built from real images."""
 
 import functools
-import hashlib
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from cmrepro.files import sha256
-from cmrepro.metrics.definitions import StreamingMoments
-from cmrepro.metrics.extractors import load_extractor
-from cmrepro.metrics.features import (
-    BATCH_SIZE,
-    ImageBatches,
-    extract,
-)
-from cmrepro.metrics.protocols import METRICS, Protocol
-from cmrepro.metrics.reference_files import (
-    UNKNOWN,
-    ReferenceMetadata,
-    StoredStatistics,
-    read_statistics,
-)
-from cmrepro.metrics.reference_registry import fetch_reference, registered_references
-
-# Batches of features between two updates of the moments: 33 MB at 2,048 dimensions.
-CHUNK_BATCHES = 64
+from cmrepro.distributed import broadcast
+from cmrepro.files import RECORDED, cache_folder, download
+from cmrepro.metrics.accumulate import Accumulator, accumulate
+from cmrepro.metrics.extractors import ImageBatches
+from cmrepro.metrics.protocols import load_extractor_settings
+from cmrepro.metrics.reference_files import ReferenceStatistics, read_statistics
+from cmrepro.schema import Positive, convert, lookup, read_toml, to_builtins
+from cmrepro.settings import Protocol, ReferenceMetadata
 
 
-@dataclass(eq=False)
-class ReferenceStatistics(StoredStatistics):
-    """Statistics of real images, and some of their features or the images themselves.
+class RegisteredReference(ReferenceMetadata, frozen=True, kw_only=True):
+    """Metadata that is documented about a file, from references.toml."""
 
-    Attributes:
-        path: The file that they were read from; None where they were just built.
-    """
-
-    path: Path | None = None
+    name: str  # its key there
+    source: str  # publisher
+    url: str | None = None  # address; None for statistics that have to be built
+    bytes_approx: Positive | None = None  # size of the download
+    licence: str | None = None  # SPDX name
 
     @property
-    def name(self) -> str:
-        """Name of the file without its suffix, or of the data set."""
-        return self.path.stem if self.path else self.metadata.name
+    def path(self) -> Path:
+        """Place in the cache."""
+        suffix = Path(self.url).suffix if self.url else ".npz"
+        return cache_folder() / "references" / f"{self.name}{suffix}"
 
-    @functools.cached_property
-    def sha256(self) -> str | None:
-        """SHA-256 of the file, hexadecimal; None where they were just built."""
-        return sha256(self.path) if self.path else None
 
-    @classmethod
-    def load(cls, path: str | Path, *, entry: str = "fid") -> Self:
-        """Read and verify a file (`read_statistics` says which, and what it raises)."""
-        return cls(**vars(read_statistics(path, entry=entry)), path=Path(path))
+@functools.cache
+def registered_references() -> dict[str, RegisteredReference]:
+    """The entries of references.toml by name."""
+    path = Path(__file__).with_name("references.toml")
+    registered = {}
+    for name, table in read_toml(dict[str, dict[str, Any]], path)["references"].items():
+        extractor = load_extractor_settings(table["extractor"])
+        settings = {"image_size": extractor.image_size, "resize": extractor.resize}
+        registered[name] = convert(RegisteredReference, {"name": name} | table | settings, name)
+    return registered
 
-    def require_protocol(self, protocol: Protocol, dataset: str | None = None) -> None:
-        """Refuse to serve another protocol or data set than these statistics were made for.
 
-        Args:
-            protocol: What is to be scored.
-            dataset: What the sample set's model was trained on, e.g. "cifar10-train", where that
-                is known.
+def bundled_references() -> dict[str, Path]:
+    """Paths of the reference statistics that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("bundled/*.npz"))}
 
-        Raises:
-            ValueError: Names the first setting that differs, with both values, or what a metric
-                needs and is not there. What the file leaves unknown is taken on trust, but for
-                the dimension.
-        """
-        extractor, mine = protocol.extractor, self.metadata
-        pairs = [
-            ("dimension", len(self.mu), extractor.feature_dim),
-            ("extractor", mine.extractor, extractor.name),
-            ("image_size", mine.image_size, extractor.image_size),
-            ("resize", mine.resize, extractor.resize),
-            ("protocol", mine.protocol, protocol.name),
-            ("protocol version", mine.protocol_version, protocol.version),
-            ("data set", mine.name, protocol.dataset or mine.name),
-        ]
-        if "sfid" in protocol.metrics and self.spatial_mu is not None:
-            pairs.append(("spatial dimension", len(self.spatial_mu), extractor.spatial_dim))
-        for setting, got, asked in pairs:
-            if got not in (None, UNKNOWN, asked):
-                raise ValueError(
-                    f"reference {self.name} was made with {setting} {got!r}, protocol "
-                    f"{protocol.name!r} asks for {asked!r}; build it again for this protocol"
-                )
-        if dataset is not None and mine.name not in (UNKNOWN, dataset):
-            raise ValueError(
-                f"reference {self.name} was made with data set {mine.name!r}, the images come "
-                f"from a model of {dataset!r}; name another reference"
-            )
-        of_features = [m for m in protocol.metrics if "reference_features" in METRICS[m]]
-        if of_features and self.features is None and self.images is None:
-            raise ValueError(self._lacking("features", of_features))
-        if "sfid" in protocol.metrics and self.spatial_mu is None:
-            raise ValueError(self._lacking("spatial statistics", ["sfid"]))
 
-    def warnings(self, protocol: Protocol) -> list[str]:
-        """Why scores against these statistics must be read with care, one line each."""
-        warnings = []
-        if UNKNOWN in (self.metadata.extractor, self.metadata.dataset):
-            warnings.append(
-                f"reference {self.name} does not say what it was made of: its extractor, resize "
-                "and data set are taken on trust"
-            )
-        stored = self.features if self.features is not None else ()
-        count = self.images.num_images if self.images else len(stored)
-        if count and protocol.reference_features not in (None, count):
-            warnings.append(
-                f"features of {count:,} real images where protocol {protocol.name} has "
-                f"{protocol.reference_features:,}: KID, precision and recall depend on it"
-            )
-        return warnings
+def fetch_reference(name: str) -> Path:
+    """The file of reference statistics by name, downloaded if it is not in the cache."""
+    known: dict[str, RegisteredReference | Path] = {**registered_references()}
+    entry = lookup("reference", name, known | {**bundled_references()})
+    if isinstance(entry, Path):
+        return entry
+    if entry.url:
+        return download(entry.url, entry.path, RECORDED)
+    if not entry.path.is_file():
+        source = f"{entry.dataset_split} --protocol {entry.protocol} --dataset {entry.dataset}"
+        command = f"cmrepro references build {source} --split {entry.split} --out {entry.path}"
+        raise ValueError(f"nobody publishes reference {name}; build it with `{command}`")
+    return entry.path
 
-    def spatial_moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (S,) and covariance (S, S) of the spatial features, where a protocol has sfid."""
-        assert self.spatial_mu is not None and self.spatial_sigma is not None
-        return self.spatial_mu, self.spatial_sigma
 
-    def real_features(self, protocol: Protocol, device: str = "cpu") -> np.ndarray:
-        """Features of real images, float32 (M, D); those of stored images are extracted once.
+def load_reference(protocol: Protocol, name: str | Path | None = None) -> ReferenceStatistics:
+    """The reference statistics of a name or file, or the protocol's own; they must serve it."""
+    name = str(name or protocol.reference)
+    is_file = name.endswith((".npz", ".pkl"))
+    reference = read_statistics(Path(name) if is_file else fetch_reference(name))
+    if not is_file and (entry := registered_references().get(name)):
+        metadata = to_builtins(reference.metadata)
+        for key, stated in metadata.items():
+            documented = getattr(entry, key)
+            if None not in (documented, stated) and documented != stated:
+                got = f"{reference.path} has {key} {stated!r}, {name} has {documented!r}"
+                raise ValueError(f"{got}; delete the file and build or fetch it again")
+            metadata[key] = documented if stated is None else stated
+        reference.metadata = ReferenceMetadata(**metadata)
+    reference.require_protocol(protocol)
+    return reference
 
-        Args:
-            protocol: One that these statistics serve; gives the extractor.
-            device: Where it runs.
-        """
-        if self.features is None:
-            assert self.images is not None  # require_protocol
-            extractor = load_extractor(protocol.extractor, device)
-            batches = _checked_batches(self.images)
-            features = [extract(batch, extractor).features for batch in batches]
-            self.features = np.concatenate(features)
-        return self.features
 
-    def _lacking(self, part: str, metrics: list[str]) -> str:
-        return (
-            f"reference {self.name} holds no {part} for {', '.join(metrics)}; build one from the "
-            "data set with `cmrepro references build`, or leave these metrics out"
-        )
+def reference_rows() -> list[dict[str, object]]:
+    """One row a name."""
+    rows: list[tuple[str, ReferenceMetadata, str, str]] = []
+    for name, path in bundled_references().items():
+        data = read_statistics(path).metadata
+        source = f"built for protocol {data.protocol} v{data.protocol_version}"
+        rows.append((name, data, "bundled", source))
+    for name, entry in registered_references().items():
+        absent = "to be fetched" if entry.url else "to be built"
+        rows.append((name, entry, "cached" if entry.path.is_file() else absent, entry.source))
+    columns = "name", "data", "images", "extractor", "where", "source"
+    values = ((name, x.dataset_split, x.num_images, x.extractor, *rest) for name, x, *rest in rows)
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def build_reference(
@@ -156,143 +108,37 @@ def build_reference(
 ) -> ReferenceStatistics:
     """Reference statistics of real images, read once, in memory that does not grow with N.
 
-    Args:
-        images: Source of uint8 batches (B, H, W, 3), RGB, in the order of the data set.
-        protocol: Gives the extractor, the metrics and the choice of the M stored images.
-        dataset: Name of the data set.
-        split: Its part.
-        device: Where the extractor runs.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        ValueError: If the images are not uint8 (N, H, W, 3), or fewer than the protocol stores.
+    `split` is "train", "test" or "all"; the protocol chooses the M images of stored features.
     """
-    count = images.num_images
-    chosen = _chosen(protocol, count)
-    extractor = load_extractor(protocol.extractor, device)
-    moments = StreamingMoments(protocol.extractor.feature_dim)
-    spatial = StreamingMoments(protocol.extractor.spatial_dim)
-    with_spatial = "sfid" in protocol.metrics
-    stored = np.empty((chosen.sum(), protocol.extractor.feature_dim), np.float32)
-    digest, position, filled = hashlib.sha256(), 0, 0
-    batches = _checked_batches(images, progress)
-    while chunk := list(itertools.islice(batches, CHUNK_BATCHES)):
-        parts = [extract(batch, extractor) for batch in chunk]
-        features = np.concatenate([part.features for part in parts])
-        moments.update(features)
-        if with_spatial:
-            spatial.update(np.concatenate([part.spatial for part in parts]))
-        kept = features[chosen[position : position + len(features)]]
-        stored[filled : filled + len(kept)] = kept.astype(np.float16)
-        filled += len(kept)
-        position += len(features)
-        for batch in chunk:
-            digest.update(batch.tobytes())
-    mu, sigma = _as_stored(moments)
-    spatial_mu, spatial_sigma = _as_stored(spatial) if with_spatial else (None, None)
-    return ReferenceStatistics(
-        mu=mu,
-        sigma=sigma,
-        features=stored if len(stored) else None,
-        metadata=ReferenceMetadata(
-            dataset=dataset,
-            split=split,
-            num_images=count,
-            images_sha256=digest.hexdigest(),
-            features_seed=protocol.reference_seed,
-            protocol=protocol.name,
-            protocol_version=protocol.version,
-            extractor=protocol.extractor.name,
-            image_size=protocol.extractor.image_size,
-            resize=protocol.extractor.resize,
-        ),
-        spatial_mu=spatial_mu,
-        spatial_sigma=spatial_sigma,
+    count, stored, extractor = images.num_images, protocol.stored_features, protocol.extractor
+    selected = np.zeros(count, np.bool_)
+    if stored:
+        if count < stored.num_images:
+            need = f"protocol {protocol.name!r} stores features of {stored.num_images}"
+            raise ValueError(f"got {count} images, {need}; give the whole data set")
+        order = np.random.RandomState(stored.seed).permutation(count)
+        selected[order[: stored.num_images]] = True
+    accumulator = Accumulator(extractor, selected)
+    checksums = accumulate(images, [accumulator], device=device, progress=progress)
+    if not checksums:  # another rank than 0
+        return broadcast(None)
+    # As exact as in the file, so that writing and reading it does not change a score.
+    features = accumulator.features.astype(np.float16).astype(np.float32) if stored else None
+    moments = [m.mean_and_covariance() for m in (accumulator.moments, accumulator.spatial) if m]
+    arrays = [x for mu, sigma in moments for x in (mu, sigma.astype(np.float32).astype(float))]
+    metadata = ReferenceMetadata(
+        dataset=dataset,
+        split=split,
+        num_images=count,
+        images_sha256=checksums[count],
+        features_seed=stored.seed if stored else None,
+        protocol=protocol.name,
+        protocol_version=protocol.version,
+        extractor=extractor.name,
+        image_size=extractor.image_size,
+        resize=extractor.resize,
     )
-
-
-def _chosen(protocol: Protocol, count: int) -> np.ndarray:
-    """Which of `count` images are the M whose features are stored, bool (count,).
-
-    Raises:
-        ValueError: If there are fewer than M.
-    """
-    num_features = protocol.reference_features or 0
-    if count < num_features:
-        raise ValueError(
-            f"{count} images, protocol {protocol.name!r} stores features of {num_features}; "
-            "give the whole data set"
-        )
-    order = np.random.RandomState(protocol.reference_seed).permutation(count)
-    chosen = np.zeros(count, dtype=bool)
-    chosen[order[:num_features]] = True
-    return chosen
-
-
-def _as_stored(moments: StreamingMoments) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance, the latter as exact as the file keeps it."""
-    mu, sigma = moments.mean_and_covariance()
-    return mu, sigma.astype(np.float32).astype(np.float64)
-
-
-def _checked_batches(images: ImageBatches, progress: bool = False) -> Iterator[np.ndarray]:
-    """Batches (B, H, W, 3) of images, as many as announced.
-
-    Raises:
-        ValueError: If they are not uint8 (B, H, W, 3), or of another number.
-    """
-    count, given = images.num_images, 0
-    with tqdm(total=count, desc="reference", unit="image", disable=not progress) as bar:
-        for batch in images.batches(BATCH_SIZE):
-            given += len(batch)
-            if given > count:
-                break
-            yield batch
-            bar.update(len(batch))
-    if given != count:
-        raise ValueError(f"{count} images announced, {given} given; open the images again")
-
-
-def load_reference(protocol: Protocol, source: str | Path | None = None) -> ReferenceStatistics:
-    """The reference statistics for a protocol.
-
-    Args:
-        protocol: What they must serve.
-        source: Their name, or a file; the protocol's own by default.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the name is unknown, the file cannot be had or is not valid, or it was made
-            for another protocol.
-    """
-    chosen = protocol.reference if source is None else source
-    is_file = Path(chosen).suffix in (".npz", ".pkl")
-    path = Path(chosen) if is_file else fetch_reference(str(chosen))
-    entry = "fd_dinov2" if protocol.extractor.network == "dinov2" else "fid"
-    reference = ReferenceStatistics.load(path, entry=entry)
-    registered = None if is_file else registered_references().get(str(chosen))
-    if registered is not None:
-        reference.metadata = _with_documented(reference, registered.metadata)
-    reference.require_protocol(protocol)
-    return reference
-
-
-def _with_documented(
-    reference: ReferenceStatistics, documented: ReferenceMetadata
-) -> ReferenceMetadata:
-    """A file's metadata, completed by what is documented about it.
-
-    Raises:
-        ValueError: If the two contradict each other.
-    """
-    added = {}
-    for key, value in vars(documented).items():
-        mine = getattr(reference.metadata, key)
-        if mine in (None, UNKNOWN):
-            added[key] = value
-        elif value not in (None, UNKNOWN, mine):
-            raise ValueError(
-                f"{reference.path} has {key} {mine!r}, {reference.name} has {value!r}; delete the "
-                "file and build or fetch it again"
-            )
-    return replace(reference.metadata, **added)
+    built = ReferenceStatistics(arrays[0], arrays[1], features, metadata)
+    if accumulator.spatial:
+        built.spatial_mu, built.spatial_sigma = arrays[2:]
+    return broadcast(built)

@@ -1,6 +1,6 @@
 """Networks F(x, c_noise, labels) behind the consistency function and the EDM denoiser.
 
-Every network takes an image batch already scaled by c_in, the noise level as
-c_noise = ln(t) / 4 (Karras et al. 2022, Table 1) and optional class labels, and returns an image
-batch of the same shape. A checkpoint names the entry of `presets.PRESETS` that builds its network.
+x is an image batch (B, C, H, W) scaled by c_in, c_noise (B,) is ln(t) / 4 (Karras et al. 2022,
+Table 1), labels are (B,) int64 exactly when the network has classes; F has the shape of x. A
+checkpoint names the entry of `presets.PRESETS` that builds its network.
 """

@@ -12,93 +12,63 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmrepro.networks.layers import (
-    GroupNorm32,
-    SelfAttention,
-    downsample,
-    silu,
-    timestep_embedding,
-    upsample,
-    upsample_conv,
-    zero_init,
-)
+from cmrepro.networks.cpu import silu, upsample_conv
+from cmrepro.networks.layers import GroupNorm32, SelfAttention, timestep_embedding, zero_init
 
+Resample = Literal["up", "down"] | None
 C_NOISE_SCALE = 1000.0  # cm/karras_diffusion.py: rescaled_t = 1000 * ln(t) / 4
 
 
 @dataclass(frozen=True)
 class ADMConfig:
-    """Shape of one ADM U-Net.
+    """Shape of one ADM U-Net."""
 
-    Attributes:
-        num_channels: Width of the first level.
-        channel_mult: Width of each level in units of `num_channels`.
-        num_res_blocks: Residual blocks a level on the way down; one more on the way up.
-        attention_factors: Down-sampling factors at which attention follows each block.
-        num_head_channels: Channels of one attention head.
-        use_scale_shift_norm: The noise level scales and shifts the second normalisation (ImageNet)
-            instead of being added (LSUN).
-        num_classes: Number of class labels; 0 for an unconditional network.
-        dropout: Probability in [0, 1).
-        in_channels: Image channels, in and out.
-        min_group_channels: Fewest channels of a normalisation group (EDM's rule); groups are 32
-            where channels allow it. 1 gives the official 32 groups.
-    """
-
-    num_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-    attention_factors: tuple[int, ...]
-    num_head_channels: int
-    use_scale_shift_norm: bool = True
-    num_classes: int = 0
-    dropout: float = 0.0
-    in_channels: int = 3
-    min_group_channels: int = 1
+    num_channels: int  # width of the first level
+    channel_mult: tuple[int, ...]  # width of each level in units of `num_channels`
+    num_res_blocks: int  # residual blocks a level on the way down; one more on the way up
+    attention_factors: tuple[int, ...]  # down-sampling factors at which attention follows a block
+    num_head_channels: int  # of one attention head, a divisor of the widths with attention
+    use_scale_shift_norm: bool = True  # by the noise level (ImageNet), which else is added (LSUN)
+    num_classes: int = 0  # number of class labels; 0 for an unconditional network
+    dropout: float = 0.0  # probability in [0, 1)
+    in_channels: int = 3  # image channels, in and out
+    min_group_channels: int = 1  # of a normalisation group (EDM's rule); 1: the official 32 groups
 
     def norm(self, channels: int) -> GroupNorm32:
         """Group normalisation of `channels` channels."""
         return GroupNorm32(min(32, channels // self.min_group_channels), channels)
 
 
+def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """3x3 convolution that keeps the image size."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
 class ResBlock(nn.Module):
     """Residual block with the noise embedding; `resample` acts before its first convolution."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        config: ADMConfig,
-        resample: Literal["up", "down"] | None = None,
+        self, in_channels: int, out_channels: int, config: ADMConfig, resample: Resample = None
     ) -> None:
         super().__init__()
-        self.use_scale_shift_norm = config.use_scale_shift_norm
-        self.resample = resample
-        emb_channels = 4 * config.num_channels
+        self.use_scale_shift_norm, self.resample = config.use_scale_shift_norm, resample
         emb_out = 2 * out_channels if self.use_scale_shift_norm else out_channels
-        self.in_layers = nn.Sequential(
-            config.norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, 1, 1)
-        )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
-        self.out_layers = nn.Sequential(
-            config.norm(out_channels),
-            nn.SiLU(),
-            nn.Dropout(config.dropout),
-            zero_init(nn.Conv2d(out_channels, out_channels, 3, 1, 1)),
-        )
-        self.skip_connection = (
-            nn.Identity()
-            if in_channels == out_channels
-            else nn.Conv2d(in_channels, out_channels, 1)
-        )
+        conv = conv3(in_channels, out_channels)
+        self.in_layers = nn.Sequential(config.norm(in_channels), nn.SiLU(), conv)
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.num_channels, emb_out))
+        norm, conv = config.norm(out_channels), zero_init(conv3(out_channels, out_channels))
+        self.out_layers = nn.Sequential(norm, nn.SiLU(), nn.Dropout(config.dropout), conv)
+        same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, _, conv = self.in_layers  # `silu` stands for the second, which has no parameters
         h = silu(norm(x))
-        if self.resample == "up":
-            h, x = upsample_conv(h, cast(nn.Conv2d, conv)), upsample(x)
+        if self.resample == "up":  # conv(upsample(h)), upsample(x)
+            h = upsample_conv(h, cast(nn.Conv2d, conv))
+            x = F.interpolate(x, scale_factor=2.0)
         elif self.resample == "down":
-            h, x = conv(downsample(h)), downsample(x)
+            h, x = conv(F.avg_pool2d(h, 2)), F.avg_pool2d(x, 2)
         else:
             h = conv(h)
         emb_out = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
@@ -127,9 +97,8 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         width = config.num_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
-        )
+        first, second = (nn.Linear(n, 4 * width) for n in (width, 4 * width))
+        self.time_embed = nn.Sequential(first, nn.SiLU(), second)
         if config.num_classes:
             self.label_emb = nn.Embedding(config.num_classes, 4 * width)
 
@@ -143,26 +112,19 @@ class UNet(nn.Module):
             return layers
 
         channels = config.channel_mult[0] * width
-        self.input_blocks = nn.ModuleList(
-            [Stage(nn.Conv2d(config.in_channels, channels, 3, 1, 1))]
-        )
+        self.input_blocks = nn.ModuleList([Stage(conv3(config.in_channels, channels))])
         skips = [channels]
-        last_level = len(config.channel_mult) - 1
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
                 self.input_blocks.append(Stage(*blocks(channels, mult * width, 2**level)))
                 channels = mult * width
                 skips.append(channels)
-            if level < last_level:
-                down = ResBlock(channels, channels, config, resample="down")
-                self.input_blocks.append(Stage(down))
+            if level < len(config.channel_mult) - 1:
+                self.input_blocks.append(Stage(ResBlock(channels, channels, config, "down")))
                 skips.append(channels)
 
-        self.middle_block = Stage(
-            ResBlock(channels, channels, config),
-            attention(channels),
-            ResBlock(channels, channels, config),
-        )
+        before, middle = ResBlock(channels, channels, config), attention(channels)
+        self.middle_block = Stage(before, middle, ResBlock(channels, channels, config))
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
@@ -170,38 +132,21 @@ class UNet(nn.Module):
                 layers = blocks(channels + skips.pop(), mult * width, 2**level)
                 channels = mult * width
                 if level and i == config.num_res_blocks:
-                    layers.append(ResBlock(channels, channels, config, resample="up"))
+                    layers.append(ResBlock(channels, channels, config, "up"))
                 self.output_blocks.append(Stage(*layers))
 
-        self.out = nn.Sequential(
-            config.norm(channels),
-            nn.SiLU(),
-            zero_init(nn.Conv2d(channels, config.in_channels, 3, 1, 1)),
-        )
+        out = zero_init(conv3(channels, config.in_channels))
+        self.out = nn.Sequential(config.norm(channels), nn.SiLU(), out)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Network output F(x, c_noise).
-
-        Args:
-            x: (B, C, H, W), the noisy image scaled by c_in.
-            c_noise: (B,), ln(t) / 4.
-            labels: (B,) int64 in [0, num_classes), exactly when the network has classes.
-
-        Returns:
-            (B, C, H, W) in the type of the weights.
-
-        Raises:
-            ValueError: Labels are missing or superfluous.
-        """
-        if (labels is not None) != bool(self.config.num_classes):
-            raise ValueError(
-                f"got {'labels' if labels is not None else 'no labels'} for a network of "
-                f"{self.config.num_classes} classes; pass labels exactly when it has classes"
-            )
-        dtype = next(self.parameters()).dtype  # inputs come in float32
-        x = x.to(dtype)
+        """F(x, c_noise), (B, C, H, W) in the type of the weights."""
+        if (labels is None) == bool(self.config.num_classes):
+            got = f"{'no labels' if labels is None else 'labels'} for a network of"
+            allowed = f"{self.config.num_classes} classes; pass labels exactly when it has classes"
+            raise ValueError(f"got {got} {allowed}")
+        x = x.to(next(self.parameters()).dtype)  # inputs come in float32
         embedding = timestep_embedding(C_NOISE_SCALE * c_noise, self.config.num_channels)
-        emb = self.time_embed(embedding.to(dtype))
+        emb = self.time_embed(embedding.to(x.dtype))
         if labels is not None:
             emb = emb + self.label_emb(labels)
         skips = []
@@ -219,7 +164,7 @@ class PatchUNet(UNet):
     """The ADM U-Net on 2x2 patches: (B, 3, H, W) is read as (B, 12, H/2, W/2).
 
     The demo's network. Half the resolution makes a U-Net of the same width four times cheaper,
-    which is what lets a laptop CPU sample it; nothing in the paper does this.
+    so that a laptop CPU can sample it; nothing in the paper does this.
     """
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -19,36 +19,29 @@ from torch.nn import functional as F
 from cmrepro.networks.layers import GroupNorm32
 
 FOURIER_SCALE = 16.0
-ATTENTION_FACTOR = 2  # down-sampling factor of the level with attention: 16 of 32 pixels
+ATTENTION_LEVEL = 1  # at half the resolution: 16 of 32 pixels
 INV_SQRT2 = 0.5**0.5
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Resample = nn.Module | None
 
 
 @dataclass(frozen=True)
 class NCSNppConfig:
-    """Shape of one NCSN++.
+    """Shape of one NCSN++."""
 
-    Attributes:
-        num_channels: Width in units of which `channel_mult` counts, even.
-        channel_mult: Width of each level.
-        num_res_blocks: Residual blocks a level on the way down; one more on the way up.
-        dropout: Probability in [0, 1).
-    """
+    num_channels: int  # width in units of which `channel_mult` counts, even
+    channel_mult: tuple[int, ...]  # width of each level
+    num_res_blocks: int  # residual blocks a level on the way down; one more on the way up
+    dropout: float = 0.0  # probability in [0, 1)
 
-    num_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-    dropout: float = 0.0
+    def width(self, level: int) -> int:
+        """Channels of a level."""
+        return self.channel_mult[level] * self.num_channels
 
 
 def init(layer: Layer, scale: float = 1.0) -> Layer:
-    """The same layer with the official initial values: uniform weights, biases of zero.
-
-    Args:
-        layer: Any convolution or linear layer with a bias.
-        scale: Variance of the weights in units of 2 / (fan_in + fan_out).
-    """
+    """The same layer with zero biases, weights of variance 2 scale / (fan_in + fan_out)."""
     nn.init.xavier_uniform_(layer.weight, gain=scale**0.5)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -60,54 +53,49 @@ def group_norm(channels: int) -> GroupNorm32:
     return GroupNorm32(min(channels // 4, 32), channels, eps=1e-6)
 
 
-def fir_kernel(gain: float = 1.0) -> Tensor:
-    """Outer product of (1, 3, 3, 1) with itself, (1, 1, 4, 4), of sum `gain`."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    return gain * torch.outer(taps, taps)[None, None] / 64
+class LowPass(nn.Module):
+    """Low-pass filter: outer product of (1, 3, 3, 1) with itself, (1, 1, 4, 4), of sum `gain`."""
+
+    gain = 1.0
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        kernel = self.gain * torch.outer(taps, taps)[None, None] / 64
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """The filter for each channel of x, (C, 1, 4, 4)."""
+        return self.kernel.expand(x.shape[1], -1, -1, -1)
 
 
-class FIRDownsample(nn.Module):
+class FIRDownsample(LowPass):
     """(B, C, H, W) -> (B, C, H/2, W/2): low-pass filter, then every second pixel."""
 
-    kernel: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("kernel", fir_kernel(), persistent=False)
-
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.kernel.expand(x.shape[1], -1, -1, -1)
-        return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+        return F.conv2d(x, self.kernels(x), stride=2, padding=1, groups=x.shape[1])
 
 
-class FIRUpsample(nn.Module):
+class FIRUpsample(LowPass):
     """(B, C, H, W) -> (B, C, 2H, 2W): zeros between the pixels, then the low-pass filter."""
 
-    kernel: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("kernel", fir_kernel(gain=4), persistent=False)
+    gain = 4.0
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.kernel.expand(x.shape[1], -1, -1, -1)
-        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+        return F.conv_transpose2d(x, self.kernels(x), stride=2, padding=1, groups=x.shape[1])
 
 
-class PyramidDownsample(nn.Module):
+class PyramidDownsample(LowPass):
     """One step of the input pyramid: low-pass filter, then a 3x3 convolution of stride 2."""
-
-    kernel: Tensor
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.register_buffer("kernel", fir_kernel(), persistent=False)
         self.conv = init(nn.Conv2d(in_channels, out_channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.kernel.expand(x.shape[1], -1, -1, -1)
-        x = F.conv2d(x, kernel, padding=2, groups=x.shape[1])  # (B, C, H + 1, W + 1)
-        return self.conv(x)
+        # filtered: (B, C, H + 1, W + 1)
+        return self.conv(F.conv2d(x, self.kernels(x), padding=2, groups=x.shape[1]))
 
 
 class FourierEmbedding(nn.Module):
@@ -143,26 +131,18 @@ class ResBlock(nn.Module):
     """Residual block with the noise embedding; `resample` acts before its first convolution."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        dropout: float,
-        resample: nn.Module | None = None,
+        self, in_channels: int, out_channels: int, config: NCSNppConfig, resample: Resample = None
     ) -> None:
         super().__init__()
         self.resample = resample
         self.norm1 = group_norm(in_channels)
         self.conv1 = init(nn.Conv2d(in_channels, out_channels, 3, padding=1))
-        self.emb = init(nn.Linear(emb_channels, out_channels))
+        self.emb = init(nn.Linear(4 * config.num_channels, out_channels))
         self.norm2 = group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = init(nn.Conv2d(out_channels, out_channels, 3, padding=1), scale=0)
-        self.skip = (
-            init(nn.Conv2d(in_channels, out_channels, 1))
-            if in_channels != out_channels or resample is not None
-            else nn.Identity()
-        )
+        same = in_channels == out_channels and resample is None
+        self.skip = nn.Identity() if same else init(nn.Conv2d(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = F.silu(self.norm1(x))
@@ -192,35 +172,23 @@ class Attention(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution on the way down.
-
-    `forward` takes the features, the pyramid image and the embedding, appends what the way up
-    reads to `skips` and returns features and pyramid image for the next level.
-    """
+    """One resolution on the way down; appends features for the way up to `skips`."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        pyramid_channels: int,
-        config: NCSNppConfig,
-        attention: bool,
-        last: bool,
+        self, in_channels: int, pyramid_channels: int, level: int, config: NCSNppConfig
     ) -> None:
         super().__init__()
-        emb_channels = 4 * config.num_channels
-        self.blocks = nn.ModuleList()
-        self.attention = nn.ModuleList()
+        channels = config.width(level)
+        self.blocks, self.attention = nn.ModuleList(), nn.ModuleList()
         for _ in range(config.num_res_blocks):
-            self.blocks.append(ResBlock(in_channels, out_channels, emb_channels, config.dropout))
-            self.attention.append(Attention(out_channels) if attention else nn.Identity())
-            in_channels = out_channels
-        self.last = last
-        if not last:
-            self.down = ResBlock(
-                out_channels, out_channels, emb_channels, config.dropout, FIRDownsample()
-            )
-            self.pyramid = PyramidDownsample(pyramid_channels, out_channels)
+            self.blocks.append(ResBlock(in_channels, channels, config))
+            has_attention = level == ATTENTION_LEVEL
+            self.attention.append(Attention(channels) if has_attention else nn.Identity())
+            in_channels = channels
+        self.last = level == len(config.channel_mult) - 1
+        if not self.last:
+            self.down = ResBlock(channels, channels, config, FIRDownsample())
+            self.pyramid = PyramidDownsample(pyramid_channels, channels)
 
     def forward(
         self, h: Tensor, pyramid: Tensor, emb: Tensor, skips: list[Tensor]
@@ -238,28 +206,18 @@ class UpLevel(nn.Module):
     """One resolution on the way up; takes the features of the way down off `skips`."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        skip_channels: list[int],
-        config: NCSNppConfig,
-        attention: bool,
-        last: bool,
+        self, in_channels: int, skip_channels: list[int], level: int, config: NCSNppConfig
     ) -> None:
         super().__init__()
-        emb_channels = 4 * config.num_channels
+        channels = config.width(level)
         self.blocks = nn.ModuleList()
-        for channels in skip_channels:
-            self.blocks.append(
-                ResBlock(in_channels + channels, out_channels, emb_channels, config.dropout)
-            )
-            in_channels = out_channels
-        self.attention = Attention(out_channels) if attention else nn.Identity()
-        self.last = last
-        if not last:
-            self.up = ResBlock(
-                out_channels, out_channels, emb_channels, config.dropout, FIRUpsample()
-            )
+        for skip in skip_channels:
+            self.blocks.append(ResBlock(in_channels + skip, channels, config))
+            in_channels = channels
+        self.attention = Attention(channels) if level == ATTENTION_LEVEL else nn.Identity()
+        self.last = level == 0
+        if not self.last:
+            self.up = ResBlock(channels, channels, config, FIRUpsample())
 
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
@@ -276,70 +234,43 @@ class NCSNpp(nn.Module):
         self.config = config
         width, emb_channels = config.num_channels, 4 * config.num_channels
         self.fourier = FourierEmbedding(2 * width)
+        first, second = (init(nn.Linear(n, emb_channels)) for n in (2 * width, emb_channels))
         # Each block applies the activation to the embedding first: here, once.
-        self.time_embed = nn.Sequential(
-            init(nn.Linear(2 * width, emb_channels)),
-            nn.SiLU(),
-            init(nn.Linear(emb_channels, emb_channels)),
-            nn.SiLU(),
-        )
+        self.time_embed = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
         self.conv_in = init(nn.Conv2d(3, width, 3, padding=1))
 
         channels, pyramid_channels, skips = width, 3, [width]
         self.down_levels = nn.ModuleList()
-        levels = list(enumerate(config.channel_mult))
-        for i, mult in levels:
-            last, attention = i == len(levels) - 1, 2**i == ATTENTION_FACTOR
-            level = Level(channels, mult * width, pyramid_channels, config, attention, last)
-            self.down_levels.append(level)
-            channels = pyramid_channels = mult * width
-            skips += [channels] * (config.num_res_blocks + (not last))
+        levels = range(len(config.channel_mult))
+        for level in levels:
+            self.down_levels.append(Level(channels, pyramid_channels, level, config))
+            channels = pyramid_channels = config.width(level)
+            skips += [channels] * (config.num_res_blocks + (level < levels[-1]))
 
-        self.middle = nn.ModuleList(
-            [
-                ResBlock(channels, channels, emb_channels, config.dropout),
-                Attention(channels),
-                ResBlock(channels, channels, emb_channels, config.dropout),
-            ]
-        )
+        before, attention = ResBlock(channels, channels, config), Attention(channels)
+        self.middle = nn.ModuleList([before, attention, ResBlock(channels, channels, config)])
 
         self.up_levels = nn.ModuleList()
-        for i, mult in reversed(levels):
+        for level in reversed(levels):
             taken = [skips.pop() for _ in range(config.num_res_blocks + 1)]
-            attention = 2**i == ATTENTION_FACTOR
-            up = UpLevel(channels, mult * width, taken, config, attention, last=i == 0)
-            self.up_levels.append(up)
-            channels = mult * width
+            self.up_levels.append(UpLevel(channels, taken, level, config))
+            channels = config.width(level)
 
         self.norm_out = group_norm(channels)
         self.conv_out = init(nn.Conv2d(channels, 3, 3, padding=1), scale=0)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Network output F(x, c_noise).
-
-        Args:
-            x: (B, 3, H, W), the noisy image scaled by c_in; H and W divisible by the last level's
-                down-sampling factor, 32 in the released models.
-            c_noise: (B,), ln(t) / 4, which is the official `time_cond`.
-            labels: None, the network has no classes.
-
-        Returns:
-            (B, 3, H, W) in the type of the weights, or of autocast inside it.
-
-        Raises:
-            ValueError: Labels are given.
-        """
+        """F(x, c_noise), (B, 3, H, W) in the type of the weights; c_noise is their `time_cond`."""
         if labels is not None:
             raise ValueError("got labels for a network of 0 classes; NCSN++ takes labels=None")
-        dtype = self.conv_in.weight.dtype
-        emb = self.time_embed(self.fourier(c_noise).to(dtype))
-        pyramid = x.to(dtype)
+        pyramid = x.to(self.conv_in.weight.dtype)
+        emb = self.time_embed(self.fourier(c_noise).to(pyramid.dtype))
         h = self.conv_in(pyramid)
         skips = [h]
         for level in self.down_levels:
             h, pyramid = level(h, pyramid, emb, skips)
-        first, attention, second = self.middle
-        h = second(attention(first(h, emb)), emb)
+        before, attention, after = self.middle
+        h = after(attention(before(h, emb)), emb)
         for level in self.up_levels:
             h = level(h, emb, skips)
         return self.conv_out(F.silu(self.norm_out(h)))

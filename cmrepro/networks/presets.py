@@ -1,41 +1,20 @@
-"""The networks by name: the released configurations and the demo's small one."""
+"""The networks by name: the released configurations and the demo's small ones."""
 
 import dataclasses
 
 from torch import nn
 
-from cmrepro.names import unknown
 from cmrepro.networks.adm import ADMConfig, PatchUNet, UNet
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
+from cmrepro.schema import lookup
 
 # Sources: scripts/launch.sh and cm/script_util.py of openai/consistency_models at e32b69e.
-ADM_IMAGENET64 = ADMConfig(
-    num_channels=192,
-    channel_mult=(1, 2, 3, 4),
-    num_res_blocks=3,
-    attention_factors=(2, 4, 8),
-    num_head_channels=64,
-    num_classes=1000,
-)
-ADM_LSUN256 = ADMConfig(
-    num_channels=256,
-    channel_mult=(1, 1, 2, 2, 4, 4),
-    num_res_blocks=2,
-    attention_factors=(8, 16, 32),
-    num_head_channels=64,
-    use_scale_shift_norm=False,
-)
+ADM_IMAGENET64 = ADMConfig(192, (1, 2, 3, 4), 3, (2, 4, 8), 64, num_classes=1000)
+ADM_LSUN256 = ADMConfig(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), 64, use_scale_shift_norm=False)
 # configs/cifar10_*.py of openai/consistency_models_cifar10 at d086e77.
-NCSNPP_CIFAR10 = NCSNppConfig(num_channels=128, channel_mult=(2, 2, 2), num_res_blocks=4)
+NCSNPP_CIFAR10 = NCSNppConfig(128, (2, 2, 2), 4)
 # 0.24 GFLOP an image and 3.0 M parameters: what a 2-core CPU samples at some 400 images a second.
-DEMO = ADMConfig(
-    num_channels=32,
-    channel_mult=(1, 2, 4),
-    num_res_blocks=1,
-    attention_factors=(2,),
-    num_head_channels=32,
-    in_channels=12,
-)
+DEMO = ADMConfig(32, (1, 2, 4), 1, (2,), 32, in_channels=12)
 # Normalisation groups of at least 4 channels, as in EDM: 32 groups would normalise each of the 32
 # channels of the first level by itself.
 PATCH_UNET = dataclasses.replace(DEMO, min_group_channels=4)
@@ -47,22 +26,12 @@ PRESETS: dict[str, tuple[type[nn.Module], ADMConfig | NCSNppConfig]] = {
     "ncsnpp-cifar10": (NCSNpp, NCSNPP_CIFAR10),
     "patch-unet": (PatchUNet, PATCH_UNET),
 }
-IMAGE_SIZES = {
-    "adm-imagenet64": 64,
-    "adm-lsun256": 256,
-    "demo": 32,
-    "ncsnpp-cifar10": 32,
-    "patch-unet": 32,
-}
+IMAGE_SIZES = {"adm-imagenet64": 64, "adm-lsun256": 256} | dict.fromkeys(
+    ("demo", "ncsnpp-cifar10", "patch-unet"), 32
+)
 
 
 def build_network(name: str, dropout: float = 0.0) -> nn.Module:
-    """A network of the named configuration with fresh weights.
-
-    Raises:
-        ValueError: The name is not in `PRESETS`.
-    """
-    if name not in PRESETS:
-        raise ValueError(unknown("network", name, PRESETS))
-    network_class, config = PRESETS[name]
+    """Build the network of a preset with fresh weights."""
+    network_class, config = lookup("network", name, PRESETS)
     return network_class(dataclasses.replace(config, dropout=dropout))

@@ -1,52 +1,19 @@
 """The paper as checked data: tables, claims, deviations, later work.
 
-The numbers live in CSV and TOML files beside this module, each once and with its source; the
-readers refuse what they do not understand and name file, row and column. No torch, no pandas.
+The numbers live in CSV and TOML files beside this module, each once and with its source.
+No torch, no pandas.
 """
 
-from cmrepro.paper.claims import ABLATED, ablated_fields, claim, claims, metrics
-from cmrepro.paper.deviations import Deviation, deviations
-from cmrepro.paper.reading import sources
-from cmrepro.paper.statements import (
+from cmrepro.paper.claims import (
+    ABLATED,
     AbsoluteClaim,
-    Claim,
-    Metric,
+    Deviation,
     Ordering,
     Setting,
-    Tolerance,
+    ablated_fields,
+    claim,
+    claims,
+    deviations,
+    metrics,
 )
-from cmrepro.paper.tables import (
-    TABLE3_RECIPES,
-    HyperparameterRow,
-    LaterRow,
-    Printed,
-    ResultRow,
-    hyperparameters,
-    later_work,
-    result_rows,
-)
-
-__all__ = [
-    "ABLATED",
-    "TABLE3_RECIPES",
-    "AbsoluteClaim",
-    "Claim",
-    "Deviation",
-    "HyperparameterRow",
-    "LaterRow",
-    "Metric",
-    "Ordering",
-    "Printed",
-    "ResultRow",
-    "Setting",
-    "Tolerance",
-    "ablated_fields",
-    "claim",
-    "claims",
-    "deviations",
-    "hyperparameters",
-    "later_work",
-    "metrics",
-    "result_rows",
-    "sources",
-]
+from cmrepro.paper.tables import TABLE3_RECIPES, Printed, hyperparameters, later_work, result_rows

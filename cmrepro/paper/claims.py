@@ -1,37 +1,23 @@
-"""What the paper claims: its CD and CT scores, and the orderings that it states.
+"""Claims of the paper, its CD and CT scores and orderings, and its deviations from the code.
 
 Absolute claims are made from the rows of Tables 1 and 2, so that no value is stored twice;
-claims.toml adds which recipe, protocol and tolerance decide them.
+claims.toml says which recipe, protocol and tolerance decide them.
 """
 
-import difflib
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from cmrepro.paper.reading import FOLDER, check_entry, defect, distinct, known, read_toml
-from cmrepro.paper.statements import (
-    AbsoluteClaim,
-    Claim,
-    Metric,
-    Ordering,
-    Setting,
-    Tolerance,
-)
-from cmrepro.paper.tables import (
-    HyperparameterRow,
-    Printed,
-    ResultRow,
-    hyperparameters,
-    result_rows,
-)
+from msgspec.structs import asdict
 
-FILE = "claims.toml"
-METHODS = ("CD", "CT")
+from cmrepro import settings
+from cmrepro.paper.tables import FOLDER, Printed, ResultRow, hyperparameters, result_rows
+from cmrepro.schema import Positive, Struct, convert, read_toml, unknown
+
+Ablated = Literal["distance", "solver", "num_scales", "target_ema"]
+Value = str | int | float
 # Recipe fields that the ablations change, with the row of Table 3 that has their value.
-ABLATED = {
+ABLATED: dict[Ablated, str | None] = {
     "distance": None,  # in the text, so in claims.toml
     "solver": "ODE solver",
     "num_scales": "N",
@@ -39,292 +25,228 @@ ABLATED = {
 }
 
 
-@dataclass(frozen=True)
-class _Protocol:
-    """A protocol of claims.toml."""
+class Metric(Struct, frozen=True, kw_only=True):
+    """A score's label and its better direction."""
 
-    version: int
-    num_images: int
-    tolerances: Mapping[str, Tolerance]
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model of claims.toml with its column of Table 3."""
-
-    recipe: str
-    table: int
-    dataset: str
-    method: str
-    data: str
-    network: str
-    distance: str
-    table3: str
-    protocol: str
-    initialisation: str
-    selection: str
+    label: str
+    better: Literal["lower", "higher"]
 
     @property
-    def slug(self) -> str:
-        """The data set as ids have it."""
-        return self.recipe.removesuffix(f"-{self.method.lower()}")
+    def higher_is_better(self) -> bool:
+        """True if more is better."""
+        return self.better == "higher"
 
 
-def _metrics(data: dict[str, Any]) -> dict[str, Metric]:
-    found = {}
-    for name, entry in data["metrics"].items():
-        row = f"[metrics] {name}"
-        check_entry(FILE, row, entry, {"label": str, "better": str})
-        better = known(FILE, row, "better", entry["better"], ("lower", "higher"))
-        found[name] = Metric(name, entry["label"], better == "higher")
-    return found
+class Setting(Struct, frozen=True):
+    """Model, sampler and metric of a score."""
+
+    recipe: str  # name of the recipe, e.g. "cifar10-cd"
+    nfe: Positive  # network evaluations per image
+    protocol: str  # name of the protocol
+    metric: settings.Metric
+    # (recipe field, value) that the claim fixes; the others are the recipe's
+    changes: tuple[tuple[str, Value], ...] = ()
+
+    def __str__(self) -> str:
+        changes = "".join(f", {field} = {value}" for field, value in self.changes)
+        return f"{self.recipe}, {self.nfe} step{'s' * (self.nfe > 1)}{changes}"
 
 
-def _protocols(data: dict[str, Any]) -> dict[str, _Protocol]:
-    shares = dict.fromkeys(("spread_absolute", "spread_relative", "relative"), float)
-    rules = {}
-    for name, entry in data["tolerances"].items():
-        row = f"[tolerances.{name}]"
-        check_entry(FILE, row, entry, {**shares, "source": str})
-        for key in shares:
-            if not 0 <= entry[key] < 1:
-                raise defect(FILE, row, key, f"got {entry[key]}, needed 0 <= {key} < 1")
-        rules[name] = Tolerance(name, **entry)
-    keys = {"version": int, "num_images": int, "tolerances": dict, "source": str}
-    protocols = {}
-    for name, entry in data["protocols"].items():
-        row = f"[protocols.{name}]"
-        check_entry(FILE, row, entry, keys)
-        for metric, rule in entry["tolerances"].items():
-            known(FILE, row, "tolerances", metric, data["metrics"])
-            known(FILE, row, "tolerances", rule, rules)
-        tolerances = {metric: rules[rule] for metric, rule in entry["tolerances"].items()}
-        protocols[name] = _Protocol(entry["version"], entry["num_images"], tolerances)
-    return protocols
+class Model(Struct, frozen=True, kw_only=True):
+    """The model of a CD or CT row."""
+
+    dataset: str  # data set, as in the tables
+    method: str  # "CD" or "CT"
+    table3: str  # its column of table3.csv
+    training_data: str  # its training images, as records name them
+    network: str  # preset of the network
+    distance: str  # d of its loss
+    protocol: str  # protocol of its scores
+    initialisation: settings.Initialisation  # "teacher" (EDM) or "random"
+    selection: str  # which checkpoint, or "not stated"
 
 
-def _models(data: dict[str, Any], folder: Path) -> dict[str, _Model]:
-    keys = {name: int if name == "table" else str for name in _Model.__annotations__}
-    columns = hyperparameters(folder)[0].cells
-    models = {}
-    rows = [(f"[[model]] {i}", entry) for i, entry in enumerate(data["model"], 1)]
-    for row, entry in rows:
-        check_entry(FILE, row, entry, keys)
-        known(FILE, row, "table", str(entry["table"]), ("1", "2"))
-        known(FILE, row, "method", entry["method"], METHODS)
-        known(FILE, row, "table3", entry["table3"], columns)
-        known(FILE, row, "protocol", entry["protocol"], data["protocols"])
-        known(FILE, row, "initialisation", entry["initialisation"], ("teacher", "random"))
-        models[entry["recipe"]] = _Model(**entry)
-    distinct(FILE, "recipe", ((row, entry["recipe"]) for row, entry in rows))
-    distinct(FILE, "dataset", ((row, (e["dataset"], e["method"])) for row, e in rows))
-    for name, fields in data["demo"]["recipes"].items():
-        known(FILE, "[demo.recipes]", "recipe", name, models)
-        for field in fields:
-            known(FILE, "[demo.recipes]", name, field, ABLATED)
-    return models
+class AbsoluteClaim(Model, frozen=True, kw_only=True):
+    """One printed score of a model."""
+
+    kind: ClassVar[str] = "absolute"
+    id: str  # e.g. "song2023/table1/cd/nfe1/fid"
+    where: str  # place in the paper
+    setting: Setting  # recipe, NFE, protocol and metric that decide it
+    printed: Printed  # the printed cell
+    margin: float  # largest distance from `value` that counts as equal, in units of the score
+    num_images: int  # number of generated images
+    protocol_version: int  # version of the protocol that a record must carry
+    batch_size: int  # batch size of the training, images (Table 3)
+    total_steps: int  # training iterations (Table 3)
+    ema_rate: float  # EMA rate of the sampled weights (Table 3)
+
+    @property
+    def value(self) -> float:
+        """The printed value."""
+        return self.printed.value
+
+    @property
+    def images_seen(self) -> int:
+        """Images seen in training: batch size x iterations."""
+        return self.batch_size * self.total_steps
 
 
-def _absolute(
-    row: ResultRow,
-    model: _Model,
-    protocol: _Protocol,
-    times: str,
-    table3: Mapping[str, HyperparameterRow],
-) -> list[AbsoluteClaim]:
-    """The claims of one row of Table 1 or 2."""
-    place = "table1" if row.table == 1 else f"table2/{model.slug}"
-    common: dict[str, Any] = {
-        "where": f"Table {row.table}, {row.dataset}, {row.method}, NFE {row.nfe}",
-        "dataset": row.dataset,
-        "method": row.method,
-        "training_data": model.data,
-        "network": model.network,
-        "verified": row.verified,
-        "num_images": protocol.num_images,
-        "protocol_version": protocol.version,
-        "batch_size": int(table3["Batch size"].value(model.table3)),
-        "total_steps": int(table3["Training iterations"].value(model.table3)),
-        "ema_rate": table3["EMA decay rate"].value(model.table3),
-        "initialisation": model.initialisation,
-        "selection": model.selection,
-        "times": times,
-    }
-    return [
-        AbsoluteClaim(
-            id=f"song2023/{place}/{row.method.lower()}/nfe{row.nfe}/{metric}",
-            setting=Setting(model.recipe, row.nfe, model.protocol, metric),
-            printed=printed,
-            tolerance=protocol.tolerances[metric],
-            **common,
-        )
-        for metric, printed in row.scores.items()
-    ]
+class Ordering(Struct, frozen=True, kw_only=True):
+    """One model is better than others."""
+
+    kind: ClassVar[str] = "ordering"
+    id: str  # e.g. "song2023/ordering/cd-better-than-ct-nfe1/cifar10"
+    statement: str  # the claim in words
+    where: str  # place in the paper
+    basis: str  # "tables" (follows from printed cells), "text" (in words) or "figure" (curves)
+    dataset: str  # data set, as in the tables
+    better: Setting  # the side that wins
+    worse: tuple[Setting, ...]  # the sides that it beats, all of them
+    num_images: int  # number of generated images on each side
 
 
-def _absolutes(
-    data: dict[str, Any],
-    models: dict[str, _Model],
-    protocols: dict[str, _Protocol],
-    folder: Path,
-) -> list[AbsoluteClaim]:
-    """A claim for every cell of a CD or CT row; each model has a row for each number of steps."""
-    table3 = {row.name: row for row in hyperparameters(folder)}
-    by_row = {(m.table, m.dataset, m.method): m for m in models.values()}
-    found = []
-    wanted = {(key, int(steps)) for key in by_row for steps in data["times"]}
-    for row in [*result_rows(1, folder), *result_rows(2, folder)]:
-        if row.method not in METHODS:
-            continue
-        key = (row.table, row.dataset, row.method)
-        where = f"{row.dataset}, {row.method}, NFE {row.nfe}"
-        if (key, row.nfe) not in wanted:
-            raise defect(f"table{row.table}.csv", where, "method", f"{FILE} has no model for it")
-        wanted.remove((key, row.nfe))
-        protocol = protocols[by_row[key].protocol]
-        if set(row.scores) != set(protocol.tolerances):
-            raise defect(
-                f"table{row.table}.csv",
-                where,
-                ", ".join(sorted(set(row.scores) ^ set(protocol.tolerances))),
-                f"protocol {by_row[key].protocol} scores {', '.join(protocol.tolerances)}",
-            )
-        times = data["times"][str(row.nfe)]
-        found += _absolute(row, by_row[key], protocol, times, table3)
-    for (number, dataset, method), steps in sorted(wanted):
-        where = f"{dataset}, {method}, NFE {steps}"
-        raise defect(
-            f"table{number}.csv", where, "nfe", f"{FILE} has this model, the table no row"
-        )
-    return found
-
-
-def _side(
-    row: str, key: str, entry: dict[str, Any], slug: str, metric: str, models: dict[str, _Model]
-) -> Setting:
-    """One side of an ordering on one data set."""
-    check_entry(FILE, f"{row} {key}", entry, {"method": str, "steps": int}, {"changes": dict})
-    recipe = known(FILE, row, key, f"{slug}-{entry['method'].lower()}", models)
-    changes = tuple(entry.get("changes", {}).items())
-    for field, _ in changes:
-        known(FILE, f"{row} {key}", "changes", field, ABLATED)
-    return Setting(recipe, entry["steps"], models[recipe].protocol, metric, changes)
-
-
-def _orderings(
-    data: dict[str, Any], models: dict[str, _Model], protocols: dict[str, _Protocol]
-) -> list[Ordering]:
-    texts = dict.fromkeys(("name", "statement", "where", "basis", "metric"), str)
-    slugs = {model.slug: model.dataset for model in models.values()}
-    found = []
-    for i, entry in enumerate(data["ordering"], 1):
-        row = f"[[ordering]] {i}"
-        keys = {**texts, "datasets": list, "better": dict, "worse": list}
-        check_entry(FILE, row, entry, keys, {"note": str})
-        known(FILE, row, "basis", entry["basis"], ("tables", "text", "figure"))
-        metric = known(FILE, row, "metric", entry["metric"], data["metrics"])
-        for slug in entry["datasets"]:
-            known(FILE, row, "datasets", slug, slugs)
-            better = _side(row, "better", entry["better"], slug, metric, models)
-            worse = [_side(row, "worse", side, slug, metric, models) for side in entry["worse"]]
-            distinct(FILE, "worse", ((row, side) for side in [better, *worse]))
-            found.append(
-                Ordering(
-                    id=f"song2023/ordering/{entry['name']}/{slug}",
-                    statement=entry["statement"],
-                    where=entry["where"],
-                    basis=entry["basis"],
-                    dataset=slugs[slug],
-                    better=better,
-                    worse=tuple(worse),
-                    num_images=protocols[better.protocol].num_images,
-                    note=entry.get("note", ""),
-                )
-            )
-    return found
-
-
-def _data(folder: Path) -> dict[str, Any]:
-    data = read_toml(folder / FILE)
-    names = ("metrics", "tolerances", "protocols", "times", "demo")
-    parts: dict[str, type] = dict.fromkeys(names, dict)
-    check_entry(FILE, "top", data, {**parts, "model": list, "ordering": list})
-    check_entry(FILE, "[times]", data["times"], dict.fromkeys(("1", "2"), str))
-    check_entry(FILE, "[demo]", data["demo"], {"recipes": dict, "stand_ins": dict})
-    return data
+Claim = AbsoluteClaim | Ordering
 
 
 @functools.cache
-def metrics(folder: Path = FOLDER) -> Mapping[str, Metric]:
-    """The scores of the paper by name, with the direction that is better (Section 6)."""
-    return _metrics(_data(folder))
+def _file() -> dict[str, Any]:
+    return read_toml(dict[str, Any], FOLDER / "claims.toml")
+
+
+@functools.cache
+def metrics() -> Mapping[str, Metric]:
+    """Label and better direction of each metric (Section 6)."""
+    return convert(dict[str, Metric], _file()["metrics"], "claims.toml")
+
+
+@functools.cache
+def _models() -> dict[str, Model]:
+    """Model of each recipe."""
+    return convert(dict[str, Model], _file()["model"], "claims.toml")
 
 
 @functools.cache
 def ablated_fields(
-    recipe: str, changes: tuple[tuple[str, str | int | float], ...] = (), demo: bool = False
-) -> Mapping[str, str | int | float | None] | None:
-    """What a recipe has in the fields of `ABLATED`.
+    recipe: str, changes: tuple[tuple[str, Value], ...] = (), demo: bool = False
+) -> Mapping[str, Value | None] | None:
+    """Values of a setting's recipe, with its changes, in the fields of `ABLATED`.
 
-    Args:
-        recipe: Name of a model of the tables, e.g. "cifar10-cd".
-        changes: Of a setting: (field, value) fixed otherwise.
-        demo: Whether of the demo's recipe, where another distance stands in for LPIPS.
-
-    Returns:
-        Value by field, None where the field follows a schedule or does not apply; None in the
-        place of all where there is no such recipe.
+    None where a field follows a schedule or does not apply, and None for all of them if there is
+    no such recipe. In the demo's recipes another distance stands in for LPIPS.
     """
-    data = _data(FOLDER)
+    found: dict[str, Value | None] = dict.fromkeys(ABLATED)
     if demo:
-        fields = data["demo"]["recipes"].get(recipe)
-        stand_ins = data["demo"]["stand_ins"]
-        changes = tuple((field, stand_ins.get(value, value)) for field, value in changes)
-        return None if fields is None else dict.fromkeys(ABLATED) | fields | dict(changes)
-    model = _models(data, FOLDER).get(recipe)
-    if model is None:
+        recipes, stand_ins = _file()["demo"]["recipes"], _file()["demo"]["stand_ins"]
+        changed = {field: stand_ins.get(value, value) for field, value in changes}
+        return found | recipes[recipe] | changed if recipe in recipes else None
+    if (model := _models().get(recipe)) is None:
         return None
     rows = {row.name: row.cells.get(model.table3, "") for row in hyperparameters()}
-    found: dict[str, str | int | float | None] = {"distance": model.distance}
-    for field, row in ABLATED.items():
+    found["distance"] = model.distance
+    for name, row in ABLATED.items():
         if row and (cell := rows[row]):
-            found[field] = cell.lower() if field == "solver" else Printed(cell).value
-    return dict.fromkeys(ABLATED) | found | dict(changes)
+            found[name] = cell.lower() if name == "solver" else Printed(cell).value
+    return found | dict(changes)
 
 
 @functools.cache
-def claims(folder: Path = FOLDER) -> tuple[Claim, ...]:
-    """Every claim: the cells of CD and CT rows in the order of the tables, then the orderings.
-
-    Args:
-        folder: Where claims.toml and the tables are.
-
-    Raises:
-        ValueError: A file does not hold what it should; names file, row and column.
-    """
-    data = _data(folder)
-    _metrics(data)
-    protocols = _protocols(data)
-    models = _models(data, folder)
-    found: list[Claim] = [
-        *_absolutes(data, models, protocols, folder),
-        *_orderings(data, models, protocols),
+def claims() -> tuple[Claim, ...]:
+    """Every claim: the cells of CD and CT rows in the order of the tables, then the orderings."""
+    recipes = {(m.dataset, m.method): recipe for recipe, m in _models().items()}
+    absolute = [
+        _absolute(row, metric, recipe)
+        for row in (*result_rows(1), *result_rows(2))
+        if (recipe := recipes.get((row.dataset, row.method)))
+        for metric in row.scores
     ]
-    distinct(FILE, "id", (("claims", claim.id) for claim in found))
-    return tuple(found)
+    orderings = [_ordering(e, slug) for e in _file()["ordering"] for slug in e["datasets"]]
+    return (*absolute, *orderings)
+
+
+def _absolute(row: ResultRow, metric: settings.Metric, recipe: str) -> AbsoluteClaim:
+    """The claim of one cell of Table 1 or 2."""
+    model, printed = _models()[recipe], row.scores[metric]
+    protocol = _file()["protocols"][model.protocol]
+    tolerance = _file()["tolerances"][protocol["tolerances"][metric]]
+    share = tolerance["spread_relative"] + tolerance["relative"]
+    table3 = {line.name: line for line in hyperparameters()}
+    place = "table1" if row.table == 1 else f"table2/{recipe.rpartition('-')[0]}"
+    return AbsoluteClaim(
+        **asdict(model),
+        id=f"song2023/{place}/{row.method.lower()}/nfe{row.nfe}/{metric}",
+        where=f"Table {row.table}, {row.dataset}, {row.method}, NFE {row.nfe}",
+        setting=Setting(recipe, row.nfe, model.protocol, metric),
+        printed=printed,
+        margin=printed.rounding + tolerance["spread_absolute"] + share * printed.value,
+        num_images=protocol["num_images"],
+        protocol_version=protocol["version"],
+        batch_size=int(table3["Batch size"].value(model.table3)),
+        total_steps=int(table3["Training iterations"].value(model.table3)),
+        ema_rate=table3["EMA decay rate"].value(model.table3),
+    )
+
+
+def _ordering(entry: dict[str, Any], slug: str) -> Ordering:
+    """An ordering on one data set."""
+
+    def setting(side: dict[str, Any]) -> Setting:
+        recipe = f"{slug}-{side['method'].lower()}"
+        protocol, changes = _models()[recipe].protocol, tuple(side.get("changes", {}).items())
+        return Setting(recipe, side["nfe"], protocol, entry["metric"], changes)
+
+    better = setting(entry["better"])
+    return Ordering(
+        id=f"song2023/ordering/{entry['name']}/{slug}",
+        statement=entry["statement"],
+        where=entry["where"],
+        basis=entry["basis"],
+        dataset=_models()[better.recipe].dataset,
+        better=better,
+        worse=tuple(map(setting, entry["worse"])),
+        num_images=_file()["protocols"][better.protocol]["num_images"],
+    )
 
 
 def claim(id: str) -> Claim:
-    """The claim with this id.
-
-    Raises:
-        ValueError: There is none; names the nearest.
-    """
+    """The claim with this id."""
     by_id = {claim.id: claim for claim in claims()}
     if id not in by_id:
-        nearest = difflib.get_close_matches(id, by_id, n=3, cutoff=0.0)
-        raise ValueError(
-            f"unknown claim '{id}': the nearest of {len(by_id)} are {', '.join(nearest)}; "
-            "`cmrepro claims` lists all"
-        )
+        raise ValueError(unknown("claim", id, by_id, "cmrepro claims"))
     return by_id[id]
+
+
+class Deviation(Struct, frozen=True, kw_only=True):
+    """One place where the paper and its official code, or another source, disagree."""
+
+    id: str  # e.g. "ct-imagenet64-learning-rate"
+    row: Positive | None = None  # number of the finding, 1 to 32; None for context entries
+    # Part of the work, or the kind of source that disagrees
+    group: Literal["table3", "training", "evaluation", "paper", "reports", "later-values"]
+    item: str  # subject of the disagreement
+    paper: str  # the paper's side
+    released: str  # the other side: the official code, or the source that `group` names
+    effect: str = ""  # effect on a model or a score, "" where not known
+    sources: tuple[str, ...]  # letters of sources.toml
+    where: str  # files, commands, issues
+    # "both" (recipe variant `paper` takes the paper's side, `released` the other), "paper",
+    # "released", "own" (neither) or "none" (nothing here depends on it)
+    follow: Literal["both", "paper", "released", "own", "none"]
+    action: str  # what this project does
+    fields: tuple[str, ...] = ()  # recipe fields that it touches
+    recipes: tuple[str, ...] = ()  # recipes that it touches
+    claims: tuple[str, ...] = ()  # ids of the claims whose printed value is the paper's side
+
+
+@functools.cache
+def deviations() -> tuple[Deviation, ...]:
+    """The ledger, in the order of deviations.toml, with the paper's cells and printed values."""
+    values = {c.id: str(c.printed) for c in claims() if isinstance(c, AbsoluteClaim)}
+    rows = {row.name: row.cells for row in hyperparameters()}
+    entries = read_toml(dict[str, Any], FOLDER / "deviations.toml")["deviation"]
+    for entry in entries:
+        cells = entry.pop("table3", {"columns": []})
+        printed = [rows[cells["row"]][column] for column in cells["columns"]]
+        printed += [values[id] for id in entry.get("claims", [])]
+        entry.setdefault("paper", " / ".join(dict.fromkeys(printed)))
+    return convert(tuple[Deviation, ...], entries, "deviations.toml")

@@ -48,7 +48,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   update();
 }
 
-// A link to records leads to a row that no filter hides, and marks all records of its group.
+// A link to a record leads to a row that no filter hides.
 function follow() {
   const row = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (!(row instanceof HTMLTableRowElement)) return;
@@ -57,10 +57,6 @@ function follow() {
     input.value = "";
     input.dispatchEvent(new Event("input"));
   }
-  for (const marked of document.querySelectorAll("tr.target")) marked.classList.remove("target");
-  const group = row.dataset.group;
-  const rows = group ? row.parentElement.querySelectorAll(`[data-group="${group}"]`) : [row];
-  for (const member of rows) member.classList.add("target");
   row.scrollIntoView({ block: "center" });
 }
 

@@ -1,317 +1,171 @@
 """REPORT.md, tables, figures and the page from results/records, and the check of them."""
 
+import functools
+import html
+import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cmrepro.files import atomic_path
-from cmrepro.paper import Ordering, claim
+import jinja2
+from markupsafe import Markup
+
+from cmrepro.files import atomic_path, sha256
 from cmrepro.records import FOLDER, RunRecord, read_records
-from cmrepro.report import page
-from cmrepro.report.figures import figures
-from cmrepro.report.published import AS_PUBLISHED, later_work_rows, ledger_rows, paper_rows
-from cmrepro.report.results import is_demo, results_rows
-from cmrepro.report.tables import render
+from cmrepro.report import results
+from cmrepro.report.comparability import anchors, is_demo
+from cmrepro.report.tables import LABELS, deviations_rows, later_work_rows, render
 from cmrepro.report.verdicts import verdicts
-
-if TYPE_CHECKING:
-    import jinja2
+from cmrepro.schema import flat, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
-FIGURES = Path("results/figures")
-TRAINING = Path("results/training")
-
-# What the demo does otherwise than the paper. Numbers come from the records, not from here.
-DIFFERENCES = (
-    "Network: an ADM U-Net on 2x2 patches, small enough for a laptop; the paper uses NCSN++.",
-    "Training data: CIFAR-10 stored as JPEG (`cifar10-jpeg`), some 30 dB PSNR from the originals.",
-    "Training length, batch and learning rate: see the models' table; the paper has Table 3.",
-    "CD raises N by the N(k) that the paper has for CT only; the paper's CD keeps N fixed.",
-    "Distance: the paper has LPIPS on VGG16. The bundled CD has l2; `efficientnet`, of CT, is "
-    "LPIPS's form on EfficientNet-Lite1 without learned weights, plus 0.05 pseudo-Huber. That "
-    "network is a relative of the one that scores, as VGG is of Inception: scores flatter models "
-    "trained with it as they flatter the paper's.",
-    "Protocol `embedded`: EfficientNet-Lite0 instead of Inception-v3, fewer images.",
-    "The time of the second evaluation was chosen by the reported metric, as in the paper, but on "
-    "a seed that is not reported (`cmrepro search-times`).",
-)
+SITE = Path("results/site")
+REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
+MARK = "Written by `cmrepro report`"
+# The package's checkpoints; their reader needs torch, which the report does without.
+BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
 
 
-def write_report(out: Path) -> list[Path]:
-    """Write REPORT.md, tables, figures and the page from out/results/records.
-
-    Pages of records that are gone are removed.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: No records, one is refused, or a folder cannot be written.
-    """
-    texts = _texts(out)
+def write_report(out: Path, overwrite: bool = False) -> list[Path]:
+    """Write REPORT.md, tables, figures and the page from out/results/records."""
+    require_own_report(out, overwrite)
+    texts, surplus = _texts(out)
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for path in _surplus(texts, out):
-        if path.suffix == ".html":
-            path.unlink()
+    for name in surplus:  # pages of records that are gone
+        (out / name).unlink()
     return [out / name for name in texts]
 
 
-def check_report(out: Path) -> list[str]:
-    """What is out of step with the records in out/results/records, one line each.
-
-    Raises:
-        ValueError: No records, or one is refused.
-    """
-    texts = _texts(out)
-    problems = [
-        f"{name} {'differs from what the records give' if (out / name).exists() else 'is missing'}"
-        for name, text in texts.items()
-        if not (out / name).exists() or (out / name).read_bytes() != text.encode()
-    ]
-    gone = [path.relative_to(out).as_posix() for path in _surplus(texts, out)]
-    return problems + [f"{name} belongs to no record" for name in gone]
+def require_own_report(out: Path, overwrite: bool) -> None:
+    """Refuse a REPORT.md that is there and was not written by `write_report`."""
+    report = out / "REPORT.md"
+    if report.is_file() and not overwrite and MARK not in report.read_text(encoding="utf-8"):
+        raise ValueError(f"{report} is not by cmrepro; choose another --out, or add --overwrite")
 
 
-def _surplus(texts: dict[str, str], out: Path) -> list[Path]:
-    """Files of the page that the records do not give."""
-    files = sorted(path for path in (out / page.SITE).rglob("*") if path.is_file())
-    return [path for path in files if path.relative_to(out).as_posix() not in texts]
+def check_report(out: Path) -> tuple[list[str], str]:
+    """One line a file that differs, and a remark on figures of another matplotlib, or ""."""
+    import matplotlib
+
+    drawn_by = f"Matplotlib v{matplotlib.__version__}, "
+    problems, other = [], 0
+    texts, surplus = _texts(out)
+    for name, text in texts.items():
+        if not (out / name).exists():
+            problems.append(f"{name} is missing")
+        elif (found := (out / name).read_text(encoding="utf-8")) == text:
+            continue
+        elif name.endswith(".svg") and drawn_by not in found:
+            other += 1
+        else:
+            problems.append(f"{name} differs from the records")
+    problems += [f"{name} has no record" for name in surplus]
+    return problems, f"figures of another matplotlib are not compared: {other}" if other else ""
 
 
-def _texts(out: Path) -> dict[str, str]:
-    """Every file of the report by its name relative to the output folder."""
+def _texts(out: Path) -> tuple[dict[str, str], list[str]]:
+    """Every file of the report by its name relative to `out`, and the pages of no record."""
     records = read_records(out / FOLDER)
     content = _content(records, out)
-    fill = _environment(out).get_template
-    page_of_record = fill("record.html.j2")
-    return {
-        "REPORT.md": fill("report.md.j2").render(content),
-        **{
-            f"results/tables/{name}.{suffix}": _render(rows, format)
-            for name, rows in content["tables"].items()
-            for suffix, format in TABLE_FILES.items()
-        },
-        **{
-            f"{FIGURES}/{name}.svg": text
-            for drawn in content["figures"].values()
-            for name, text in drawn.items()
-        },
-        f"{page.SITE}/index.html": fill("page.html.j2").render(content),
-        **{
-            f"{page.SITE}/{page.record_page(record)}": page_of_record.render(
-                page.record_fields(record, records, out / FOLDER)
-            )
-            for record in records
-        },
-    }
-
-
-def _environment(out: Path) -> "jinja2.Environment":
-    """The templates; their filters say how rows, texts and grids look in each."""
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cmrepro.report", ""),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=jinja2.select_autoescape(["html.j2"]),
     )
-    environment.filters |= {
-        "md": lambda rows: _render(rows, "md"),
-        "code": page.code,
-        "columns": page.columns,
-        "grid": lambda path: page.grid(out / path),
-        "paper_table": page.paper_table,
-        "plain_table": page.plain_table,
-        "record_table": page.record_table,
-    }
-    return environment
-
-
-def _render(rows: list[dict[str, Any]], format: str) -> str:
-    """Rows in a format; methods that this suite does not have are set back."""
-    return render(rows, format, [row.get("ours") == AS_PUBLISHED for row in rows])
+    environment.filters["md"] = functools.partial(render, format="md")
+    environment.filters["code"] = lambda text: Markup(  # HTML of a text with Markdown's `code`
+        re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    )
+    names = {"REPORT.md": "report.md.j2", f"{SITE}/index.html": "page.html.j2"}
+    texts = {name: environment.get_template(of).render(content) for name, of in names.items()}
+    for name, rows in content["tables"].items():
+        for suffix, format in TABLE_FILES.items():
+            texts[f"results/tables/{name}.{suffix}"] = render(rows, format)
+    for drawn in content["figures"].values():
+        texts |= {f"results/figures/{name}.svg": text for name, text in drawn.items()}
+    record_page = environment.get_template("record.html.j2")
+    for record in records:
+        bundled = BUNDLED / f"{record.model}.safetensors"
+        checksum = record.checkpoint and record.checkpoint.sha256
+        texts[f"{SITE}/records/{record.id}.html"] = record_page.render(
+            record=record,
+            labels=LABELS,
+            anchors=anchors(record, records),
+            fields=flat({k: v for k, v in to_builtins(record).items() if isinstance(v, dict)}),
+            file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
+            bundled=bundled.is_file() and sha256(bundled) == checksum,
+        )
+    pages = [path.relative_to(out).as_posix() for path in (out / SITE).rglob("*.html")]
+    return texts, sorted(page for page in pages if page not in texts)
 
 
 def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
-    """What the templates show: the same for REPORT.md and for the page."""
-    paper = {f"table{number}": paper_rows(number, records) for number in (1, 2)}
-    tables = {
-        **{name: [row.cells for row in rows] for name, rows in paper.items()},
-        "results": results_rows(records),
-        "verdicts": _verdict_rows(records),
-        "later_work": later_work_rows(),
-        "deviations": ledger_rows(),
-    }
-    measured = [row for row in tables["verdicts"] if row["verdict"] != "not measured"]
-    absolute = [row for row in measured if row["kind"] == "absolute"]
+    """Values of the templates of REPORT.md and of the page."""
+    from cmrepro.report.figures import figures  # other commands do without matplotlib
+
+    decided = verdicts(records)
+    paper = {f"table{number}": results.paper_rows(number, records, decided) for number in (1, 2)}
+    orderings, absolute = (results.verdict_rows(decided, k) for k in ("ordering", "absolute"))
+    measured = {row["dataset"] for row in orderings if row["verdict"] != "not measured"}
+    ledger = ("id", "item", "paper", "released", "action")
+    deviations = [row for row in deviations_rows() if row["row"] is not None]
+    tables = {name: [row.cells for row in rows] for name, rows in paper.items()}
+    tables |= {"results": results.results_rows(records), "verdicts": absolute + orderings}
+    tables["later_work"] = later_work_rows()
+    tables["deviations"] = [{name: row[name] for name in ledger} for row in deviations]
+    elsewhere = [r for r in records if r.nfe is None and "fid" in r.scores]
+    context = (f"{r.model} {r.scores['fid']:.1f} ({r.protocol.name})" for r in elsewhere)
+    samples: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
+        if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
+            samples[model].append((nfe, path))
+    summary = []
+    for kind, rows in (("Orderings and ablations", orderings), ("Printed scores", absolute)):
+        counts = Counter(row["verdict"] for row in rows)
+        each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
+        summary.append(f"{kind} ({counts.total()}): {each}.")
     return {
         "paper": paper,
         "tables": tables,
-        "ours": [row for row in tables["table1"] if row["ours"] != AS_PUBLISHED],
-        "summary": _summary(tables["verdicts"]),
-        "orderings": [row for row in measured if row["kind"] == "ordering"],
-        "orderings_here": _orderings_here(tables["verdicts"]),
-        "absolute": absolute,
-        "by_reason": _by_reason(absolute),
-        "records": records,
+        "ours": [row for row in tables["table1"] if row["ours"] != results.AS_PUBLISHED],
+        "summary": " ".join(summary),
+        "orderings": [row for row in orderings if row["dataset"] in measured],
+        "absolute": [row for row in absolute if row["verdict"] != "not measured"],
+        "records": results.record_rows(records),
         "runs": _runs(records),
-        "models": _model_rows(records),
-        "table3": page.marked_table3(),
-        "figures": figures(records, out / TRAINING),
-        "samples": _samples(records, out),
-        "real": page.REAL if (out / page.REAL).exists() else None,
-        "context": ", ".join(
-            f"{r.model} {r.scores['fid']:.1f} ({r.protocol['name']})"
-            for r in records
-            if r.nfe is None and "fid" in r.scores
-        ),
+        "models": results.model_rows(records),
+        "figures": figures(records, out / "results/training"),
+        "samples": list(samples.items()),
+        "real": (out / REAL).exists(),
+        "context": ", ".join(context),
         "demo": any(is_demo(r) for r in records),
-        "differences": DIFFERENCES,
         "warnings": sorted({w for r in records for w in r.warnings}),
     }
 
 
-def _verdict_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
+def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Command, code, hardware and time of the records, one line each."""
+    sources = [record.provenance for record in records]
+
+    def distinct(values: Iterable[object]) -> str:
+        counts = Counter("none" if value is None else str(value) for value in values)
+        each = (f"{value} ({n} of {len(records)} records)" for value, n in sorted(counts.items()))
+        return "; ".join(counts if len(counts) == 1 else each)
+
+    commands = [f"`{' '.join(source.command.split()[:2])} …`" for source in sources]
+    fields = ("cmrepro", "commit", "dirty", "python", "platform", "cpu", "gpu")
+    packages = sorted({f"{name} {v}" for s in sources for name, v in s.packages.items()})
+    key = "sampling_all_steps"
+    sampling = {(r.model, r.seed): r.durations_s[key] for r in records if key in r.durations_s}
+    scoring = sum(r.durations_s.get("scoring", 0) for r in records)
     return [
-        {
-            "claim": verdict.claim_id,
-            "kind": claim(verdict.claim_id).kind,
-            "verdict": verdict.answer,
-            "reason": verdict.reason,
-        }
-        for verdict in verdicts(records)
-    ]
-
-
-def _summary(rows: list[dict[str, Any]]) -> str:
-    """How many claims have which verdict, in a sentence a kind."""
-    lines = []
-    for kind, what in {
-        "ordering": "Orderings and ablations",
-        "absolute": "Printed scores",
-    }.items():
-        counts = Counter(row["verdict"] for row in rows if row["kind"] == kind)
-        each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
-        lines.append(f"{what} ({counts.total()}): {each}.")
-    return " ".join(lines)
-
-
-def _orderings_here(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The orderings of each data set of which any is measured, in the paper's words."""
-    found = {claimed: row for row in rows if isinstance(claimed := claim(row["claim"]), Ordering)}
-    here = {c.dataset for c, row in found.items() if row["verdict"] != "not measured"}
-    return [
-        {"statement": c.statement, **{key: row[key] for key in ("verdict", "reason", "claim")}}
-        for c, row in found.items()
-        if c.dataset in here
-    ]
-
-
-def _by_reason(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[str]]]:
-    """Claims by verdict and reason."""
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in rows:
-        found[row["verdict"], row["reason"]].append(row["claim"])
-    return sorted(found.items())
-
-
-def _runs(records: list[RunRecord]) -> list[tuple[str, str]]:
-    """What the records say of how they were made, one line where all agree."""
-
-    def distinct(key: str) -> str:
-        return "; ".join(sorted({f"{r.provenance[key]}" for r in records}))
-
-    commits = Counter(
-        (r.provenance["commit"] or "of an installed package")[:10]
-        + (" (changed)" if r.provenance["dirty"] else "")
-        for r in records
-    )
-    sampling = {
-        (r.model, r.seed): r.durations_s["sampling_all_steps"]
-        for r in records
-        if "sampling_all_steps" in r.durations_s
-    }
-    gpus = distinct("gpu").replace("None", "no GPU")
-    scoring = sum(r.durations_s["scoring"] for r in records)
-    packages = {
-        f"{name} {version}" for r in records for name, version in r.provenance["packages"].items()
-    }
-    commands = defaultdict(set)
-    for record in records:
-        command = record.provenance["command"]
-        commands[" ".join(command.split()[:2])].add(command)
-    return [
-        (
-            "command",
-            "; ".join(
-                f"`{min(own)}`"
-                if len(own) == 1
-                else f"`{name} …`, {len(own)} of them (see records)"
-                for name, own in sorted(commands.items())
-            ),
-        ),
-        (
-            "cmrepro",
-            f"{distinct('cmrepro')}, commit "
-            + ", ".join(f"{name} ({n} records)" for name, n in sorted(commits.items())),
-        ),
-        ("machine", f"{distinct('cpu')}; {distinct('platform')}; {gpus}"),
-        ("Python", f"{distinct('python')}; {', '.join(sorted(packages))}"),
-        (
-            "sampling",
-            f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job, "
-            "all steps at once",
-        ),
+        ("command", f"{distinct(commands)}; in full on each record's page"),
+        *((field, distinct(getattr(s, field) for s in sources)) for field in fields),
+        ("packages", ", ".join(packages)),
+        ("sampling", f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job"),
         ("scoring", f"{scoring:.0f} s for all {len(records)} records"),
     ]
-
-
-def _samples(records: list[RunRecord], out: Path) -> list[tuple[str, list[tuple[int, str]]]]:
-    """Sample grids that lie in results/samples, by model and evaluations."""
-    grids: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
-        path = f"results/samples/{model}_nfe{nfe}.png"
-        if (out / path).exists():
-            grids[model].append((nfe, path))
-    return list(grids.items())
-
-
-def _model_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
-    """One row a checkpoint: how it was trained and what that cost."""
-    rows: dict[str, dict[str, Any]] = {}
-    for record in sorted(records, key=lambda r: r.model):
-        recipe, origin = record.checkpoint.get("recipe"), record.checkpoint.get("origin")
-        if not recipe or not origin:
-            continue
-        threads = origin["threads"]
-        scales = recipe["num_scales"]
-        if recipe["s0"]:
-            schedule_steps = recipe["schedule_steps"] or recipe["total_steps"]
-            scales = f"N(k), {recipe['s0']} to {recipe['s1'] + 1} in {schedule_steps:,} steps"
-        rows[record.model] = {
-            "model": record.model,
-            "method": recipe["method"].upper(),
-            "N": scales,
-            "mu": _mu(recipe),
-            "distance": recipe["distance"],
-            "solver": recipe["solver"],
-            "batch": recipe["batch_size"],
-            "learning rate": f"{recipe['learning_rate']:g}",
-            "steps": origin["steps"],
-            "images seen": f"{origin['images_seen']:,}",
-            "hours": f"{origin['duration_s'] / 3600:.2f}",
-            "trained on": f"{origin['data']}, {origin['cpu']}, "
-            f"{threads} thread{'s' * (threads > 1)}",
-            "weights": origin["weights"],
-        }
-    return list(rows.values())
-
-
-def _mu(recipe: dict[str, Any]) -> str | None:
-    """Decay of the target network: fixed, by a schedule, or none for the teacher."""
-    if recipe["mu0"] is not None:
-        return f"mu(k) from {recipe['mu0']:g}"
-    return None if recipe["target_ema"] is None else f"{recipe['target_ema']:g}"

@@ -1,144 +1,136 @@
-"""Records brought together: mean and interval over seeds."""
+"""Records as rows: means over seeds, the paper's Tables 1 and 2 with our scores, the models."""
 
-import math
-from collections import defaultdict
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
 from cmrepro.records import RunRecord
-from cmrepro.report.equivalence import half_width
+from cmrepro.report.comparability import against_claim, group, is_ablation, times_in_words, trained
+from cmrepro.report.statistics import Verdict, summarise
+from cmrepro.report.tables import LABELS
+from cmrepro.settings import Metric
 
-LABELS = {
-    "fid": "FD",
-    "sfid": "sFD",
-    "is": "IS",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
-DEMO = "demo-"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean of one score over seeds.
-
-    Attributes:
-        mean: Of the records' values.
-        half_width: Half the 95 % Student-t interval of the mean; NaN with one record.
-        n: Number of records.
-    """
-
-    mean: float
-    half_width: float
-    n: int
-
-    def __str__(self) -> str:
-        digits = 4 if abs(self.mean) < 1 else 2 if abs(self.mean) < 100 else 1
-        spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
+PAPER_METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
+AS_PUBLISHED = "as published"  # methods that this suite does not have
+RECIPE_COLUMNS = (
+    *("method", "num_scales", "s0", "s1", "schedule_steps", "target_ema", "mu0", "distance"),
+    *("solver", "batch_size", "learning_rate"),
+)
+TRAINING_COLUMNS = ("total_steps", "images_seen", "dataset", "weights")
+SHOWN = ("model", "nfe", "num_images", "protocol", "protocol version")
 
 
-def summarise(values: list[float]) -> Summary:
-    """Mean and Student-t interval of the values of independent seeds."""
-    n = len(values)
-    if n < 2:
-        return Summary(float(np.mean(values)), math.nan, n)
-    half = half_width(np.std(values, ddof=1), n)
-    return Summary(float(np.mean(values)), float(half), n)
+class PaperRow(NamedTuple):
+    """A printed row with our scores of that model."""
+
+    cells: dict[str, Any]  # the printed columns, then our model, means, n, protocol and verdicts
+    records: list[RunRecord]  # the records behind our scores
 
 
-GroupKey = tuple[str, int | None, str, int]
+def protocol_of(record: RunRecord) -> str:
+    """Name and version of a record's protocol."""
+    return f"{record.protocol.name} v{record.protocol.version}"
 
 
-def group(records: list[RunRecord]) -> dict[GroupKey, list[RunRecord]]:
-    """Records by (model, nfe, protocol with version, number of images), seeds in order.
-
-    Raises:
-        ValueError: Records of one group differ in checkpoint, times, rounding or reference, or
-            two have the same seed, so that their mean would mean nothing.
-    """
-    groups: dict[GroupKey, list[RunRecord]] = defaultdict(list)
-    for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
-        protocol = f"{record.protocol['name']} v{record.protocol['version']}"
-        groups[record.model, record.nfe, protocol, record.num_images].append(record)
-    for members in groups.values():
-        for one, other in pairwise(members):
-            mine, theirs = _of_group(one), _of_group(other)
-            unlike = [f"different {what}" for what in mine if mine[what] != theirs[what]]
-            unlike += ["the same seed"] * (one.seed == other.seed)
-            if unlike:
-                raise ValueError(
-                    f"a mean over records {one.id} and {other.id} means nothing: they have "
-                    f"{' and '.join(unlike)}; remove what is out of date"
-                )
-    return dict(groups)
+def _means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
+    """Mean ± half the 95 % interval of each score of a group of records, by label."""
+    shared = [metric for metric in shown if metric in members[0].scores]
+    return {LABELS[m]: str(summarise([r.scores[m] for r in members])) for m in shared}
 
 
-def _of_group(record: RunRecord) -> dict[str, object]:
-    """What records have to share for a mean over their seeds."""
-    return {
-        "checkpoints": record.checkpoint.get("sha256"),
-        "times": record.sampler.get("times"),
-        "rounding": record.sampler.get("to_uint8"),
-        "references": record.reference["sha256"],
-    }
+def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a group of seeds; `settings` tells apart what the other columns do not."""
+    rows = []
+    for members in (groups := group(records)):
+        first, settings = members[0], _settings(members[0], groups)
+        row = {name: getattr(first, name) for name in ("model", "nfe")}
+        row |= {"protocol": protocol_of(first), "num_images": first.num_images}
+        row |= {"seeds": len(members)} | ({"settings": settings} if settings else {})
+        rows.append(row | _means(members, tuple(LABELS)))
+    return rows
 
 
-def results_rows(records: list[RunRecord]) -> list[dict[str, Any]]:
-    """One row a group: model, nfe, protocol, images, seeds, and each score's mean ± interval."""
-    return [
-        {
-            "model": model,
-            "nfe": nfe,
-            "protocol": protocol,
-            "images": num_images,
-            "seeds": len(members),
-        }
-        | {
-            LABELS[metric]: str(summarise([r.scores[metric] for r in members]))
-            for metric in LABELS
-            if metric in members[0].scores
-        }
-        for (model, nfe, protocol, num_images), members in group(records).items()
-    ]
+def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
+    """Differences of a record from those that agree with it in the fields `SHOWN`."""
+    own = record.identity
+    others = [members[0].identity for members in groups]
+    alike = [other for other in others if all(other[key] == own[key] for key in SHOWN)]
+    texts = []
+    for key, value in own.items():
+        if key != "seed" and any(other.get(key) != value for other in alike):
+            text = times_in_words(value) if isinstance(value, tuple) else str(value)[:10]
+            texts.append(f"{key.removeprefix('sampler.')} {text}")
+    return ", ".join(texts)
 
 
-def anchors(record: RunRecord, records: list[RunRecord]) -> list[RunRecord]:
-    """Records of images that no network here made, scored as a record was; not itself.
+def paper_rows(
+    number: int, records: Sequence[RunRecord], verdicts: Mapping[str, Verdict]
+) -> list[PaperRow]:
+    """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations)."""
+    absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
+    models = {(c.dataset, c.method): c.setting.recipe for c in absolute}
+    for dataset in {c.dataset for c in absolute}:  # the teacher is no claim
+        models[dataset, "EDM"] = models[dataset, "CD"].removesuffix("cd") + "edm"
+    columns: tuple[Metric, ...] = ("fid", "is") if number == 1 else ("fid", "precision", "recall")
+    rows = []
+    for row in result_rows(number):
+        printed: dict[str, Any] = {"dataset": row.dataset} if number == 2 else {}
+        printed |= {"method": row.method, "nfe": row.nfe}
+        printed |= {metrics()[m].label: str(row.scores.get(m, "")) for m in columns}
+        model = models.get((row.dataset, row.method))
+        made = [(r, t) for r in records if r.nfe == row.nfe and (t := trained(r))]
+        ours = [r for r, t in made if t.stands_for == model and not is_ablation(r)]
+        if not ours:
+            printed["ours"] = "not measured" if model else AS_PUBLISHED
+            rows.append(PaperRow(printed, []))
+        place = (row.dataset, row.method, row.nfe)
+        of_row = [c for c in absolute if (c.dataset, c.method, c.setting.nfe) == place]
+        for members in (groups := group(ours)):
+            first, settings = members[0], _settings(members[0], groups)
+            answers = [
+                "not comparable" if against_claim(c, first).different else verdicts[c.id].answer
+                for c in of_row
+                if c.setting.metric in first.scores
+            ]
+            cells = {"ours": first.model + (f" ({settings})" if settings else "")}
+            cells |= {f"our {name}": mean for name, mean in _means(members, PAPER_METRICS).items()}
+            cells |= {"n": f"{len(members)} x {first.num_images:,}"}
+            cells |= {"protocol": protocol_of(first), "verdict": ", ".join(dict.fromkeys(answers))}
+            rows.append(PaperRow(printed | cells, members))
+    return rows
 
-    The best come first, by FD where they have it.
-    """
-    found = [
-        other
-        for other in records
-        if other.nfe is None and other.id != record.id and _scored(other) == _scored(record)
-    ]
-    return sorted(found, key=lambda other: (other.scores.get("fid", math.inf), other.id))
+
+def verdict_rows(verdicts: Mapping[str, Verdict], kind: str) -> list[dict[str, Any]]:
+    """One row a claim of a kind ("absolute" or "ordering"): its statement and its verdict."""
+    rows = []
+    for c in (c for c in claims() if c.kind == kind):
+        statement = c.where if isinstance(c, AbsoluteClaim) else c.statement
+        row = {"statement": statement, "dataset": c.dataset, "verdict": verdicts[c.id].answer}
+        rows.append(row | {"reason": verdicts[c.id].reason, "claim": c.id})
+    return rows
 
 
-def _scored(record: RunRecord) -> tuple[object, ...]:
-    """How a record was scored: all that scores of one scale share."""
-    protocol = record.protocol
-    return protocol["name"], protocol["version"], record.num_images, record.reference["sha256"]
+def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a record, those of one group beside each other."""
+    rows = []
+    for record in (record for members in group(records) for record in members):
+        row = {"record": record.id} | {n: getattr(record, n) for n in ("model", "nfe", "seed")}
+        row |= {LABELS[m]: f"{record.scores[m]:.5g}" for m in LABELS if m in record.scores}
+        row |= {"num_images": f"{record.num_images:,}", "protocol": protocol_of(record)}
+        rows.append(row)
+    return rows
 
 
-def recipe_name(record: RunRecord) -> str:
-    """Name of the recipe that a model was trained by; converted checkpoints have it as origin."""
-    trained_here = record.checkpoint.get("recipe", {}).get("name")
-    return str(trained_here or record.checkpoint.get("origin", {}).get("recipe") or "")
-
-
-def recipe_of(record: RunRecord) -> str:
-    """The recipe of Table 3 that a model stands for: a demo model for the one it imitates."""
-    return recipe_name(record).removeprefix(DEMO)
-
-
-def is_demo(record: RunRecord) -> bool:
-    """Whether the model is one of the demo's."""
-    return recipe_name(record).startswith(DEMO)
+def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a checkpoint trained here: its recipe and the cost of its training."""
+    rows: dict[str, dict[str, Any]] = {}
+    for record in sorted(records, key=lambda r: r.model):
+        training, recipe = trained(record), record.checkpoint and record.checkpoint.recipe
+        if recipe and training and training.provenance:
+            row: dict[str, Any] = {"model": record.model}
+            row |= {name: getattr(recipe, name) for name in RECIPE_COLUMNS}
+            row |= {name: getattr(training, name) for name in TRAINING_COLUMNS}
+            row["hours"] = f"{(training.duration_s or 0) / 3600:.2f}"
+            row |= {"machine": training.provenance.cpu, "threads": training.provenance.threads}
+            rows[record.model] = row
+    return list(rows.values())

@@ -1,260 +1,232 @@
-"""A whole training: its checks, its steps, how it is stopped, saved and gone on with."""
+"""A whole training: checks, steps, log, previews, saves, and how it stops."""
 
 import contextlib
-import dataclasses
+import json
 import signal
+import statistics
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Never
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import distributed
 from tqdm import tqdm
 
-from cmrepro.checkpoints.io import CheckpointModel, find_checkpoint, load_model
-from cmrepro.datasets import TrainingImages, training_images
-from cmrepro.files import DownloadError, make_folder, sha256
-from cmrepro.names import unknown
+from cmrepro.checkpoints.io import save_checkpoint
+from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.data import ImageSource
+from cmrepro.data.grids import write_grid
+from cmrepro.distributed import all_reduce_max
+from cmrepro.files import atomic_path, make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES
-from cmrepro.processes import largest_of_processes, share
-from cmrepro.training.batches import BatchSource, prefetched
-from cmrepro.training.recipes import Recipe
-from cmrepro.training.saves import Saves
+from cmrepro.records import Provenance
+from cmrepro.sampling import sample, sampler_settings
+from cmrepro.training.data import BatchSource, prefetched
+from cmrepro.training.methods import learning_rate_at, scales_and_mu
+from cmrepro.training.state import checkpoint_info, load_newest, save_state, state_files
 from cmrepro.training.step import Training
-from cmrepro.training.watch import Watch
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DIVERGED = max(signal.valid_signals()) + 1  # what the processes agree on is a signal, or this
-
-
-@dataclasses.dataclass(frozen=True)
-class Rhythm:
-    """How often a run does what is not training, in steps.
-
-    Attributes:
-        save_every: Between checkpoints.
-        log_every: Between lines of the log.
-        sample_every: Between grids of samples with a quick score; 0 for none.
-    """
-
-    save_every: int = 500
-    log_every: int = 50
-    sample_every: int = 2000
+Images = NDArray[np.uint8]
+# A mean loss this many times the median of the earlier ones is no fluctuation: in healthy runs it
+# stays below the median, which includes the larger losses of the start.
+DIVERGED_RATIO = 100.0
+PREVIEW_IMAGES = 200  # two batches of the sampler; a grid shows 60
+PREVIEW_HEUN_POINTS = 10  # half of EDM's 18: for a preview, not for a result
+NUM_REAL = 2000
 
 
 def train(
-    recipe: Recipe,
-    dataset: TrainingImages,
+    training: Training,
+    dataset: ImageSource,
     out: Path,
     *,
-    seed: int = 0,
-    teacher: str | Path | None = None,
-    resume: bool = False,
-    device: str = "cpu",
-    precision: str | None = None,
-    micro_batch: int | None = None,
-    compiled: bool = False,
-    rhythm: Rhythm = Rhythm(),
-    keep: int = 2,
-    tensorboard: bool = False,
-    provenance: dict[str, object] | None = None,
+    name: str | None = None,  # name of the checkpoint; the recipe's by default
+    resume: bool = False,  # continue from the newest whole state in `out`, if there is one
+    save_every: int = 500,  # steps between states
+    log_every: int = 50,  # steps between lines of the log
+    sample_every: int = 2000,  # steps between grids of samples with a quick score; 0 for none
+    keep: int = 2,  # number of states to keep
+    provenance: Provenance | None = None,  # code and machine, for the checkpoint
 ) -> Path:
-    """Train a recipe to its last step and write the checkpoint of its EMA weights.
+    """Train to the recipe's last step and write the checkpoint of the averaged weights.
 
-    `out` then holds NAME.safetensors, the newest states (state-STEP.pt, to go on), log.jsonl,
-    samples/ and scores.jsonl. The first two are also written when the run is interrupted: Ctrl-C
-    and SIGTERM end it after the step in progress.
-
-    Every process of `torchrun` calls this with the same arguments, and the first one writes.
-    `out` is the same folder for all: over several nodes, one on a shared file system.
-
-    Args:
-        recipe: What to train.
-        dataset: Training images.
-        out: Folder.
-        seed: Of everything random.
-        teacher: Name or path of the EDM checkpoint, for recipes that need one.
-        resume: Go on from the newest whole state in `out`. Under `torchrun`, which starts all
-            processes again with the same command when one has died, an empty folder is one in
-            which the run has not got as far as its first save.
-        device: "cpu", "cuda", …
-        precision: As for `Training`, like the next two.
-        micro_batch: Images that go through the network at once.
-        compiled: Compile the networks.
-        rhythm: How often to save, log and sample.
-        keep: Number of states to keep.
-        tensorboard: Write the log for TensorBoard too.
-        provenance: Put into the checkpoint's origin as it is.
-
-    Returns:
-        The checkpoint's path.
-
-    Raises:
-        ValueError: The folder holds another run, or none to resume; the images are not of the
-            network's size; the teacher is no EDM denoiser or of other data; `out` cannot be
-            written; see `Training` too.
-        FloatingPointError: The gradient is not finite, or the loss has diverged.
-        KeyboardInterrupt: Ctrl-C. The state is saved.
-        SystemExit: SIGTERM, with exit code 143. The state is saved.
+    `out` then holds NAME.safetensors, the newest states (state-STEP.pt), log.jsonl, samples/ and
+    scores.jsonl. Ctrl-C and SIGTERM save the first two and end the run after its step. Every
+    process of `torchrun` calls this with the same arguments and folder; rank 0 writes.
     """
-    teacher_model = None if teacher is None else _load_teacher(teacher, recipe, device)
-    training = Training(
-        recipe,
-        seed,
-        teacher_model,
-        device,
-        precision=precision,
-        micro_batch=micro_batch,
-        compiled=compiled,
-    )
-    height, width = dataset.image_shape[:2]
-    if {height, width} != {size := IMAGE_SIZES[recipe.network]}:
-        raise ValueError(
-            f"'{dataset.name}' has {height}x{width} images, network '{recipe.network}' takes "
-            f"{size}x{size}; resize the images beforehand"
-        )
-    sources = {
-        "data_sha256": dataset.sha256(),
-        "teacher_sha256": sha256(find_checkpoint(teacher)) if teacher else None,
-    }
-    origin = {
-        "seed": seed,
-        "teacher": str(teacher) if teacher else None,
-        "data": dataset.name,
-        "precision": training.precision,
-        "processes": training.num_processes,
-        **(provenance or {}),
-    }
-    saves = Saves(training, out, sources, origin, keep)
-    saves.begin(resume)
+    recipe, teacher, rank = training.recipe, training.teacher, training.rank
+    size = IMAGE_SIZES[recipe.network]
+    if dataset.image_shape[:2] != (size, size):
+        got = f"'{dataset.name}' has images of {dataset.image_shape[:2]} px"
+        raise ValueError(f"{got}, network '{recipe.network}' takes {size} x {size}; resize them")
+    checksums: dict[str, str | None] = {"dataset_sha256": dataset.sha256(), "teacher_sha256": None}
+    if isinstance(teacher, CheckpointModel):
+        checksums["teacher_sha256"] = sha256(teacher.path)
+        if (taught := teacher.info.recipe) and taught.dataset != recipe.dataset:
+            text = f"the teacher was trained on {taught.dataset}"
+            raise ValueError(f"{text}, the recipe is for {recipe.dataset}")
+    checkpoint = out / f"{name or recipe.name}.safetensors"
+    resumed = resume and load_newest(training, checksums, out)
+    # --resume may replace the log of its own run, but no checkpoint of an unknown one.
+    guarded = [checkpoint] if resume else [checkpoint, out / "log.jsonl", *state_files(out)]
+    if not resumed and (present := [path for path in guarded if path.exists()]):
+        fix = "continue its training with --resume, or choose another --out or --name"
+        raise ValueError(f"{present[0]} is there already; {fix}")
     make_folder(out)
-    _say(training, batch_division(training))
-    _run(training, dataset, saves, rhythm, tensorboard)
-    return saves.checkpoint
+    log = Log(training, dataset, out)
 
+    def save() -> None:
+        if rank == 0:
+            save_state(training, checksums, out, keep)
+            info = checkpoint_info(training, checksums, dataset.name, provenance)
+            save_checkpoint(checkpoint, training.ema.network, info)
 
-def recipe_images(
-    recipe: Recipe, source: str | None = None, max_unreadable: int = 0
-) -> TrainingImages:
-    """The training images of a recipe, at the size of its network.
-
-    Args:
-        recipe: Names network and data set.
-        source: Name or path of other images; the recipe's data set by default.
-        max_unreadable: Leave out so many images that cannot be decoded.
-
-    Raises:
-        ValueError: Unknown network; see `training_images` too.
-    """
-    if recipe.network not in IMAGE_SIZES:
-        raise ValueError(unknown("network", recipe.network, IMAGE_SIZES))
-    try:
-        return training_images(
-            source or recipe.dataset, IMAGE_SIZES[recipe.network], max_unreadable
-        )
-    except DownloadError:
-        raise
-    except ValueError as error:
-        if source or Path(recipe.dataset).exists():
-            raise
-        raise ValueError(f"{error}; give the recipe's data, or others, with --data") from error
-
-
-def _load_teacher(teacher: str | Path, recipe: Recipe, device: str) -> CheckpointModel:
-    model = load_model(teacher, device)
-    if model.info.parameterization != "edm":
-        raise ValueError(f"teacher '{teacher}' is no EDM denoiser; give one trained by EDM")
-    if (data := model.info.recipe.get("dataset", recipe.dataset)) != recipe.dataset:
-        raise ValueError(
-            f"teacher '{teacher}' was trained on {data}, the recipe is for {recipe.dataset}; give "
-            "a teacher of the same data"
-        )
-    return model
-
-
-def batch_division(training: Training) -> str | None:
-    """How the global batch is divided, in words; None where it goes through whole."""
-    count, processes = training.recipe.batch_size, training.num_processes
-    shares = [share(count, rank, processes) for rank in range(processes)]
-    sizes = sorted({rows.stop - rows.start for rows in shares})
-    if processes == 1 and count <= training.micro_batch:
-        return None
-    text = f"a batch of {count}: "
-    if processes > 1:
-        text += f"{' or '.join(map(str, sizes))} images in each of {processes} processes, "
-    if sizes[-1] > training.micro_batch:
-        text += f"gradients added up over parts of {training.micro_batch}, "
-    return text + "every image with the same weight"
-
-
-def _run(
-    training: Training, dataset: TrainingImages, saves: Saves, rhythm: Rhythm, tensorboard: bool
-) -> None:
-    """The steps that are left, and the last save."""
-    recipe = training.recipe
-    source = BatchSource(dataset, recipe, training.seed, training.rank, training.num_processes)
+    source = BatchSource(dataset, recipe, training.seed, rank, training.world_size)
     batches = prefetched(source, range(training.step, recipe.total_steps), training.device)
-    with contextlib.ExitStack() as stack:
-        received = stack.enter_context(stop_signals())
-        stack.callback(batches.close)
-        watch = None
-        if training.rank == 0:
-            watch = Watch(training, saves.folder, rhythm.log_every, tensorboard)
-            stack.callback(watch.close)
-        before = time.perf_counter()
-        while training.step < recipe.total_steps:
-            with saves.after_failure():
-                loss = training.train_step(next(batches))
-            now = time.perf_counter()
-            training.duration_s, before = training.duration_s + now - before, now
-            problem = watch.after_step(loss) if watch else None
-            stop = largest_of_processes(DIVERGED if problem else max(received, default=0))
-            if stop == DIVERGED:
-                raise FloatingPointError(saves.advice(problem or "the loss has diverged"))
-            if stop:
-                saves.save()
-                _leave(training, stop)
-            if watch and rhythm.sample_every and training.step % rhythm.sample_every == 0:
-                watch.look(dataset)
-            if training.step % rhythm.save_every == 0 and training.step < recipe.total_steps:
-                saves.save()
-    saves.save()
+    try:
+        with stop_signals() as received, contextlib.closing(batches), log.bar:
+            while training.step < recipe.total_steps:
+                start = time.perf_counter()
+                try:
+                    loss = training.train_step(next(batches))
+                except BaseException:
+                    if training.between_steps and training.step:
+                        save()
+                    raise
+                training.duration_s += time.perf_counter() - start
+                log.after_step(loss, log_every)
+                if stop := all_reduce_max(max(received, default=0)):
+                    save()
+                    if rank == 0:
+                        text = f"saved at step {training.step}; continue with --resume"
+                        tqdm.write(text, file=sys.stderr)
+                    raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
+                if sample_every and training.step % sample_every == 0:
+                    log.preview()
+                if training.step % save_every == 0 and training.step < recipe.total_steps:
+                    save()
+    except FloatingPointError as error:
+        good = next(iter(state_files(out)), "none before the first save")
+        fix = "try a lower learning_rate (from fp16, also another --precision) in a new folder"
+        raise FloatingPointError(f"{error}; last good state: {good}; {fix}") from error
+    save()
+    return checkpoint
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[set[int]]:
-    """The signals to stop that have come; without `torchrun`, a second one stops at once.
-
-    `torchrun` itself passes on to its processes what they have received already.
-    """
+    """The signals to stop that were received; without `torchrun`, a second one stops at once."""
     received: set[int] = set()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: object) -> None:
+        # `torchrun` passes on to its processes what they have received already.
         if received and not distributed.is_initialized():
             raise KeyboardInterrupt
         received.add(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may change what signals do
-        return
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, note))
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-def _leave(training: Training, number: int) -> Never:
-    _say(training, f"stopped at step {training.step} and saved; go on with --resume")
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+class Log:
+    """Progress bar, log (losses are means since the line before) and previews, at rank 0."""
+
+    def __init__(self, training: Training, dataset: ImageSource, out: Path) -> None:
+        self.training, self.dataset, self.out = training, dataset, out
+        self._losses: list[float] = []
+        self._means: list[float] = []
+        self._score: Callable[[Images], float] | None = None
+        self._last = time.perf_counter()
+        if training.rank == 0:
+            self._means = [entry["loss"] for entry in trim_log(out / "log.jsonl", training.step)]
+            trim_log(out / "scores.jsonl", training.step)
+        self.bar = tqdm(
+            desc=training.recipe.name,
+            total=training.recipe.total_steps,
+            initial=training.step,
+            unit="step",
+            mininterval=5,
+            disable=training.rank > 0,
+        )
+
+    def after_step(self, loss: float, log_every: int) -> None:
+        """Count a step; every `log_every` steps write a line and compare the loss."""
+        training, recipe, step = self.training, self.training.recipe, self.training.step
+        self._losses.append(loss)
+        self.bar.update()
+        if training.rank > 0 or step % log_every:
+            return
+        mean, now = statistics.fmean(self._losses), time.perf_counter()
+        num_images = len(self._losses) * recipe.batch_size  # since the last line
+        entry = {
+            "step": step,
+            "images": step * recipe.batch_size,
+            "loss": mean,
+            "duration_s": round(training.duration_s, 1),
+            "images_per_s": round(num_images / (now - self._last), 2),
+            "learning_rate": learning_rate_at(recipe, step - 1),
+            "loss_scale": training.scaler.get_scale(),
+        }
+        if training.method.parameterization == "boundary":
+            entry["num_scales"], entry["mu"] = scales_and_mu(recipe, step - 1)
+        self._losses, self._last = [], now
+        append(self.out / "log.jsonl", entry)
+        self.bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
+        usual = statistics.median(self._means or [mean])
+        self._means.append(mean)
+        if mean > DIVERGED_RATIO * usual:
+            grown = f"its mean is {mean:g}, the median of the earlier ones {usual:g}"
+            raise FloatingPointError(f"the loss has diverged at step {step}: {grown}")
+
+    def preview(self) -> None:
+        """Write samples/STEP.png and a line of scores.jsonl; the processes sample together."""
+        training, step, size = self.training, self.training.step, self.dataset.image_shape[0]
+        info = checkpoint_info(training, {}, self.dataset.name, None)
+        steps = PREVIEW_HEUN_POINTS if info.parameterization == "edm" else 1
+        settings = sampler_settings(info, steps)
+        stages = sample(training.ema, settings, PREVIEW_IMAGES, 0, size).stages
+        if training.rank == 0:
+            write_grid(self.out / "samples" / f"{step:08d}.png", stages[-1])
+            self._score = self._score or quick_score(self.dataset, str(training.device))
+            score = round(self._score(stages[-1]), 2)
+            append(self.out / "scores.jsonl", {"step": step, "quick_fd": score})
 
 
-def _say(training: Training, text: str | None) -> None:
-    if text and training.rank == 0:
-        tqdm.write(f"{training.recipe.name}: {text}", file=sys.stderr)
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add a line to a log."""
+    with open(path, "a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def trim_log(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the lines beyond a step, as a killed run leaves them; returns the others."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    entries = [entry for entry in entries if entry["step"] <= step]
+    if len(entries) < len(lines):
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(lines[: len(entries)]))
+    return entries
+
+
+def quick_score(dataset: ImageSource, device: str) -> Callable[[Images], float]:
+    """Fréchet distance to the data in features of `embedded`, biased by its few samples."""
+    # Imported here because the metrics take seconds to import.
+    from cmrepro.metrics.extractors import extract, load_extractor
+    from cmrepro.metrics.frechet import frechet_distance
+    from cmrepro.metrics.protocols import load_protocol
+
+    extractor = load_extractor(load_protocol("embedded").extractor, device)
+
+    def moments(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
+        features = extract(images, extractor).features
+        return features.mean(0, dtype=np.float64), np.cov(features, rowvar=False, dtype=np.float64)
+
+    evenly = np.linspace(0, dataset.num_images - 1, min(NUM_REAL, dataset.num_images))
+    real = moments(dataset.take(evenly.round().astype(np.int64)))
+    return lambda images: frechet_distance(*moments(images), *real)

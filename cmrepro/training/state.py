@@ -1,147 +1,132 @@
-"""What a training needs to go on: weights, averages, optimizer, scale of the loss, counters.
+"""States to resume from, and the header of a checkpoint.
 
-Random numbers and the place in the data need no state of their own: seed and step fix them. The
-files are those of `torch.save`, zips whose entries carry checksums (CRC-32). PyTorch does not
-look at these when it loads, so a changed bit would pass; here they are compared first.
+Random numbers and the place in the data are no part of a state: seed and step fix them.
 """
 
-from __future__ import annotations
-
-import dataclasses
-import pickle
+import sys
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from msgspec.structs import asdict
 
+from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.distributed import broadcast
 from cmrepro.files import atomic_path
-from cmrepro.training.recipes import Recipe
-from cmrepro.training.schedules import learning_rate_at
+from cmrepro.records import CheckpointInfo, Provenance, TrainingRun
+from cmrepro.schema import convert, to_builtins
+from cmrepro.settings import Recipe
+from cmrepro.training.methods import learning_rate_at, two_step_time
+from cmrepro.training.step import Training
 
-if TYPE_CHECKING:
-    from cmrepro.training.step import Training
+Checksums = dict[str, str | None]  # dataset_sha256, teacher_sha256
+PARTS = ("online", "target", "ema", "optimizer", "scaler")  # objects with a state of their own
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The states in a folder, newest first; state.pt, the name of earlier versions, is last."""
-    return [*sorted(folder.glob("state-*.pt"), reverse=True), *folder.glob("state.pt")]
+    """The states in a folder, newest first."""
+    return sorted(folder.glob("state-*.pt"), reverse=True)
 
 
-def save_state(training: Training, origin: dict[str, Any], folder: Path, keep: int) -> None:
-    """Write the state of a run, then delete all but the newest `keep`.
-
-    Args:
-        training: Between two steps.
-        origin: Checksums of data and teacher.
-        folder: Gets state-STEP.pt.
-        keep: At least 1.
-
-    Raises:
-        ValueError: The file cannot be written.
-    """
-    state = {
-        "recipe": dataclasses.asdict(training.recipe),
-        "seed": training.seed,
-        "precision": training.precision,
-        "origin": origin,
-        "step": training.step,
-        "duration_s": training.duration_s,
-        "online": training.online.state_dict(),
-        "target": training.target.state_dict(),
-        "ema": training.ema.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "scaler": training.scaler.state_dict(),
+def save_state(training: Training, checksums: Checksums, folder: Path, keep: int) -> None:
+    """Write folder/state-STEP.pt, then delete all states but the newest `keep`."""
+    state = {"recipe": to_builtins(training.recipe), "checksums": checksums}
+    state |= {
+        name: getattr(training, name) for name in ("seed", "precision", "step", "duration_s")
     }
+    state |= {name: getattr(training, name).state_dict() for name in PARTS}
+    path = folder / f"state-{training.step:08d}.pt"
     # Through Python's file: PyTorch's own does not say why it cannot be written.
-    with (
-        atomic_path(folder / f"state-{training.step:08d}.pt") as temporary,
-        open(temporary, "wb") as file,
-    ):
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # raised on the way out, where a write has failed
+        except RuntimeError as error:  # PyTorch raises it while it closes a file it cannot write
             raise (error.__context__ or error) from None
     for path in state_files(folder)[keep:]:
         path.unlink()
 
 
-def newest_state(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest whole state in a folder, and the damaged ones that are newer.
+def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
+    """Put a folder's newest whole state into `training`; False if it has no state."""
+    states = state_files(folder)
+    newest = next(filter(is_whole, states), None) if training.rank == 0 else None
+    if (path := broadcast(newest)) is None:
+        if not states:
+            if training.rank == 0:
+                print(f"no state in {folder}; starting with the first step", file=sys.stderr)
+            return False
+        names = ", ".join(map(str, states))
+        raise ValueError(f"{names}: cut off or damaged; start again in another folder")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    recipe, step = training.recipe, state["step"]
+    if origin := state.get("origin"):  # written before states had checksums, scale and stands_for
+        teacher = origin["teacher_sha256"]
+        state["checksums"] = {"dataset_sha256": origin["data_sha256"], "teacher_sha256": teacher}
+        state["recipe"] |= {"scale": recipe.scale, "stands_for": recipe.stands_for}
+    found = _course(convert(Recipe, state["recipe"], str(path)), step) | state["checksums"]
+    expected = _course(recipe, step) | checksums
+    for key in ("seed", "precision"):
+        found[key], expected[key] = state[key], getattr(training, key)
+    for key, value in expected.items():
+        if value != found[key]:
+            differs = f"{key} is {found[key]!r}, not {value!r}"
+            raise ValueError(f"{path} is of another training: {differs}; use another --out")
+    for name in PARTS:
+        getattr(training, name).load_state_dict(state[name])
+    training.step, training.duration_s = step, state["duration_s"]
+    if training.rank == 0:
+        for damaged in states[: states.index(path)]:
+            damaged.rename(f"{damaged}.damaged")
+            print(f"{damaged} is cut off or damaged; resuming from {path}", file=sys.stderr)
+        for pattern in (".state-*.pt.*", ".*.safetensors.*", ".tmp??????"):
+            for unfinished in folder.glob(pattern):  # by a killed process
+                unfinished.unlink()
+    return True
 
-    Raises:
-        ValueError: There are states, but no whole one.
-    """
-    damaged: list[Path] = []
-    for path in state_files(folder):
-        if _is_whole(path):
-            return path, damaged
-        damaged.append(path)
-    if damaged:
-        raise ValueError(
-            f"{', '.join(map(str, damaged))}: cut off, damaged or no training state; start again "
-            "in another folder"
-        )
-    return None, []
 
-
-def _is_whole(path: Path) -> bool:
-    """Whether every byte of a state is as it was written."""
+def is_whole(path: Path) -> bool:
+    """True if every entry of a state, a zip, has its checksum, which PyTorch does not compare."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return False
-        torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # as PyTorch reads zips
-        return True
-    except Exception:  # each library stumbles in its own ways over a changed byte
+            return archive.testzip() is None
+    except Exception:  # of many types, for a changed byte between the entries
         return False
 
 
-def load_state(training: Training, origin: dict[str, Any], path: Path) -> None:
-    """Put the state of an earlier run of the same recipe, seed and data into `training`.
-
-    The recipe may go on longer than the earlier one where that leaves N(k) as it was.
-
-    Raises:
-        ValueError: A broken state, or that of another training.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step = state["step"]
-        theirs = _course(Recipe(**state["recipe"]), step) | {"seed": state["seed"]}
-    except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.PickleError) as error:
-        raise ValueError(
-            f"{path} is cut off or no training state ({type(error).__name__}); start again in "
-            "another folder"
-        ) from error
-    # States of earlier versions know neither, and were of float32 throughout.
-    theirs |= {"precision": state.get("precision", "fp32")} | state.get("origin", origin)
-    mine = _course(training.recipe, step) | {"seed": training.seed}
-    mine |= {"precision": training.precision} | origin
-    for key in mine:
-        if mine[key] != theirs.get(key):
-            raise ValueError(
-                f"{path} is of another training: {key} is {theirs.get(key)!r}, not {mine[key]!r}; "
-                "resume with the same recipe, seed, data and teacher"
-            )
-    training.online.load_state_dict(state["online"])
-    if training.target is not training.online:
-        training.target.load_state_dict(state["target"])
-    training.ema.load_state_dict(state["ema"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.scaler.load_state_dict(state.get("scaler", {}))
-    training.step, training.duration_s = state["step"], state["duration_s"]
-
-
 def _course(recipe: Recipe, step: int) -> dict[str, Any]:
-    """What fixes the first `step` steps of a recipe.
-
-    Where it ends does not, unless N(k) depends on it or the final decay of the rate has begun.
-    """
-    schedule_steps = recipe.schedule_steps or recipe.total_steps
-    changed = {
+    """Everything of a recipe that its first `step` steps depend on: its end may be another."""
+    return to_builtins(recipe) | {
         "total_steps": None,
-        "schedule_steps": schedule_steps if recipe.s0 else None,
+        "schedule_steps": recipe.s0 and (recipe.schedule_steps or recipe.total_steps),
         "learning_rate at that step": learning_rate_at(recipe, step),
     }
-    return dataclasses.asdict(recipe) | changed
+
+
+def checkpoint_info(
+    training: Training, checksums: Checksums, dataset: str, provenance: Provenance | None
+) -> CheckpointInfo:
+    """Header of the checkpoint of a run's averaged weights, trained on the named images."""
+    recipe, teacher = training.recipe, training.teacher
+    fields = asdict(recipe)
+    run = {name: fields[name] for name in TrainingRun.__struct_fields__ if name in fields} | {
+        **checksums,
+        "dataset": dataset,
+        "weights": "ema",
+        "total_steps": training.step,
+        "images_seen": training.step * recipe.batch_size,
+        "seed": training.seed,
+        "teacher": teacher.path.stem if isinstance(teacher, CheckpointModel) else None,
+        "precision": training.precision,
+        "num_processes": training.world_size,
+        "duration_s": round(training.duration_s, 1),
+        "provenance": provenance,
+    }
+    header = {name: fields[name] for name in CheckpointInfo.__struct_fields__ if name in fields}
+    return CheckpointInfo(
+        **header,
+        parameterization=training.online.parameterization,
+        recipe=recipe,
+        training=TrainingRun(**run),
+        two_step_time=two_step_time(recipe),
+    )

@@ -1,0 +1,99 @@
+"""Checkpoints by name: the known ones, the contents of one, the model of one."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from msgspec.structs import asdict
+from torch import nn
+
+from cmrepro.checkpoints import convert
+from cmrepro.checkpoints.diffusers import weights_file
+from cmrepro.checkpoints.io import bundled_checkpoints, read_info
+from cmrepro.checkpoints.registry import released_checkpoints
+from cmrepro.consistency.parameterization import PreconditionedModel
+from cmrepro.files import make_folder, sha256
+from cmrepro.networks.presets import IMAGE_SIZES, build_network
+from cmrepro.records import Checkpoint, CheckpointInfo
+
+
+class CheckpointModel(PreconditionedModel):
+    """The model of a checkpoint, with its file and header."""
+
+    def __init__(self, network: nn.Module, path: Path, info: CheckpointInfo) -> None:
+        super().__init__(network, info.parameterization, info.sigma_data, info.sigma_min)
+        self.path, self.info = path, info
+
+    @property
+    def image_size(self) -> int:
+        """H = W of its images."""
+        return IMAGE_SIZES[self.info.network]
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Header, file name and checksum, for the provenance of its samples."""
+        checksum = sha256(weights_file(self.path))
+        return Checkpoint(**asdict(self.info), file=self.path.name, sha256=checksum)
+
+
+def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:
+    """The model of a checkpoint, in evaluation mode, float32, channels_last.
+
+    `name` is that of a bundled or released checkpoint, or a path of any supported format.
+    """
+    path = find_checkpoint(name)
+    weights, info = convert.read_checkpoint(path)
+    network = build_network(info.network)
+    network.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
+    model = CheckpointModel(network, path, info)
+    return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """The file of a bundled or released name (converted on first use), or the path itself."""
+    entry = released_checkpoints().get(str(name))
+    if entry is None or Path(name).exists():
+        return convert.local_checkpoint(name)
+    make_folder(entry.converted.parent)
+    # Processes of `torchrun` that need the same file convert it once.
+    with FileLock(entry.converted.with_suffix(".lock")):
+        return entry.converted if entry.converted.is_file() else convert.convert(entry.name)
+
+
+def checkpoint_rows() -> list[dict[str, Any]]:
+    """One row a bundled or released checkpoint: state, training, network, second time, size."""
+    bundled = {
+        name: (read_info(path), "bundled", path.stat().st_size)
+        for name, path in bundled_checkpoints().items()
+    }
+    released = {n: (e, e.state, e.bytes_approx) for n, e in released_checkpoints().items()}
+    facts = ("method", "distance", "dataset", "images_seen")
+    return [
+        {"name": name, "state": state}
+        | {fact: getattr(entry.training, fact) for fact in facts}
+        | {"network": entry.network, "two_step_time": entry.two_step_time, "bytes": size}
+        for name, (entry, state, size) in (bundled | released).items()
+    ]
+
+
+def contents(name: str) -> dict[str, Any]:
+    """Format, size and number of parameters of a checkpoint (as for `load_model`), and its header.
+
+    Nothing is downloaded: the registry alone describes a released checkpoint that is not here.
+    """
+    entry = None if Path(name).exists() else released_checkpoints().get(name)
+    if entry and not entry.converted.is_file():
+        return {"state": entry.state, "bytes": entry.bytes_approx} | entry.info_fields
+    path = entry.converted if entry else convert.local_checkpoint(name)
+    kind, weights, fields, step = convert.read_contents(path)
+    types = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+    return {
+        "format": kind,
+        "bytes": weights_file(path).stat().st_size,
+        "num_parameters": sum(tensor.numel() for tensor in weights.values()),
+        "dtype": ", ".join(sorted(types)),
+        "step": step,
+        **fields,
+    }

@@ -1,0 +1,134 @@
+"""Scoring: `evaluate`, `anchors`, `references list|fetch|build`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cmrepro.cli import options
+from cmrepro.data import load_dataset, open_images
+from cmrepro.distributed import process_group
+from cmrepro.experiments.anchors import anchor_records
+from cmrepro.experiments.explain import explain
+from cmrepro.experiments.run import evaluate as run
+from cmrepro.files import require_writable
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.metrics.reference_files import write_statistics
+from cmrepro.metrics.references import build_reference, fetch_reference, reference_rows
+from cmrepro.records import FOLDER, write_record
+from cmrepro.sampling import read_provenance
+
+
+@click.command()
+@click.argument("samples")
+@click.option("--protocol", multiple=True, default=["embedded"], help="Name or .toml.")
+@click.option("--reference", "references", multiple=True, help="Other statistics: name or file.")
+@click.option("--num-images", type=options.COUNT, help="Score the first N images.")
+@click.option("--model", help="Name of the model in the record.")
+@click.option("--nfe", type=options.COUNT, help="Network evaluations per image.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the noise.")
+@click.option("--intervals", is_flag=True, help="Give 95 % intervals of the scores.")
+@click.option("--explain", "explained", nargs=2, metavar="A B", help="Protocols to compare.")
+@click.option("--real", help="Real images, for --explain between different extractors.")
+@options.DEVICE
+@options.FORMAT
+@options.OUT
+@options.OVERWRITE
+def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments: Any) -> None:
+    """Score SAMPLES (.npz, folder or zip of images) and write records to results/records.
+
+    Several --protocol score in one pass; give --reference once per protocol, or not at all.
+    --model, --nfe and --seed describe images from elsewhere; samples of this suite have their
+    provenance beside them. --intervals adds FID by number of images too. --explain A B
+    attributes the difference between two protocols step by step, as a table and a figure.
+    Under `torchrun … -m cmrepro evaluate …` each process takes its share of the images.
+    """
+    explained, real = arguments.pop("explained"), arguments.pop("real")
+    stated = {key: arguments.pop(key) for key in ("model", "nfe", "seed")}
+    stated = {key: value for key, value in stated.items() if value is not None}
+    if explained and any(arguments[key] for key in ("references", "num_images", "intervals")):
+        excluded = "--reference, --num-images and --intervals"
+        raise click.UsageError(f"the protocols of --explain decide; leave {excluded} out")
+    if real and not explained:
+        raise click.UsageError("--real is for --explain; leave it out, or give --explain A B")
+    require_writable(out / FOLDER)
+    protocols = [load_protocol(name) for name in explained or arguments.pop("protocol")]
+    images = open_images(samples)
+    if explained:
+        from cmrepro.report.figures import waterfall_figure  # takes a second
+
+        names = "_".join([images.name, *(protocol.name for protocol in protocols)])
+        path = out / f"results/figures/explain_{names}.svg"
+        options.require_new(path, overwrite)
+        real_images, device = open_images(real) if real else None, arguments["device"]
+        rows = explain(images, *protocols, real=real_images, device=device)
+        options.print_rows(rows, format_)
+        waterfall_figure(rows, path)
+        click.echo(f"wrote {path}", err=True)
+        return
+    provenance = read_provenance(Path(samples), images)
+    if provenance.checkpoint and stated:
+        names = ", ".join(f"--{key}" for key in stated)
+        raise click.UsageError(f"the provenance of {samples} lies beside it; leave {names} out")
+    provenance = provenance.replace(**stated)
+    with process_group() as rank:
+        records = run(images, protocols, provenance, progress=True, **arguments)
+    for record in records:
+        click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}", err=True)
+        for warning in record.warnings:
+            click.echo(f"warning: {record.protocol.name}: {warning}", err=True)
+    if rank == 0:
+        rows = [{"record": r.id, "num_images": r.num_images} | r.scores for r in records]
+        options.print_rows(rows, format_)
+
+
+@click.command()
+@click.argument("data_path")
+@options.PROTOCOL
+@click.option("--seed", default=0, help="Seed of the noise and of the choice of images.")
+@options.OUT
+@options.OVERWRITE
+def anchors(data_path: str, protocol: str, seed: int, out: Path, overwrite: bool) -> None:
+    """Score real images at DATA_PATH, the same blurred, and noise: points of reference."""
+    require_writable(out / FOLDER)
+    loaded = load_protocol(protocol)
+    for record in anchor_records(load_dataset(data_path), loaded, seed):
+        click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}")
+
+
+@click.group()
+def references() -> None:
+    """Reference statistics: list, fetch, build."""
+
+
+@references.command("list")
+@options.FORMAT
+def list_references(format_: str) -> None:
+    """Named reference statistics: bundled, to fetch, or to build."""
+    options.print_rows(reference_rows(), format_)
+
+
+@references.command()
+@click.argument("name")
+def fetch(name: str) -> None:
+    """Download the reference statistics NAME into the cache; an interrupted download continues."""
+    click.echo(f"wrote {fetch_reference(name)}")
+
+
+@references.command()
+@click.argument("data_path")
+@options.PROTOCOL
+@click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
+@click.option("--split", required=True, help="Part of the data set, e.g. train.")
+@options.DEVICE
+@options.OUT_NPZ
+@options.OVERWRITE
+def build(data_path: str, protocol: str, out: Path, overwrite: bool, **settings: str) -> None:
+    """Write statistics of the images at DATA_PATH to FILE.npz; images are read batch by batch."""
+    options.require_new(out, overwrite)
+    loaded, images = load_protocol(protocol), open_images(data_path)
+    with process_group() as rank:
+        built = build_reference(images, loaded, progress=True, **settings)
+    if rank == 0:
+        write_statistics(out, built)
+        click.echo(f"wrote {out}")

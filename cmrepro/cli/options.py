@@ -1,0 +1,67 @@
+"""Options of several commands, and the settings, outputs and tables that they stand for."""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cmrepro.files import require_writable
+from cmrepro.report.tables import FORMATS, render
+
+COUNT = click.IntRange(1)
+PATH = click.Path(path_type=Path)
+OUT = click.option(
+    "--out", type=PATH, metavar="DIR", default=Path(), help="Folder of results/ and REPORT.md."
+)
+OUT_NPZ = click.option("--out", type=PATH, metavar="FILE.npz", required=True)
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace different files.")
+FORMAT = click.option("--format", "format_", type=click.Choice(FORMATS), default="table")
+PROTOCOL = click.option("--protocol", default="embedded", help="Name, or .toml file of your own.")
+VARIANT = click.option("--variant", type=click.Choice(["paper", "released"]), default="paper")
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The name of a device that PyTorch finds."""
+    if value != "cpu":
+        import torch  # only here: it takes seconds, and tables have no device
+
+        try:
+            torch.empty(0, device=value)
+        except (RuntimeError, AssertionError):
+            allowed = "cpu, cuda, cuda:N, mps or xpu"
+            raise click.BadParameter(f"no device '{value}' here; choose {allowed}") from None
+    return value
+
+
+DEVICE = click.option("--device", default="cpu", callback=_device, help="cpu, cuda, cuda:N, …")
+
+
+def require_new(path: Path, overwrite: bool) -> None:
+    """Refuse an output file that cannot be written, or that exists, before any work."""
+    require_writable(path)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists; choose another --out, or add --overwrite")
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Settings {"total_steps": 20, …} from texts "total_steps=20,…" (repeated `--set`).
+
+    Values are numbers, true and false as in TOML, none, or else text.
+    """
+    settings: dict[str, Any] = {}
+    for part in (part for text in texts for part in text.split(",")):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or key in settings:
+            raise ValueError(f"got --set {part}; allowed is KEY=VALUE[,KEY=VALUE…], each key once")
+        try:
+            settings[key] = None if value == "none" else tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return settings
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
+    """Print rows as a table in a format."""
+    click.echo(render(rows, format_), nl=False)

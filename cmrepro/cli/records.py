@@ -1,0 +1,66 @@
+"""Records: `compare`, `records validate|merge|schema`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, PATH, print_rows
+from cmrepro.records import FOLDER, RunRecord, find_record, merge_records, read_record
+from cmrepro.report.compare import compare as run
+from cmrepro.schema import json_schema
+
+FILES = click.argument("files", nargs=-1, required=True, type=PATH)
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@FORMAT
+def compare(first: str, second: str, format_: str) -> None:
+    """Explain the differences between records FIRST and SECOND (files, or ids)."""
+    compared = run(find_record(first), find_record(second))
+    print_rows([*compared.settings, *compared.scores], format_)
+    click.echo(compared.divergence, err=True)
+    if any(row["interval"] is None for row in compared.scores):
+        click.echo("Intervals are unknown without --intervals: one sample set each.", err=True)
+    why = "; ".join(compared.reasons)
+    click.echo(f"Not comparable: {why}." if why else "The scores are comparable.", err=True)
+
+
+@click.group()
+def records() -> None:
+    """Records: validate, merge, schema."""
+
+
+@records.command()
+def schema() -> None:
+    """Print the JSON Schema of a record."""
+    click.echo(json.dumps(json_schema(RunRecord), indent=1))
+
+
+@records.command()
+@FILES
+def validate(files: tuple[Path, ...]) -> None:
+    """Check the records in FILES (files or folders); one line for each problem."""
+    paths = [path for file in files for path in (sorted(file.glob("*.json")) or [file])]
+    code = 0
+    for path in paths:
+        try:
+            read_record(path)
+        except ValueError as error:
+            click.echo(str(error), err=True)
+            code = max(code, 1 if path.is_file() else 2)
+    if code:
+        raise SystemExit(code)
+    click.echo(f"valid records: {len(paths)}")
+
+
+@records.command()
+@FILES
+@OUT
+@OVERWRITE
+def merge(files: tuple[Path, ...], out: Path, overwrite: bool) -> None:
+    """Copy the records in FILES (files or folders) into results/records of the output folder."""
+    for path in merge_records(files, out / FOLDER, overwrite):
+        click.echo(f"wrote {path}")

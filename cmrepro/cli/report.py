@@ -1,0 +1,65 @@
+"""The records beside the paper: `report`, `claims`."""
+
+from pathlib import Path
+
+import click
+
+from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, print_rows
+from cmrepro.data import open_images
+from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, write_grid
+from cmrepro.paper import claim
+from cmrepro.records import FOLDER, read_records
+from cmrepro.report.render import REAL, check_report, write_report
+from cmrepro.report.tables import claims_rows
+from cmrepro.report.verdicts import verdicts
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail if files and records disagree.")
+@click.option("--real", help="Real images (data set, folder, zip, .npz) for the page.")
+@OUT
+@OVERWRITE
+def report(check: bool, real: str | None, out: Path, overwrite: bool) -> None:
+    """Write REPORT.md, tables, figures and the page results/site/index.html from the records.
+
+    A REPORT.md that this command has not written is replaced with --overwrite only.
+    """
+    if check and real:
+        raise click.UsageError("--check writes nothing; leave --real out")
+    records = read_records(out / FOLDER)  # before a download
+    if real:
+        source = open_images(real)
+        # Spread over the whole set, as folders are ordered by class.
+        stride = max(1, source.num_images // (GRID_ROWS * GRID_COLUMNS))
+        write_grid(out / REAL, source.take(range(0, source.num_images, stride)))
+    if not check:
+        click.echo("\n".join(f"wrote {path}" for path in write_report(out, overwrite)))
+        return
+    problems, remark = check_report(out)
+    if remark:
+        click.echo(remark, err=True)
+    if problems:
+        raise SystemExit("\n".join([*problems, "write them again with 'cmrepro report'"]))
+    click.echo(f"REPORT.md and the page follow from the {len(records)} records")
+
+
+@click.command()
+@click.argument("ids", nargs=-1, metavar="[ID]…")
+@OUT
+@FORMAT
+def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
+    """Every number and ordering of the paper that this suite can test, with its verdict so far.
+
+    With IDs, only those claims. Verdicts are by the records in results/records of --out.
+    """
+    requested = {claim(id).id for id in ids}
+    if not out.is_dir():
+        raise ValueError(f"no folder at '{out}'; give with --out the one that holds {FOLDER}")
+    records = read_records(out / FOLDER) if (out / FOLDER).is_dir() else []
+    decided = verdicts(records)
+    rows = [
+        {"id": row["id"], "verdict": verdict.answer, **row, "reason": verdict.reason}
+        for row, verdict in zip(claims_rows(), decided.values(), strict=True)
+        if not requested or row["id"] in requested
+    ]
+    print_rows(rows, format_)

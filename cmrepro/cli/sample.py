@@ -1,0 +1,154 @@
+"""Sampling: `sample`, `search-times`, the main job `reproduce`, and `redo` of a record."""
+
+import contextlib
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from cmrepro.checkpoints.convert import convert
+from cmrepro.checkpoints.load import load_model
+from cmrepro.cli import options
+from cmrepro.cli.main import cli
+from cmrepro.distributed import process_group
+from cmrepro.experiments.redo import compare_redone, redo_commands
+from cmrepro.experiments.reproduce import load_suite
+from cmrepro.experiments.reproduce import reproduce as run_suite
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.records import FOLDER, find_record, read_record
+from cmrepro.report.render import require_own_report, write_report
+from cmrepro.sampling import sample as run_sampler
+from cmrepro.sampling import sample_provenance, sampler_settings, write_sample_set
+from cmrepro.search import search_time
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--profile", default="demo", help="demo: bundled models; paper: official ones.")
+@click.option("--num-images", type=options.COUNT, help="Images of each model and seed.")
+@click.option("--seeds", type=options.COUNT, help="Number of seeds.")
+@options.DEVICE
+@options.OUT
+@options.OVERWRITE
+def reproduce(
+    dataset: str, profile: str, device: str, out: Path, overwrite: bool, **arguments: int | None
+) -> None:
+    """Sample and score the models of DATASET, and write results/ and REPORT.md: the main job.
+
+    DATASET is cifar10; with --profile paper, which downloads the official checkpoints and needs an
+    accelerator, also imagenet64. Numbers of images and seeds are the profile's by default.
+    """
+    require_own_report(out, overwrite)
+    changes = {key: value for key, value in arguments.items() if value is not None}
+    run_suite(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
+    click.echo(f"wrote {write_report(out, overwrite)[0]}")
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--steps", default="1", help="1, 2 or times t1,t2,…; points of an EDM model's grid.")
+@click.option("--num-images", default=16)
+@click.option("--seed", default=0, help="Image i depends on (seed, i) alone.")
+@click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
+@options.DEVICE
+@options.OUT_NPZ
+@options.OVERWRITE
+def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) -> None:
+    """Sample images from CHECKPOINT into FILE.npz, with their provenance in a JSON beside it.
+
+    --to-uint8 truncate matches the official code. For an EDM model --steps is the number N of grid
+    points, which take 2N - 1 network evaluations. Under `torchrun … -m cmrepro sample …` each
+    process samples its share of the images.
+    """
+    if out.suffix != ".npz" or out.is_dir():
+        raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
+    options.require_new(out, overwrite)
+    model, seed = load_model(checkpoint, how["device"]), how["seed"]
+    try:
+        times = [float(t) for t in steps.split(",")] if "," in steps else int(steps)
+    except ValueError:
+        raise ValueError(f"got --steps {steps}; allowed are 1, 2, … or times: 80,0.8") from None
+    settings = sampler_settings(model.info, times, how["to_uint8"])
+    with process_group() as rank:
+        size, label = model.image_size, model.path.stem
+        samples = run_sampler(model, settings, how["num_images"], seed, size, label)
+    if rank == 0:
+        provenance = sample_provenance(model, settings, seed, samples)
+        write_sample_set(out, samples.stages[-1], provenance, samples.labels, overwrite)
+        click.echo(f"wrote {out}")
+
+
+@click.command("search-times")
+@click.argument("checkpoint")
+@click.option("--grid", "num_scales", type=int, help="Points of the grid (default: the recipe's).")
+@click.option("--method", type=click.Choice(["ternary", "grid"]), default="ternary")
+@options.PROTOCOL
+@click.option("--num-images", type=options.COUNT, help="Images at each time.")
+@click.option("--seed", default=1000, help="Seed of the noise; at least 1000.")
+@options.DEVICE
+@options.FORMAT
+@click.option("--out", type=options.PATH, metavar="FILE", help="Copy with the chosen time.")
+@options.OVERWRITE
+def search_times(
+    checkpoint: str, protocol: str, format_: str, out: Path | None, overwrite: bool, **how: Any
+) -> None:
+    """Choose the second sampling time of two-step sampling by the lowest FID, as the paper does.
+
+    The ternary search is that of the official code; "grid" scores every inner point of the grid.
+    """
+    if out:
+        options.require_new(out, overwrite)
+    model = load_model(checkpoint, how["device"])
+    found = search_time(model, load_protocol(protocol), **how)
+    options.print_rows(found.rows, format_)
+    click.echo(f"t = {found.time:g}: {found.selection.rule}", err=True)
+    if out:
+        time, selection = found.time, found.selection
+        path = convert(checkpoint, out, two_step_time=time, two_step_selection=selection)
+        click.echo(f"wrote {path}", err=True)
+
+
+@click.command()
+@click.argument("record")
+@click.option("--run", is_flag=True, help="Run the commands and compare the results.")
+@click.option("--samples", type=options.PATH, help="Sample set to score, not sampled again.")
+@click.option("--checkpoint", type=options.PATH, help="File of the checkpoint.")
+@click.option("--reference", type=options.PATH, help="File of the reference statistics.")
+@click.option("--protocol", type=options.PATH, help="The protocol's .toml file.")
+@click.option("--out", type=options.PATH, metavar="DIR", help="Folder for samples and record.")
+@options.OVERWRITE
+@options.FORMAT
+def redo(
+    record: str, run: bool, out: Path | None, overwrite: bool, format_: str, **files: Path | None
+) -> None:
+    """Print the commands that make RECORD (a file, or an id in results/records) again.
+
+    With --run they run, in a temporary folder unless --out names another, and their hashes and
+    scores are compared with the record's. The exit code is 1 if the images differ on the same
+    platform, or a score by more than 1e-4 of its value.
+    """
+    recorded = find_record(record)
+    threads, extra = recorded.provenance.threads, ["--overwrite"] * overwrite
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary if run else "")
+        commands = redo_commands(recorded, folder, files)
+        if not run:
+            for words in commands:
+                line = shlex.join(["cmrepro", *words, *extra])
+                click.echo(f"OMP_NUM_THREADS={threads} {line}")
+            return
+        torch.set_num_threads(threads)
+        with contextlib.redirect_stdout(sys.stderr):
+            for words in commands:
+                cli.main([*words, *extra], "cmrepro", standalone_mode=False)
+        redone = compare_redone(recorded, read_record(folder / FOLDER / f"{recorded.id}.json"))
+    options.print_rows(redone.rows, format_)
+    if redone.other_platform:
+        found = "; ".join(redone.other_platform)
+        click.echo(f"another platform ({found}): hashes may differ, scores are compared", err=True)
+    if redone.failed:
+        raise SystemExit(1)

@@ -1,1 +1,0 @@
-"""The commands, by what they are about. Heavy imports stay inside the functions."""

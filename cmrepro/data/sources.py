@@ -1,0 +1,147 @@
+"""Sources of images: arrays in memory, image files, sample sets (.npz)."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmrepro import npz
+from cmrepro.data.containers import Container, Labels, centre_square, read_image
+
+CHUNK_IMAGES = 1000  # images read at once where all are read
+
+Indices = Sequence[int] | NDArray[np.int64]
+Images = NDArray[np.uint8]
+Batches = Iterator[Images]
+
+
+class ImageSource:
+    """Images, in order (`batches`) and by number (`take`)."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], labels: Labels = None) -> None:
+        self.name = name  # in records, e.g. "cifar10-train"
+        self.shape = shape  # (N, H, W, 3)
+        self.num_images, self.image_shape = shape[0], shape[1:]
+        self.labels = labels  # classes (N,) int64
+
+    def take(self, indices: Indices) -> Images:
+        """Images of these numbers, uint8 (B, H, W, 3), a copy."""
+        raise NotImplementedError
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
+        """Images start to stop - 1 in batches (B, H, W, 3); the last one may be smaller."""
+        end = self.num_images if stop is None else stop
+        for first in range(start, end, batch_size):
+            yield self.take(range(first, min(first + batch_size, end)))
+
+    def sha256(self) -> str:
+        """Checksum that tells data sets apart: of the pixels in their order, if not of files."""
+        return images_sha256(self)
+
+
+def images_sha256(source: ImageSource, num_images: int | None = None) -> str:
+    """Checksum of the pixels of the first `num_images` images (default: all) in their order."""
+    digest = hashlib.sha256()
+    for batch in source.batches(CHUNK_IMAGES, stop=num_images):
+        digest.update(batch.tobytes())
+    return digest.hexdigest()
+
+
+class ImageDataset(ImageSource):
+    """Images in memory, `images` uint8 (N, H, W, 3)."""
+
+    def __init__(self, name: str, images: Images, labels: Labels = None) -> None:
+        super().__init__(name, images.shape, labels)
+        self.images = images
+
+    def take(self, indices: Indices) -> Images:
+        return self.images[np.asarray(indices)]
+
+
+class ImageFiles(ImageSource):
+    """Image files, decoded when they are needed, on all cores; see `open_images`."""
+
+    def __init__(self, name: str, files: Container, image_size: int | None) -> None:
+        first = files.image_names[0]
+        width, height = read_image(first, files, convert=image_size is not None).size
+        if image_size and min(width, height) < image_size:
+            takes = f"the network takes {image_size}x{image_size}; enlarge it beforehand"
+            raise ValueError(f"{first} has {height}x{width} pixels, {takes}")
+        shape = (len(files.image_names), image_size or height, image_size or width, 3)
+        super().__init__(name, shape, files.labels)
+        self.files, self.image_size = files, image_size
+
+    def take(self, indices: Indices) -> Images:
+        batch = np.empty((len(indices), *self.image_shape), np.uint8)
+        pool, num_threads = _pool(os.getpid())
+
+        def fill(first: int) -> None:
+            for i in range(first, len(indices), num_threads):
+                batch[i] = self._pixels(self.files.image_names[indices[i]])
+
+        list(pool.map(fill, range(num_threads)))
+        return batch
+
+    def _pixels(self, name: str) -> Images:
+        if self.image_size is not None:
+            return centre_square(read_image(name, self.files, convert=True), self.image_size)
+        pixels = np.asarray(read_image(name, self.files, convert=False))
+        if pixels.shape != self.image_shape:
+            raise ValueError(
+                f"'{self.name}' mixes sizes: {self.files.image_names[0]} is "
+                f"{self.image_shape[:2]}, {name} is {pixels.shape[:2]}; resize them beforehand"
+            )
+        return pixels
+
+    def sha256(self) -> str:
+        """Checksum of the names and lengths of the files and of the size; no image is decoded."""
+        digest = hashlib.sha256(f"{self.image_size}\n".encode())
+        for name in self.files.image_names:
+            line = f"{name}\0{self.files.length(name)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+@functools.cache
+def _pool(process: int) -> tuple[ThreadPoolExecutor, int]:
+    """Threads of a process, which do not survive a fork: its share of the cores; their number."""
+    cores = len(os.sched_getaffinity(0))
+    num_threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return ThreadPoolExecutor(num_threads, f"decode-{process}"), num_threads
+
+
+class SampleSet(ImageSource):
+    """An ADM-style .npz: `arr_0` uint8 (N, H, W, 3), optional `arr_1` integer labels (N,)."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        try:
+            with npz.open_images(path) as (_, shape):
+                pass
+            with np.load(path, allow_pickle=False) as arrays:
+                labels = arrays.get("arr_1")
+            if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != shape[:1]):
+                found = f"arr_1 is {labels.dtype} {labels.shape}"
+                raise ValueError(f"{found}, must be integer class numbers {shape[:1]}")
+        except npz.DAMAGED as error:
+            raise ValueError(
+                f"{path} is not a sample set ({error}); write numpy.ascontiguousarray((127.5 * x "
+                "+ 127.5).round().clip(0, 255).astype('uint8').transpose(0, 2, 3, 1)) of x in "
+                "[-1, 1] and (N, 3, H, W)"
+            ) from error
+        super().__init__(name, shape, None if labels is None else labels.astype(np.int64))
+
+    def take(self, indices: Indices) -> Images:
+        return np.concatenate(list(self.batches(CHUNK_IMAGES)))[np.asarray(indices)]
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
+        """Images read one after the other, none of them twice."""
+        try:
+            yield from npz.image_batches(self.path, batch_size, start, stop)
+        except npz.DAMAGED as error:
+            raise ValueError(f"{self.path} is damaged ({error}); write it again") from error

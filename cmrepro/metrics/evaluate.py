@@ -1,0 +1,145 @@
+"""Scores of a sample set under protocols that share its features, in one pass over its images."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmrepro.metrics.accumulate import Accumulator, accumulate
+from cmrepro.metrics.extractors import ImageBatches
+from cmrepro.metrics.frechet import fid_infinity, fid_of_parts, frechet_distance
+from cmrepro.metrics.reference_files import FEATURE_METRICS, ReferenceStatistics
+from cmrepro.metrics.scores import Estimate, inception_score, kernel_distance, manifold_scores
+from cmrepro.records import Uncertainty
+from cmrepro.settings import MANIFOLD_METRICS, Extractor, Metric, Protocol
+
+
+@dataclass(frozen=True)
+class Task:
+    """A protocol that a sample set is scored under."""
+
+    protocol: Protocol
+    reference: ReferenceStatistics  # made for this protocol
+    num_images: int | None = None  # score the first N images; the protocol's number by default
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a sample set under a protocol."""
+
+    values: dict[Metric, float]
+    num_images: int  # number of images scored
+    warnings: list[str]  # limits of the values' meaning, one line each
+    features_sha256: str  # of the features scored, float32 (N, D)
+    images_sha256: str  # of the images scored, uint8 (N, H, W, 3)
+    set_sha256: str | None = None  # of all images of the set, with `checksum_all`
+    uncertainty: Uncertainty | None = None  # with `intervals`
+
+
+def score(
+    images: ImageBatches,
+    tasks: Sequence[Task],
+    *,
+    device: str = "cpu",
+    intervals: bool = False,
+    checksum_all: bool = False,
+    progress: bool = False,
+) -> list[Scores]:
+    """Score generated images under the protocol of every task, reading them once.
+
+    `intervals` adds 95 % intervals and FID by number of images, extrapolated; `checksum_all`
+    reads all images of the set, for `set_sha256`. Ranks other than 0 get no scores.
+    """
+    counts = [num_scored(images.num_images, task.protocol, task.num_images) for task in tasks]
+    needed: defaultdict[tuple[Extractor, int], set[str]] = defaultdict(set)
+    for task, count in zip(tasks, counts, strict=True):
+        protocol = task.protocol
+        task.reference.require_protocol(protocol)
+        stored = intervals or bool(FEATURE_METRICS & set(protocol.metrics))
+        needed[protocol.extractor, count].add("features" if stored else "moments")
+        if "is" in protocol.metrics:
+            needed[protocol.logits_extractor, count].add("logits")
+    accumulators = {
+        (extractor, count): Accumulator(extractor, np.full(count, "features" in x), "logits" in x)
+        for (extractor, count), x in needed.items()
+    }
+    every = [images.num_images] if checksum_all else []
+    checksums = accumulate(images, [*accumulators.values()], every, device, progress)
+    if not checksums:
+        return []
+    set_sha256 = checksums[images.num_images] if checksum_all else None
+    results = []
+    for task, count in zip(tasks, counts, strict=True):
+        generated = accumulators[task.protocol.extractor, count]
+        classified = accumulators.get((task.protocol.logits_extractor, count), generated)
+        values, uncertainty = _scores(task, generated, classified.logits, intervals, device)
+        warnings = [*_warnings(count, task.protocol), *task.reference.warnings(task.protocol)]
+        sums = generated.digest.hexdigest(), checksums[count], set_sha256
+        results.append(Scores(values, count, warnings, *sums, uncertainty if intervals else None))
+    return results
+
+
+def _scores(
+    task: Task, generated: Accumulator, logits: np.ndarray | None, intervals: bool, device: str
+) -> tuple[dict[Metric, float], Uncertainty]:
+    """Values and uncertainty of a task's metrics from the accumulated features."""
+    protocol, reference, metrics = task.protocol, task.reference, task.protocol.metrics
+    values: dict[Metric, float] = {}
+    estimates: dict[Metric, Estimate] = {}
+    fid_parts: dict[int, tuple[float, ...]] = {}
+    if "fid" in metrics:
+        real = reference.mu, reference.sigma
+        values["fid"] = frechet_distance(*generated.moments.mean_and_covariance(), *real)
+        if intervals:
+            fid_parts = fid_of_parts(generated.features, *real)
+    if "sfid" in metrics:
+        mu, sigma = reference.spatial_mu, reference.spatial_sigma
+        assert generated.spatial and mu is not None and sigma is not None
+        values["sfid"] = frechet_distance(*generated.spatial.mean_and_covariance(), mu, sigma)
+    if "is" in metrics:
+        assert protocol.inception_score and logits is not None
+        estimates["is"] = inception_score(logits, protocol.inception_score)
+    if FEATURE_METRICS & set(metrics):
+        features = generated.features, reference.real_features(protocol, device)
+    if "kid" in metrics:
+        assert protocol.kernel
+        size = min(protocol.kernel.subset_size, generated.num_images)
+        estimates["kid"] = kernel_distance(*features, protocol.kernel.replace(subset_size=size))
+    if set(MANIFOLD_METRICS) & set(metrics):
+        assert protocol.manifold
+        k = protocol.manifold.neighborhood
+        estimates |= manifold_scores(*features, neighborhood=k, device=device).estimates
+    values |= {metric: estimate.value for metric, estimate in estimates.items()}
+    uncertainty = Uncertainty(
+        intervals={name: estimates[name].interval for name in metrics if name in estimates},
+        fid_by_num_images=fid_parts,
+        fid_infinity=fid_infinity(fid_parts) if fid_parts else None,
+    )
+    return {metric: values[metric] for metric in metrics}, uncertainty
+
+
+def num_scored(available: int, protocol: Protocol, requested: int | None = None) -> int:
+    """Number of images to score, requested or the protocol's; ValueError if the set has fewer."""
+    count = protocol.num_images if requested is None else requested
+    parts, manifold = protocol.inception_score, protocol.manifold
+    least = max((parts and parts.num_splits) or 2, manifold.neighborhood + 1 if manifold else 2)
+    if not least <= count <= available:
+        source = f"protocol '{protocol.name}' asks for" if requested is None else "--num-images is"
+        allowed = f"allowed are {least} to {available} (--num-images), or sample more"
+        fix = f"needed are {least}" if available < least else allowed
+        raise ValueError(f"got {available} images, {source} {count}; {fix}")
+    return count
+
+
+def _warnings(count: int, protocol: Protocol) -> Iterator[str]:
+    """Reasons to read the scores of `count` images with care."""
+    expected = f"{count:,} images where protocol {protocol.name} has"
+    if count != protocol.num_images:
+        affected = "FID, IS, precision and recall depend on the number of images"
+        yield f"{expected} {protocol.num_images:,}: {affected}"
+    if count <= (dim := protocol.extractor.feature_dim):
+        singular = "the covariance is singular and the FID biased"
+        yield f"{count:,} images for {dim:,} dimensions: {singular}"
+    if protocol.kernel and count < protocol.kernel.subset_size:
+        yield f"KID from subsets of {expected} {protocol.kernel.subset_size:,}"

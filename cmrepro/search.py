@@ -1,0 +1,120 @@
+"""The second time of two-step sampling, chosen by FID among the points of a time grid.
+
+The paper does so by ternary search (Section 5), which scores 6 to 8 of 16 inner points, 15 to 19
+of 199, and may miss the best one where scores do not fall towards it from both sides.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.consistency.schedules import karras_times
+from cmrepro.data import ImageDataset
+from cmrepro.metrics.evaluate import Task, score
+from cmrepro.metrics.references import load_reference
+from cmrepro.sampling import sample, sampler_settings
+from cmrepro.settings import Metric, Protocol, Selection
+
+METRIC: Metric = "fid"
+FIRST_SEARCH_SEED = 1000  # those below are for scores that are reported
+
+Score = Callable[[float], float]
+
+
+def grid_search(score: Score, times: Sequence[float]) -> dict[int, float]:
+    """Score (lower is better) of every inner point of a grid of N times, by index 1 to N - 2."""
+    return {index: score(time) for index, time in enumerate(times[1:-1], 1)}
+
+
+def ternary_search(score: Score, times: Sequence[float]) -> dict[int, float]:
+    """Scores of the points that a ternary search probes, by index in the order of the probes.
+
+    The probes are those of the official code (`scripts/ternary_search.py` of
+    openai/consistency_models at 3d86141), the ends are not: there the last interval may return a
+    probe in place of a better end (deviation `ternary-search-ends`), and the first and last point
+    of the grid, where two steps are one, may be scored. Here the best of all scored points counts.
+    """
+    scores: dict[int, float] = {}
+
+    def at(index: int) -> float:
+        scores[index] = scores[index] if index in scores else score(times[index])
+        return scores[index]
+
+    left, right = 0, len(times) - 1
+    while (width := right - left) > 2:
+        first, second = left + width // 3, right - -(-width // 3)
+        if at(first) < at(second):
+            right = second
+        else:
+            left = first
+    at(left + 1)  # the last interval has two parts, and its ends are scored or outside
+    return scores
+
+
+SEARCHES = {"ternary": ternary_search, "grid": grid_search}
+
+
+@dataclass(frozen=True)
+class TimeSearch:
+    """Result of a search."""
+
+    rows: list[dict[str, float]]  # index, time, scores of each point, in the order of scoring
+    time: float  # the point with the lowest FID
+    selection: Selection  # how it was chosen, for the checkpoint's header
+
+
+def search_time(
+    model: CheckpointModel,
+    protocol: Protocol,
+    *,
+    method: Literal["ternary", "grid"] = "ternary",
+    num_scales: int | None = None,
+    num_images: int | None = None,
+    seed: int = FIRST_SEARCH_SEED,
+    device: str = "cpu",
+) -> TimeSearch:
+    """Search the second time t of Algorithm 1 by the FID of images sampled at (sigma_max, t).
+
+    By default N of the grid is that of the recipe (at its end, where N grows), and the number of
+    images at each time that of the protocol. The noise is the same at each time.
+    """
+    info = model.info
+    if seed < FIRST_SEARCH_SEED:
+        reported = f"seeds below {FIRST_SEARCH_SEED} are for scores that are reported"
+        raise ValueError(f"got seed = {seed}; {reported}, which the chosen time would flatter")
+    if METRIC not in protocol.metrics:
+        raise ValueError(f"protocol {protocol.name} has no {METRIC}, which the search needs")
+    if info.parameterization == "edm":
+        raise ValueError(f"{model.path.name} is an EDM denoiser, which has no second time")
+    if num_scales is None and info.recipe:
+        # Where N grows, the grid is the last one (deviation `ct-num-boundaries`).
+        num_scales = info.recipe.num_scales or (info.recipe.s1 or 0) + 1
+    if num_scales is None or num_scales < 3:
+        found = f"got a grid of {num_scales or 'unknown'} points for {model.path.name}"
+        raise ValueError(f"{found}; give a number of points >= 3 with --grid")
+    times = karras_times(num_scales, info.sigma_min, info.sigma_max, info.rho).tolist()
+    num_images = num_images or protocol.num_images
+    task = Task(protocol, load_reference(protocol), num_images)
+    rows: list[dict[str, float]] = []
+
+    def fid(time: float) -> float:
+        settings = sampler_settings(info, [info.sigma_max, time], protocol.to_uint8)
+        label = f"t = {time:.3g}"
+        samples = sample(model, settings, num_images, seed, model.image_size, label)
+        [scores] = score(ImageDataset(label, samples.stages[-1]), [task], device=device)
+        values = {str(metric): value for metric, value in scores.values.items()}
+        rows.append({"index": times.index(time), "time": time, **values})
+        return scores.values[METRIC]
+
+    scores = SEARCHES[method](fid, times)
+    index = min(scores, key=lambda i: scores[i])
+    selection = Selection(
+        rule=f"least {METRIC} of {len(scores)} among {num_scales} points, the reported metric",
+        metric=METRIC,
+        search=method,
+        protocol=f"{protocol.name}-v{protocol.version}",
+        seeds=(seed,),
+        num_images=num_images,
+    )
+    return TimeSearch(rows, times[index], selection)

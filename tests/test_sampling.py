@@ -1,0 +1,186 @@
+"""Sampling: noise, stages, rounding, classes, processes, and sample sets on disk."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from several import in_processes
+from tiny_checkpoint import save_tiny, tiny_presets
+
+from cmrepro import sampling
+from cmrepro.checkpoints.load import load_model
+from cmrepro.consistency.schedules import karras_times
+from cmrepro.data import ImageDataset, load_dataset
+from cmrepro.records import SampleProvenance
+from cmrepro.sampling import (
+    class_labels,
+    noise,
+    provenance_path,
+    read_provenance,
+    sample,
+    sample_provenance,
+    sampler_settings,
+    to_uint8,
+    write_sample_set,
+)
+
+pytestmark = pytest.mark.usefixtures("presets")
+
+
+@pytest.fixture
+def model(tmp_path):
+    return load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))
+
+
+def test_noise_of_an_image_depends_on_seed_and_number_alone():
+    shape = (2, 3, 8, 8)
+    together = noise(7, range(5), shape)
+    assert torch.equal(noise(7, [3], shape)[:, 0], together[:, 3])
+    assert not torch.equal(noise(8, [3], shape)[:, 0], together[:, 3])
+    assert not torch.equal(together[:, 2], together[:, 3])
+    # More draws of an image leave its first ones as they are: 1 step is the start of 2.
+    assert torch.equal(noise(7, [3], (1, 3, 8, 8))[0], together[:1, 3])
+
+
+def test_noise_is_standard_normal():
+    z = noise(0, range(20), (2, 3, 32, 32))
+    # 122,880 draws: standard errors 0.0029 of the mean and 0.0020 of the standard deviation.
+    assert abs(z.mean()) < 0.012
+    assert abs(z.std() - 1) < 0.008
+
+
+def test_images_do_not_depend_on_their_number(model):
+    settings = sampler_settings(model.info, 2)
+    few, many = (sample(model, settings, n, seed=5, image_size=8).stages for n in (3, 9))
+    for a, b in zip(few, many, strict=True):
+        assert np.array_equal(a, b[:3])
+
+
+def test_images_hardly_depend_on_the_batch_size(model, monkeypatch):
+    settings = sampler_settings(model.info, 2)
+    fours = sample(model, settings, 8, seed=5, image_size=8)
+    monkeypatch.setattr(sampling, "BATCH_SIZE", 3)
+    threes = sample(model, settings, 8, seed=5, image_size=8)
+    assert fours.noise_sha256 == threes.noise_sha256
+    # A convolution of another batch may round its last bit otherwise: one level where it tips.
+    assert np.abs(fours.stages[-1].astype(int) - threes.stages[-1]).max() <= 1
+
+
+def test_one_step_is_the_first_stage_of_two(model):
+    settings = [sampler_settings(model.info, steps) for steps in (1, 2)]
+    one, two = (sample(model, s, 6, seed=3, image_size=8) for s in settings)
+    assert np.array_equal(one.stages[0], two.stages[0])
+    assert not np.array_equal(two.stages[0], two.stages[1])
+    z = noise(3, range(6), (2, 3, 8, 8)).transpose(0, 1).numpy()  # image by image
+    first, both = (hashlib.sha256(z[:, :draws].tobytes()).hexdigest() for draws in (1, 2))
+    assert (one.noise_sha256, two.noise_sha256) == ([first], [first, both])
+    of_one = sample_provenance(model, settings[0], 3, one)
+    assert sample_provenance(model, settings[1], 3, two, stage=1) == of_one
+
+
+def test_a_denoiser_is_sampled_by_heun(tmp_path):
+    model = load_model(save_tiny(tmp_path / "edm.safetensors", parameterization="edm"))
+    settings = sampler_settings(model.info, 5)
+    assert (settings.algorithm, settings.nfe) == ("heun", 9)
+    assert settings.times == tuple(karras_times(5).tolist())
+    assert sample(model, settings, 2, seed=0, image_size=8).stages[0].shape == (2, 8, 8, 3)
+    with pytest.raises(ValueError, match="allowed is a number N >= 2"):
+        sampler_settings(model.info, 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (0, "got 0 steps"),
+        (3, "has times for 1 to 2"),
+        ([80.0, 80.0], "must decrease"),
+        ([81.0], "they must decrease, with 0.002 < t <= 80"),
+        ([80.0, 0.001], "they must decrease, with 0.002 < t <= 80"),
+        ([], "sampling times none"),
+    ],
+)
+def test_impossible_steps_are_refused(model, steps, message):
+    with pytest.raises(ValueError, match=message):
+        sampler_settings(model.info, steps)
+
+
+def test_to_uint8_rounds_or_truncates():
+    levels = torch.arange(256) / 127.5 - 1
+    exact = to_uint8(levels.expand(1, 3, 1, 256), "round")
+    assert exact[0, 0, :, 0].tolist() == list(range(256))
+    for rule, level in [("round", 101), ("truncate", 100)]:
+        assert to_uint8(torch.full((1, 3, 1, 1), -1.2), rule).max() == 0
+        assert to_uint8(torch.full((1, 3, 1, 1), 1.2), rule).min() == 255
+        # 100.6 of 255
+        assert to_uint8(torch.full((1, 3, 1, 1), 100.6 / 127.5 - 1), rule).max() == level
+
+
+def test_classes_depend_on_seed_and_number_and_are_uniform():
+    classes = class_labels(3, range(2000), 5)
+    assert class_labels(3, [1234], 5) == classes[1234]
+    # 400 expected of each, standard error 18.
+    assert all(abs(count - 400) < 75 for count in np.bincount(classes, minlength=5))
+    # Independent of the noise, which the same key gives at counter 0.
+    start = [np.random.Generator(np.random.Philox(key=[3, i])).integers(5) for i in range(50)]
+    assert start != classes[:50].tolist()
+
+
+def test_a_conditional_network_gets_the_class_of_each_image(tmp_path):
+    model = load_model(save_tiny(tmp_path / "classes.safetensors", network="classes"))
+    settings = sampler_settings(model.info, 1)
+    samples = sample(model, settings, 6, seed=2, image_size=8)
+    assert samples.labels.tolist() == class_labels(2, range(6), 5).tolist()
+    z = noise(2, range(6), (1, 3, 8, 8))[0]
+    with torch.inference_mode():
+        x = model(80 * z, torch.full((6,), 80.0), torch.from_numpy(samples.labels))
+    # Another batch size may round a value between two levels otherwise.
+    assert np.abs(samples.stages[0] - to_uint8(x, "round").astype(int)).max() <= 1
+    provenance = sample_provenance(model, settings, 2, samples)
+    assert provenance.hashes.labels == hashlib.sha256(samples.labels.tobytes()).hexdigest()
+    write_sample_set(tmp_path / "s.npz", samples.stages[0], provenance, samples.labels)
+    assert np.array_equal(load_dataset(tmp_path / "s.npz").labels, samples.labels)
+
+
+COUNTS = (10, 3)  # three batches for two processes; and one, so that a process has none
+
+
+def sample_counts(path):
+    with tiny_presets():
+        model = load_model(path)
+        settings = sampler_settings(model.info, 2)
+        return [sample(model, settings, count, 5, 8) for count in COUNTS]
+
+
+def test_processes_share_the_batches(model):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes, for the same bits
+    alone = sample_counts(model.path)
+    torch.set_num_threads(threads)
+    first, second = in_processes(2, sample_counts, model.path)
+    for single, shared in zip(alone, first, strict=True):
+        assert shared.noise_sha256 == single.noise_sha256
+        for a, b in zip(single.stages, shared.stages, strict=True):
+            assert np.array_equal(a, b)
+    assert [samples.stages for samples in second] == [[], []]
+
+
+def test_a_sample_set_has_its_provenance_beside_it(tmp_path, model):
+    path, settings = tmp_path / "s.npz", sampler_settings(model.info, 1)
+    sets = [sample(model, settings, 3, seed, 8) for seed in (0, 1)]
+    provenances = [sample_provenance(model, settings, i, s) for i, s in enumerate(sets)]
+    write_sample_set(path, sets[0].stages[0], provenances[0])
+    write_sample_set(path, sets[0].stages[0], provenances[0])  # the same set may be written again
+    assert provenance_path(path).name == "s.npz.provenance.json"
+    assert read_provenance(path, load_dataset(path)) == provenances[0]
+    with pytest.raises(ValueError, match=r"there already; .*--overwrite"):
+        write_sample_set(path, sets[1].stages[0], provenances[1])
+    write_sample_set(path, sets[1].stages[0], provenances[1], overwrite=True)
+    assert read_provenance(path, load_dataset(path)) == provenances[1]
+    with pytest.raises(ValueError, match="the provenance of 3 images"):
+        read_provenance(path, ImageDataset("s", sets[0].stages[0][:2]))
+    provenance_path(path).write_text('{"modell": "x"}')
+    with pytest.raises(ValueError, match="unknown key 'modell': did you mean 'model'"):
+        read_provenance(path, load_dataset(path))
+    provenance_path(path).unlink()
+    assert read_provenance(path, load_dataset(path)) == SampleProvenance(model="s")
