@@ -13,7 +13,7 @@ help:  ## this list
 setup: $(STAMP)  ## make or renew .venv with the tested versions
 
 test: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not gate" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gate" $(ARGS)
 
 test-slow: $(STAMP)  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(ARGS)

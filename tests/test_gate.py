@@ -37,7 +37,7 @@ USUAL = {"ours": 10, "value": 3.0, "images": "a"}
 def run_pytest(*arguments):
     """Pytest in a process of its own, in one thread; the planting plugin can be imported."""
     environment = {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if "XDIST" not in key},
         "PYTHONPATH": str(Path(__file__).parent),
         "COLUMNS": "200",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # other plugins take longer than the work
