@@ -5,9 +5,6 @@ import sys
 
 import click
 
-from cmrepro.files import DownloadError
-from cmrepro.schema import lookup
-
 # Module of each command, which may import torch, and its line in `cmrepro --help`, which must not.
 COMMANDS = {
     "reproduce": ("sample", "Sample, score and compare with the paper: the main job."),
@@ -38,10 +35,11 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
+        from cmrepro.schema import lookup  # not for `--help`, which starts half as fast with it
+
         module, _ = lookup("command", name, COMMANDS)
         commands = importlib.import_module(f"cmrepro.cli.{module}")
-        command: click.Command = getattr(commands, name.replace("-", "_"))
-        return command
+        return getattr(commands, name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -68,6 +66,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
+        from cmrepro.files import DownloadError
+
         if "--debug" in sys.argv:
             raise
         bad_input = isinstance(error, click.ClickException | ValueError | OSError)
