@@ -1,4 +1,4 @@
-"""What was run: trainings, checkpoints, sample sets, and the JSON file of one run, `RunRecord`."""
+"""Records of trainings, checkpoints and sample sets, and of one run as JSON, `RunRecord`."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
 
 
 class TrainingRun(Struct, frozen=True, kw_only=True):
-    """How a model was trained: measured for our own, published for official checkpoints."""
+    """Training of a model: measured for our own, published for official checkpoints."""
 
     method: settings.ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
     scale: settings.Scale  # as in `Recipe`
@@ -127,7 +127,7 @@ class Extrapolation(Struct, frozen=True, kw_only=True):
 
 
 class Uncertainty(Struct, frozen=True, kw_only=True):
-    """How far the scores of one sample set can be trusted."""
+    """Uncertainty of the scores of one sample set."""
 
     # 95 % interval by metric
     intervals: dict[settings.Metric, tuple[float, float]] = field(default_factory=dict)

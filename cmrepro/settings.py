@@ -82,7 +82,7 @@ _UNUSED_FIELDS = {"edm": ("distance", "solver", *_SCHEDULES), "cd": (), "ct": ("
 
 
 class SamplerSettings(Struct, frozen=True, kw_only=True):
-    """How noise becomes images."""
+    """Sampler: the way from noise to images."""
 
     algorithm: Literal["multistep", "heun"]  # Algorithm 1 (for f), or EDM's sampler (for D)
     times: tuple[float, ...]  # at which f is evaluated, or the grid of Heun's method; decreasing
@@ -217,7 +217,7 @@ _METRIC_SETTINGS: dict[Metric, tuple[str, ...]] = {
 
 
 class ReferenceMetadata(Struct, frozen=True, kw_only=True):
-    """What reference statistics were made of; None where the file does not say."""
+    """Contents of reference statistics; None where the file does not say."""
 
     dataset: str | None = None  # data set, e.g. "cifar10"
     split: str | None = None  # "train", "test" or "all"
@@ -244,7 +244,7 @@ class Reference(ReferenceMetadata, frozen=True, kw_only=True):
 
 
 class Selection(Struct, frozen=True, kw_only=True):
-    """How a checkpoint, or a second sampling time, was chosen."""
+    """Choice of a checkpoint or of a second sampling time."""
 
     rule: str  # in words, e.g. "last checkpoint" or "least fid of 8 candidates"
     metric: Metric | None = None  # score that decided

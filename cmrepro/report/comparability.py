@@ -134,7 +134,7 @@ def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
 
 
 def scoring(record: RunRecord) -> tuple[object, ...]:
-    """What makes scores of different images comparable: protocol, reference, number of images."""
+    """Facts that make scores of different images comparable: protocol, reference, num_images."""
     protocol = record.protocol
     return protocol.name, protocol.version, record.reference.sha256, record.num_images
 
