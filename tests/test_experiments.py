@@ -19,7 +19,7 @@ def test_reproduce_writes_the_same_records_twice(tmp_path):
     checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
     suite = Suite(protocol="embedded", num_images=12, seeds=2, checkpoints={str(checkpoint): 2})
     first = reproduce(suite, tmp_path / "a")
-    second = reproduce(suite, tmp_path / "a")  # refuses to replace other results
+    second = reproduce(suite, tmp_path / "a")  # the same folder: other results would be refused
     assert [(r.nfe, r.seed) for r in first] == [(1, 0), (2, 0), (1, 1), (2, 1)]
     assert [r.scores for r in first] == [r.scores for r in second]
     assert [r.hashes for r in first] == [r.hashes for r in second]
