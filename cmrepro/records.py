@@ -35,7 +35,15 @@ class Provenance(Struct, frozen=True, kw_only=True):
     gpu: str | None  # accelerator; None without one
 
 
-class TrainingRun(Struct, frozen=True, kw_only=True):
+class StatedTraining(Struct, frozen=True, kw_only=True):
+    """Training of a model from elsewhere, as its author states it."""
+
+    dataset: str | None = None  # name of the images trained on
+    batch_size: Positive | None = None  # global batch, images
+    images_seen: Positive | None = None  # images, with repetition
+
+
+class TrainingRun(StatedTraining, frozen=True, kw_only=True):
     """Training of a model: measured for our own, published for official checkpoints."""
 
     method: settings.ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
@@ -46,9 +54,7 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
     weights: str = "not stated"  # the weights that were kept: "ema", "online" or "not stated"
     ema_rate: Share | None = None  # decay per step of the average
     distance: str | None = None  # d of the consistency losses
-    batch_size: Positive | None = None  # global batch, images
     total_steps: Positive | None = None  # optimizer steps taken
-    images_seen: Positive | None = None  # images, with repetition
     seed: NotNegative | None = None  # this and the rest: our own trainings only
     dataset_sha256: Checksum | None = None  # checksum of all training images
     teacher: str | None = None  # name or file of the teacher
@@ -113,6 +119,8 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
     seed: NotNegative | None = None  # seed of the noise; None where unknown
     sampler: settings.SamplerSettings | None = None  # None for images from elsewhere
     checkpoint: Checkpoint | None = None  # what made them; None for images from elsewhere
+    times: tuple[float, ...] | None = None  # sampling times as stated, of images from elsewhere
+    training: StatedTraining | None = None  # of the model, where there is no checkpoint
     num_sampled: Positive | None = None  # images of the whole sample set
     sampling_device: str | None = None  # device that made them
     hashes: Hashes | None = None  # checksums of noise, labels and images of the whole sample set
@@ -172,8 +180,9 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
             "seed": self.seed,
             "num_images": self.num_images,
             **schema.flat({"sampler": sampler or {}}),
-            # Nothing else tells one sample set from elsewhere from another.
-            "images": None if self.checkpoint else self.hashes.images,
+            **({"times": self.times} if self.times else {}),
+            # Nothing else tells one sample set of an unknown seed from another.
+            "images": self.hashes.images if self.seed is None else None,
             "protocol": self.protocol.name,
             "protocol version": self.protocol.version,
             "reference": self.reference.sha256,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cmrepro.paper import ABLATED, AbsoluteClaim, Setting, ablated_fields, claims
 from cmrepro.records import RunRecord, TrainingRun
-from cmrepro.schema import Struct
+from cmrepro.schema import Struct, to_builtins
 from cmrepro.settings import Metric
 
 Value = str | int | float | bool | None
@@ -103,6 +103,10 @@ def _record_facts(record: RunRecord) -> Facts:
     if sampler := record.sampler:
         known |= {name: getattr(sampler, name) for name in SAMPLING[1:]}
         known["times"] = times_in_words(sampler.times)
+    if record.times:
+        known["times"] = times_in_words(record.times)
+    if record.training:
+        known |= to_builtins(record.training)
     if checkpoint:
         known |= {"network": checkpoint.network, "selection": checkpoint.selection.rule}
         known |= {name: getattr(checkpoint.recipe, name) for name in RECIPE if checkpoint.recipe}
@@ -149,6 +153,16 @@ def is_demo(record: RunRecord) -> bool:
     return (training := trained(record)) is not None and training.scale == "demo"
 
 
+def is_own(record: RunRecord) -> bool:
+    """True if a generator is none of the paper's models, their teachers and official files."""
+    training, checkpoint = trained(record), record.checkpoint
+    official = checkpoint and checkpoint.converted and checkpoint.converted.name
+    papers = {claim.setting.recipe for claim in claims() if isinstance(claim, AbsoluteClaim)}
+    teachers = {f"{recipe.rpartition('-')[0]}-edm" for recipe in papers}
+    imitates = training is not None and training.stands_for in papers | teachers
+    return record.nfe is not None and not official and not imitates
+
+
 def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
     """Values of a model's recipe in the fields of `ABLATED`; None where unknown."""
     if record.checkpoint and (recipe := record.checkpoint.recipe):
@@ -177,8 +191,6 @@ def group(records: Iterable[RunRecord], *ignored: str) -> list[list[RunRecord]]:
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
         shared = {k: v for k, v in record.identity.items() if k not in ("seed", *ignored)}
-        if record.seed is not None:  # else the images alone tell two sample sets apart
-            shared["images"] = None
         found[repr(shared)].append(record)
     return sorted(found.values(), key=lambda g: (g[0].model, g[0].nfe or 0, repr(g[0].identity)))
 

@@ -5,7 +5,18 @@ from typing import Any, NamedTuple
 
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
 from cmrepro.records import RunRecord
-from cmrepro.report.comparability import against_claim, group, is_ablation, times_in_words, trained
+from cmrepro.report.comparability import (
+    SCORING,
+    Agreement,
+    against_claim,
+    compare_facts,
+    facts,
+    group,
+    is_ablation,
+    is_own,
+    times_in_words,
+    trained,
+)
 from cmrepro.report.statistics import Verdict, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.settings import Metric
@@ -98,6 +109,36 @@ def paper_rows(
             cells |= {"protocol": protocol_of(first), "verdict": ", ".join(dict.fromkeys(answers))}
             rows.append(PaperRow(printed | cells, members))
     return rows
+
+
+class OwnModel(NamedTuple):
+    """A model that is none of the paper's, beside the paper's rows of its data set."""
+
+    records: list[RunRecord]  # one a seed
+    dataset: str  # that of the paper's rows, e.g. "CIFAR-10"; "" where there are none
+    agreement: Agreement  # of its scoring and data with theirs; comparable if none is `different`
+
+
+def own_models(records: Sequence[RunRecord]) -> list[OwnModel]:
+    """Models that are none of the paper's, by number of evaluations and protocol."""
+    absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
+    found = []
+    for members in group(record for record in records if is_own(record)):
+        known = facts(members[0])
+        images = str(known["dataset"] or known["reference"])
+        claim = next(
+            (c for c in absolute if images.startswith(c.training_data.removesuffix("train"))), None
+        )
+        if claim is None:
+            none = Agreement({"dataset": f"the paper has no row of {images}"}, {})
+            found.append(OwnModel(members, "", none))
+            continue
+        sides, fields = ("in the paper", "here"), (*SCORING, "dataset")
+        compared = compare_facts(facts(claim), known, fields, sides)
+        needed = {field: f"not known: {text}" for field, text in compared.unknown.items()}
+        agreement = Agreement(compared.different | needed, {})
+        found.append(OwnModel(members, claim.dataset, agreement))
+    return found
 
 
 def verdict_rows(verdicts: Mapping[str, Verdict], kind: str) -> list[dict[str, Any]]:
