@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from cmrepro.consistency.solvers import heun_step, solve_ode
 from cmrepro.data import ImageSource
 from cmrepro.distributed import gather, rank_and_world_size, shard
 from cmrepro.files import array_sha256, atomic_path
+from cmrepro.networks.presets import CLIPPED_DENOISERS
 from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
 from cmrepro.schema import read_json, to_json
 from cmrepro.settings import Rounding, SamplerSettings
@@ -36,20 +37,25 @@ def sampler_settings(
     info: CheckpointInfo,
     steps: int | Sequence[float],
     to_uint8: Literal[Rounding, "as given"] = "round",
+    clip_denoised: bool | None = None,
 ) -> SamplerSettings:
     """Sampler of a checkpoint; "as given", of protocols that read images, is "round".
 
     `steps` of a consistency function are 1, 2, or all times of Algorithm 1, decreasing from
-    sigma_max; those of a denoiser are the number of grid points of Heun's method.
+    sigma_max; those of a denoiser are the number of grid points of Heun's method. `clip_denoised`
+    is by default that of the official sampler: False for EDM on CIFAR-10 and the demo.
     """
+    if clip_denoised is None:
+        clip_denoised = info.parameterization == "boundary" or info.network in CLIPPED_DENOISERS
     rounding: Rounding = "round" if to_uint8 == "as given" else to_uint8
+    how: dict[str, Any] = {"to_uint8": rounding, "clip_denoised": clip_denoised}
     sigma_max = info.sigma_max
     if info.parameterization == "edm":
         if not isinstance(steps, int) or steps < 2:
             allowed = "a number N >= 2 of points of Heun's sampler, e.g. --steps 18"
             raise ValueError(f"got --steps {steps} for an EDM denoiser; allowed is {allowed}")
         grid = tuple(karras_times(steps, info.sigma_min, sigma_max, info.rho).tolist())
-        return SamplerSettings(algorithm="heun", times=grid, to_uint8=rounding)
+        return SamplerSettings(algorithm="heun", times=grid, **how)
     if isinstance(steps, int):
         known = [sigma_max, *([info.two_step_time] if info.two_step_time else [])]
         if not 1 <= steps <= len(known):
@@ -58,7 +64,7 @@ def sampler_settings(
         steps = known[:steps]
     check_times(steps, info.sigma_min, sigma_max)
     times = tuple(map(float, steps))
-    return SamplerSettings(algorithm="multistep", times=times, to_uint8=rounding)
+    return SamplerSettings(algorithm="multistep", times=times, **how)
 
 
 def _generator(seed: int, i: int, counter: int = 0) -> np.random.Generator:

@@ -54,6 +54,7 @@ def reproduce(
 @click.option("--num-images", default=16)
 @click.option("--seed", default=0, help="Image i depends on (seed, i) alone.")
 @click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
+@click.option("--clip-denoised/--no-clip-denoised", default=None, help="Default: as released.")
 @options.DEVICE
 @options.OUT_NPZ
 @options.OVERWRITE
@@ -72,7 +73,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
         times = [float(t) for t in steps.split(",")] if "," in steps else int(steps)
     except ValueError:
         raise ValueError(f"got --steps {steps}; allowed are 1, 2, … or times: 80,0.8") from None
-    settings = sampler_settings(model.info, times, how["to_uint8"])
+    settings = sampler_settings(model.info, times, how["to_uint8"], how["clip_denoised"])
     with process_group() as rank:
         size, label = model.image_size, model.path.stem
         samples = run_sampler(model, settings, how["num_images"], seed, size, label)

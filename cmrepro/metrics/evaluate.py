@@ -74,7 +74,8 @@ def score(
         generated = accumulators[task.protocol.extractor, count]
         classified = accumulators.get((task.protocol.logits_extractor, count), generated)
         values, uncertainty = _scores(task, generated, classified.logits, intervals, device)
-        warnings = [*_warnings(count, task.protocol), *task.reference.warnings(task.protocol)]
+        warnings = [*_warnings(count, images.num_images, task.protocol)]
+        warnings += task.reference.warnings(task.protocol)
         sums = generated.digest.hexdigest(), checksums[count], set_sha256
         results.append(Scores(values, count, warnings, *sums, uncertainty if intervals else None))
     return results
@@ -132,8 +133,10 @@ def num_scored(available: int, protocol: Protocol, requested: int | None = None)
     return count
 
 
-def _warnings(count: int, protocol: Protocol) -> Iterator[str]:
-    """Reasons to read the scores of `count` images with care."""
+def _warnings(count: int, available: int, protocol: Protocol) -> Iterator[str]:
+    """Reasons to read the scores of the first `count` images with care."""
+    if count < available:
+        yield f"the first {count:,} of {available:,} images are scored, not a random subset"
     expected = f"{count:,} images where protocol {protocol.name} has"
     if count != protocol.num_images:
         affected = "FID, IS, precision and recall depend on the number of images"

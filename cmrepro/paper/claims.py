@@ -220,7 +220,7 @@ class Deviation(Struct, frozen=True, kw_only=True):
     """One place where the paper and its official code, or another source, disagree."""
 
     id: str  # e.g. "ct-imagenet64-learning-rate"
-    row: Positive | None = None  # number of the finding, 1 to 32; None for context entries
+    row: Positive | None = None  # number of the finding, 1 to 32; None for the others
     # Part of the work, or the kind of source that disagrees
     group: Literal["table3", "training", "evaluation", "paper", "reports", "later-values"]
     item: str  # subject of the disagreement

@@ -112,7 +112,8 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     orderings, absolute = (results.verdict_rows(decided, k) for k in ("ordering", "absolute"))
     measured = {row["dataset"] for row in orderings if row["verdict"] != "not measured"}
     ledger = ("id", "item", "paper", "released", "action")
-    deviations = [row for row in deviations_rows() if row["row"] is not None]
+    code = ("table3", "training", "evaluation")
+    deviations = [row for row in deviations_rows() if row["group"] in code]
     tables = {name: [row.cells for row in rows] for name, rows in paper.items()}
     tables |= {"results": results.results_rows(records), "verdicts": absolute + orderings}
     tables["later_work"] = later_work_rows()
