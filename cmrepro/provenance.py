@@ -21,8 +21,11 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "torch-fidelity", "clean-f
 def provenance() -> Provenance:
     """Command, commit, versions and hardware of this process."""
     commit, dirty = git_state()
+    script = Path(sys.argv[0]).name
+    program = ["cmrepro"] if script in ("cmrepro", "__main__.py") else ["python", script]
+    words = ["python"] if hasattr(sys, "ps1") else [*program, *sys.argv[1:]]  # not a notebook's
     return Provenance(
-        command=shlex.join(["cmrepro", *sys.argv[1:]]),
+        command=shlex.join(words),
         cmrepro=__version__,
         commit=commit,
         dirty=dirty,

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
-from msgspec import field
+from msgspec import Meta, field
 
 from cmrepro import schema, settings
 from cmrepro.files import atomic_path
@@ -43,7 +43,7 @@ class StatedTraining(Struct, frozen=True, kw_only=True):
     images_seen: Positive | None = None  # images, with repetition
 
 
-class TrainingRun(StatedTraining, frozen=True, kw_only=True):
+class TrainingRun(Struct, frozen=True, kw_only=True):
     """Training of a model: measured for our own, published for official checkpoints."""
 
     method: settings.ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
@@ -54,7 +54,9 @@ class TrainingRun(StatedTraining, frozen=True, kw_only=True):
     weights: str = "not stated"  # the weights that were kept: "ema", "online" or "not stated"
     ema_rate: Share | None = None  # decay per step of the average
     distance: str | None = None  # d of the consistency losses
+    batch_size: Positive | None = None  # global batch, images
     total_steps: Positive | None = None  # optimizer steps taken
+    images_seen: Positive | None = None  # images, with repetition
     seed: NotNegative | None = None  # this and the rest: our own trainings only
     dataset_sha256: Checksum | None = None  # checksum of all training images
     teacher: str | None = None  # name or file of the teacher
@@ -111,10 +113,23 @@ class Hashes(Struct, frozen=True, kw_only=True):
     features: Checksum | None = None  # features scored, float32 (N, D)
 
 
+class Stated(TypedDict, total=False):
+    """Facts of a model from elsewhere and of its images, as its author states them."""
+
+    model: str  # name of the model in records and tables
+    nfe: int  # network evaluations per image
+    seed: int  # seed of the noise
+    times: Sequence[float]  # sampling times, decreasing
+    dataset: str  # name of the images trained on, e.g. "cifar10-train"
+    images_seen: int  # in training, with repetition
+    batch_size: int  # global batch of the training, images
+
+
 class SampleProvenance(Struct, frozen=True, kw_only=True):
     """Provenance of a sample set, in the JSON beside it (`samples.npz.provenance.json`)."""
 
-    model: str  # name of the checkpoint, or of the sample set where nothing more is known
+    # Name of the checkpoint, or of the sample set where nothing more is known; in file names
+    model: Annotated[str, Meta(pattern="^[^/]+$")]
     nfe: Positive | None = None  # network evaluations per image; None where unknown
     seed: NotNegative | None = None  # seed of the noise; None where unknown
     sampler: settings.SamplerSettings | None = None  # None for images from elsewhere
@@ -124,6 +139,29 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
     num_sampled: Positive | None = None  # images of the whole sample set
     sampling_device: str | None = None  # device that made them
     hashes: Hashes | None = None  # checksums of noise, labels and images of the whole sample set
+
+    def stating(self, **stated: Unpack[Stated]) -> "SampleProvenance":
+        """Add what is stated; refuse a contradiction to what is known."""
+        new: dict[str, Any] = {key: value for key, value in stated.items() if value is not None}
+        times = tuple(map(float, new.get("times", ())))
+        new |= {"times": times, "nfe": new.get("nfe", len(times))} if times else {}
+        by_checkpoint = self.checkpoint.training if self.checkpoint else None
+        trained = by_checkpoint or self.training
+        training = {key: getattr(trained, key, None) for key in StatedTraining.__struct_fields__}
+        known = training | {"nfe": self.nfe or len(times) or None, "seed": self.seed}
+        known["times"] = self.sampler.times if self.sampler else self.times
+        known["model"] = self.model if self.checkpoint else None
+        unknown = () if by_checkpoint else (None,)  # a checkpoint states all that is known
+        for key, value in known.items():
+            if key in new and value not in (*unknown, new[key]):
+                found = f"got {key} = {new[key]}; provenance or times of the images say {value}"
+                raise ValueError(f"{found}; leave it out")
+        training = {key: new.pop(key, value) for key, value in training.items()}
+        if any(training.values()) and not by_checkpoint:
+            new["training"] = training
+        if self.sampler:
+            new.pop("times", None)
+        return self.replace(**new)
 
 
 class Extrapolation(Struct, frozen=True, kw_only=True):

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.checkpoints.wrapped import WrappedModel
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
@@ -52,15 +53,15 @@ def sampler_settings(
     sigma_max = info.sigma_max
     if info.parameterization == "edm":
         if not isinstance(steps, int) or steps < 2:
-            allowed = "a number N >= 2 of points of Heun's sampler, e.g. --steps 18"
-            raise ValueError(f"got --steps {steps} for an EDM denoiser; allowed is {allowed}")
+            allowed = "a number N >= 2 of points of Heun's sampler, e.g. 18"
+            raise ValueError(f"got steps = {steps} for an EDM denoiser; allowed is {allowed}")
         grid = tuple(karras_times(steps, info.sigma_min, sigma_max, info.rho).tolist())
         return SamplerSettings(algorithm="heun", times=grid, **how)
     if isinstance(steps, int):
         known = [sigma_max, *([info.two_step_time] if info.two_step_time else [])]
         if not 1 <= steps <= len(known):
-            found = f"got {steps} steps; this checkpoint has times for 1 to {len(known)}"
-            raise ValueError(f"{found}; list all times for more: --steps {sigma_max:g},t2,…")
+            found = f"got steps = {steps}; this model has times for 1 to {len(known)}"
+            raise ValueError(f"{found}; list all times for more: {sigma_max:g}, t2, …")
         steps = known[:steps]
     check_times(steps, info.sigma_min, sigma_max)
     times = tuple(map(float, steps))
@@ -106,7 +107,7 @@ class Samples:
 
 @torch.inference_mode()
 def sample(
-    model: PreconditionedModel,
+    model: PreconditionedModel | WrappedModel,
     settings: SamplerSettings,
     num_images: int,
     seed: int,
@@ -121,13 +122,13 @@ def sample(
     if num_images < 1 or seed < 0:
         found = f"got {num_images} images and seed {seed}"
         raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0")
-    device = next(model.parameters()).device
+    device = _device(model)
     rank, world_size = rank_and_world_size()
     firsts = range(0, num_images, BATCH_SIZE)
     classes = None
-    if num_classes := getattr(model.network.config, "num_classes", 0):
+    if model.num_classes:
         indices = range(len(firsts) * BATCH_SIZE)
-        classes = torch.from_numpy(class_labels(seed, indices, num_classes))
+        classes = torch.from_numpy(class_labels(seed, indices, model.num_classes))
     own = firsts[shard(len(firsts), rank, world_size)]
     # Noise draws an image: one for each evaluation of Algorithm 1, one in all for Heun.
     num_stages = len(settings.times) if settings.algorithm == "multistep" else 1
@@ -172,8 +173,17 @@ def _stages(
     return iter([solve_ode(denoiser, settings.times[0] * z[0], times, heun_step)])
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Device of a model's parameters, the CPU without any."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
 def sample_provenance(
-    model: CheckpointModel, settings: SamplerSettings, seed: int, samples: Samples, stage: int = 0
+    model: CheckpointModel | WrappedModel,
+    settings: SamplerSettings,
+    seed: int,
+    samples: Samples,
+    stage: int = 0,
 ) -> SampleProvenance:
     """Provenance of the images of one stage of `samples`, counted from 1; the last by default."""
     stage = stage or len(samples.stages)
@@ -185,20 +195,19 @@ def sample_provenance(
         labels=None if labels is None else array_sha256(labels),
         images=array_sha256(images),
     )
-    return SampleProvenance(
-        model=model.path.stem,
+    return model.provenance.replace(
         nfe=settings.nfe,
         seed=seed,
         sampler=settings,
-        checkpoint=model.checkpoint,
         num_sampled=len(images),
-        sampling_device=str(next(model.parameters()).device),
+        sampling_device=str(_device(model)),
         hashes=hashes,
     )
 
 
 def provenance_path(path: Path) -> Path:
     """Path of the JSON beside a sample set."""
+    path = path.absolute()  # so that the folder "." has a name
     return path.with_name(f"{path.name}.provenance.json")
 
 

@@ -131,7 +131,8 @@ def test_sample_then_evaluate(run, tmp_path):
     assert (record["model"], record["nfe"], record["seed"]) == (CD, 2, 3)
     assert record["scores"]["fid"] == row["fid"]
     assert "the covariance is singular" in err
-    assert "leave --nfe out" in refusal(run, "evaluate", path, *options, "--nfe", 2)
+    refused = refusal(run, "evaluate", path, *options, "--nfe", 1)
+    assert "got nfe = 1" in refused and "say 2; leave it out" in refused
     np.savez(tmp_path / "ect.npz", images)  # the same images from elsewhere, described by hand
     code, out, _ = run("evaluate", tmp_path / "ect.npz", *options, "--model", "my-ect", "--nfe", 2)
     [foreign] = json.loads(out)

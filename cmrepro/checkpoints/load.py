@@ -16,7 +16,7 @@ from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.files import make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
-from cmrepro.records import Checkpoint, CheckpointInfo
+from cmrepro.records import Checkpoint, CheckpointInfo, SampleProvenance
 
 
 class CheckpointModel(PreconditionedModel):
@@ -36,6 +36,15 @@ class CheckpointModel(PreconditionedModel):
         """Header, file name and checksum, for the provenance of its samples."""
         checksum = sha256(weights_file(self.path))
         return Checkpoint(**asdict(self.info), file=self.path.name, sha256=checksum)
+
+    @property
+    def provenance(self) -> SampleProvenance:
+        """Name and checkpoint, for the provenance of its samples."""
+        return SampleProvenance(model=self.path.stem, checkpoint=self.checkpoint)
+
+    def __repr__(self) -> str:
+        function = "f" if self.parameterization == "boundary" else "D"
+        return f"CheckpointModel({self.path.stem}, {function}(x_t, t), {self.image_size} px)"
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:

@@ -11,11 +11,12 @@ from cmrepro.distributed import process_group
 from cmrepro.experiments.anchors import anchor_records
 from cmrepro.experiments.explain import explain
 from cmrepro.experiments.run import evaluate as run
+from cmrepro.experiments.run import write_results
 from cmrepro.files import require_writable
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
 from cmrepro.metrics.references import build_reference, fetch_reference, reference_rows
-from cmrepro.records import FOLDER, write_record
+from cmrepro.records import FOLDER, Stated, write_record
 from cmrepro.sampling import read_provenance
 
 
@@ -27,6 +28,10 @@ from cmrepro.sampling import read_provenance
 @click.option("--model", help="Name of the model in the record.")
 @click.option("--nfe", type=options.COUNT, help="Network evaluations per image.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the noise.")
+@click.option("--times", callback=options.parse_times, help="Sampling times: t1,t2,…")
+@click.option("--trained-on", "dataset", help="Name of the training images: cifar10-train.")
+@click.option("--images-seen", type=options.COUNT, help="Images seen in training.")
+@click.option("--batch-size", type=options.COUNT, help="Global batch of the training.")
 @click.option("--intervals", is_flag=True, help="Give 95 % intervals of the scores.")
 @click.option("--explain", "explained", nargs=2, metavar="A B", help="Protocols to compare.")
 @click.option("--real", help="Real images, for --explain between different extractors.")
@@ -38,14 +43,15 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     """Score SAMPLES (.npz, folder or zip of images) and write records to results/records.
 
     Several --protocol score in one pass; give --reference once per protocol, or not at all.
-    --model, --nfe and --seed describe images from elsewhere; samples of this suite have their
-    provenance beside them. --intervals adds FID by number of images too. --explain A B
-    attributes the difference between two protocols step by step, as a table and a figure.
+    --model, --nfe, --seed, --times and, of its training, --trained-on, --images-seen and
+    --batch-size describe images from elsewhere; seeds of one model are averaged. A JSON beside
+    SAMPLES says the same (SAMPLES.provenance.json), as for samples of this suite. --intervals adds
+    FID by number of images too. --explain A B attributes the difference between two protocols step
+    by step, as a table and a figure.
     Under `torchrun … -m cmrepro evaluate …` each process takes its share of the images.
     """
     explained, real = arguments.pop("explained"), arguments.pop("real")
-    stated = {key: arguments.pop(key) for key in ("model", "nfe", "seed")}
-    stated = {key: value for key, value in stated.items() if value is not None}
+    stated: Any = {key: arguments.pop(key) for key in Stated.__annotations__}
     if explained and any(arguments[key] for key in ("references", "num_images", "intervals")):
         excluded = "--reference, --num-images and --intervals"
         raise click.UsageError(f"the protocols of --explain decide; leave {excluded} out")
@@ -66,15 +72,11 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
         waterfall_figure(rows, path)
         click.echo(f"wrote {path}", err=True)
         return
-    provenance = read_provenance(Path(samples), images)
-    if provenance.checkpoint and stated:
-        names = ", ".join(f"--{key}" for key in stated)
-        raise click.UsageError(f"the provenance of {samples} lies beside it; leave {names} out")
-    provenance = provenance.replace(**stated)
+    provenance = read_provenance(Path(samples), images).stating(**stated)
     with process_group() as rank:
         records = run(images, protocols, provenance, progress=True, **arguments)
     for record in records:
-        click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}", err=True)
+        click.echo(f"wrote {write_results(record, images, out, overwrite)}", err=True)
         for warning in record.warnings:
             click.echo(f"warning: {record.protocol.name}: {warning}", err=True)
     if rank == 0:

@@ -38,6 +38,16 @@ def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
 DEVICE = click.option("--device", default="cpu", callback=_device, help="cpu, cuda, cuda:N, …")
 
 
+def parse_times(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> list[float] | None:
+    """Sampling times "80,0.8" as numbers."""
+    try:
+        return None if value is None else [float(t) for t in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"got {value}; allowed are times such as 80,0.8") from None
+
+
 def require_new(path: Path, overwrite: bool) -> None:
     """Refuse an output file that cannot be written, or that exists, before any work."""
     require_writable(path)

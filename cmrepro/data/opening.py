@@ -48,7 +48,7 @@ def open_images(
         )
     if not files.image_names:
         raise ValueError(f"no images in {path}; allowed are {', '.join(sorted(SUFFIXES))}")
-    name = name or (path.name if path.is_dir() else path.stem)
+    name = name or (path.absolute().name if path.is_dir() else path.stem)
     return ImageFiles(name, files, image_size)
 
 

@@ -1,6 +1,6 @@
 """Records as rows: means over seeds, the paper's Tables 1 and 2 with our scores, the models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
@@ -49,7 +49,20 @@ def _means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, s
     return {LABELS[m]: str(summarise([r.scores[m] for r in members])) for m in shared}
 
 
-def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def interval_ends(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, float]:
+    """Mean of each score of a group of records, and the ends of its 95 % interval, as numbers."""
+    row: dict[str, float] = {}
+    for metric in (metric for metric in shown if metric in members[0].scores):
+        found = summarise([record.scores[metric] for record in members])
+        ends = found.mean - found.half_width, found.mean + found.half_width
+        row |= {metric: found.mean, f"{metric}_low": ends[0], f"{metric}_high": ends[1]}
+    return row
+
+
+def results_rows(
+    records: Sequence[RunRecord],
+    cells: Callable[[Sequence[RunRecord], Sequence[Metric]], Mapping[str, Any]] = _means,
+) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
     rows = []
     for members in (groups := group(records)):
@@ -57,7 +70,7 @@ def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
         row = {name: getattr(first, name) for name in ("model", "nfe")}
         row |= {"protocol": protocol_of(first), "num_images": first.num_images}
         row |= {"seeds": len(members)} | ({"settings": settings} if settings else {})
-        rows.append(row | _means(members, tuple(LABELS)))
+        rows.append(row | dict(cells(members, tuple(LABELS))))
     return rows
 
 

@@ -120,7 +120,7 @@ class Training:
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch on the device."""
         images, z, t, s, labels = batch
-        if not getattr(self.online.network.config, "num_classes", 0):
+        if not self.online.num_classes:
             labels = None
         return self.method.loss(self._models, images / 127.5 - 1, z, t, s, labels).mean()
 
