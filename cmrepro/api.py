@@ -19,8 +19,8 @@ from cmrepro.records import (
     read_records,
 )
 from cmrepro.report import report as report
-from cmrepro.report.results import interval_ends, results_rows
-from cmrepro.report.tables import claims_rows, deviations_rows
+from cmrepro.report.results import claims_rows, interval_ends, results_rows
+from cmrepro.report.tables import deviations_rows
 from cmrepro.training.recipes import table3_rows
 
 if TYPE_CHECKING:
@@ -199,9 +199,10 @@ def table3(variant: str = "paper") -> pd.DataFrame:
     return pd.DataFrame(table3_rows(variant))
 
 
-def claims() -> pd.DataFrame:
-    """Every number and ordering of the paper that this suite can test."""
-    return pd.DataFrame(claims_rows())
+def claims(folder: str | Path = ".") -> pd.DataFrame:
+    """Every claim of the paper that this suite tests, by the records in folder/results/records."""
+    found = Path(folder) / FOLDER
+    return pd.DataFrame(claims_rows(read_records(found) if found.is_dir() else []))
 
 
 def deviations() -> pd.DataFrame:

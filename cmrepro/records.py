@@ -17,7 +17,7 @@ from cmrepro.schema import Checksum, NotNegative, Positive, Share, Struct
 SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
 RELATIVE_TOLERANCE = 1e-4  # of scores between machines
-MAY_DIFFER = ("provenance", "durations_s")  # these may differ in runs of the same settings
+NOISE = "uniform-noise"  # name of the anchor that no trained model should come near
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -281,7 +281,7 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
     path = folder / f"{record.id}.json"
     if path.is_file() and not overwrite:
         keys = differences(read_record(path), record)
-        if found := [key for key in keys if not key.startswith(MAY_DIFFER)]:
+        if found := [key for key in keys if not key.startswith(("provenance", "durations_s"))]:
             raise ValueError(
                 f"{path} is there and differs in {', '.join(found)}; keep one: --overwrite "
                 "replaces it, another --out keeps both ('cmrepro compare' explains)"

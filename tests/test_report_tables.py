@@ -15,7 +15,8 @@ from records_of import demo_record
 
 from cmrepro.paper import claims
 from cmrepro.records import FOLDER, write_record
-from cmrepro.report.tables import FORMATS, claims_rows, deviations_rows, render
+from cmrepro.report.results import claims_rows
+from cmrepro.report.tables import FORMATS, deviations_rows, render
 
 AWKWARD = "50% of a_b & c | {d} #1 $x^2$ ~ \\e <f> *g* `h`"
 Rows = list[dict[str, Any]]
@@ -87,7 +88,7 @@ def test_infinity_in_json_is_refused() -> None:
 
 
 def test_rows_of_claims_and_deviations() -> None:
-    rows = {row["id"]: row for row in claims_rows()}
+    rows = {row["id"]: row for row in claims_rows([])}
     absolute = [row for row in rows.values() if row["kind"] == "absolute"]
     assert len(absolute) == 44 and all(row["published"] and row["margin"] for row in absolute)
     assert rows["song2023/table2/imagenet64/ct/nfe1/fid"]["published"] == "13.0"

@@ -66,7 +66,7 @@ def test_an_inconclusive_verdict_names_the_number_of_seeds_that_would_decide():
     # Mean on the claim, sd = margin. Normal approximation of two one-sided tests at 80 % power:
     # (1.645 + 1.282)^2 = 8.6, a few more for the t distribution.
     assert 9 <= verdict.seeds_to_decide <= 12
-    assert f"{verdict.seeds_to_decide} seeds would decide with power 80 %" in verdict.reason
+    assert f"{verdict.seeds_to_decide} seeds would decide with power 80 %" in verdict.notes[-1]
     alone = verdict_on(CD, [VALUE])
     assert (alone.answer, alone.seeds_to_decide) == ("inconclusive", None)
 
@@ -116,7 +116,7 @@ def test_an_unknown_field_is_named():
     unknown = {TRAINING + "weights": "not stated", "checkpoint.selection.rule": "as released"}
     verdict = verdict_on(CD, NEAR, unknown)
     assert verdict.answer == "reproduced"
-    assert "not known: weights (here), selection (here)" in verdict.reason
+    assert verdict.notes == ("not known: weights (here), selection (here)",)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -148,7 +148,7 @@ def test_seeds_of_the_selection_are_left_out():
     values = claim(TWO_STEPS).value + np.array([0.0, 0.0, 0.01, 0.02])
     verdict = verdict_on(TWO_STEPS, values, changes)
     assert verdict.estimate.n == 2
-    assert "without seed 0, 1, on which checkpoint or time was chosen" in verdict.reason
+    assert verdict.notes == ("without seed 0, 1, on which checkpoint or time was chosen",)
     assert verdict_on(CD, NEAR, changes).estimate.n == 3  # one step has no second time
     none = verdict_on(TWO_STEPS, values[:2], changes)
     assert (none.answer, none.reason[:15]) == ("not comparable", "no seed is left")
@@ -167,7 +167,10 @@ def test_models_that_disagree_are_inconclusive():
     bad = [paper_record(CD, seed, VALUE + 2 + 0.01 * seed, other) for seed in range(3)]
     verdict = absolute_verdict(claim(CD), good + bad)
     assert verdict.answer == "inconclusive"
-    assert "cifar10-cd reproduced" in verdict.reason and "other not reproduced" in verdict.reason
+    assert [note.partition(":")[0] for note in verdict.notes] == [
+        "cifar10-cd reproduced",
+        "other not reproduced",
+    ]
 
 
 def test_a_comparable_model_counts_beside_those_that_are_not():
@@ -192,7 +195,7 @@ def test_a_demo_score_is_not_comparable_and_the_model_named_is_no_ablation():
     verdict = absolute_verdict(claim(CD), [ablation, demo_record("cd", 1, 0, VALUE)])
     assert verdict.answer == "not comparable"
     assert verdict.reason.startswith("demo-cifar10-cd: ")
-    assert "scale paper in the paper, demo here" in verdict.reason
+    assert "scale paper in the paper, demo here" in verdict.notes
 
 
 def test_there_is_a_verdict_for_every_claim():

@@ -9,6 +9,7 @@ from records_of import altered, demo_record, sha256_of
 from scipy import stats
 
 from cmrepro.paper import claim
+from cmrepro.report.statistics import probability_better
 from cmrepro.report.verdicts import ordering_verdict
 
 PLACE = "song2023/ordering/{}/cifar10"
@@ -57,18 +58,16 @@ def test_the_reason_says_how_many_and_how_sure():
     gain = verdict.estimate
     assert gain.mean - gain.half_width == pytest.approx(low)
     assert gain.mean + gain.half_width == pytest.approx(high)
-    assert "paired over 3 seeds and better in 3 of them" in verdict.reason
-    assert "FD 90.33 against 101, better by 10.67" in verdict.reason
-    assert "P(better with a new seed) 1.000 (95 % interval" in verdict.reason
-    assert "paired by seed alone" in verdict.reason  # 2 steps draw more noise than 1
+    assert verdict.reason.startswith("FD 90.33 against 101, better by 10.67 ± ")
+    [note] = verdict.notes  # and no P(better), which is 1 for all that 3 seeds can tell
+    assert note.startswith("paired by seed alone")  # 2 steps draw more noise than 1
 
 
 def test_the_reason_says_which_metrics_order_the_other_way():
     one, two = demo("cd", [100, 102, 101]), demo("cd", [90, 90, 91], nfe=2)
     for record in two:
         record.scores.update({"kid": 0.6, "is": 3.5, "recall": 0.2 - 0.1 * record.seed})
-    reason = ordering_verdict(STEPS, one + two).reason
-    assert reason.endswith("; the other way with every seed: KID")
+    assert ordering_verdict(STEPS, one + two).notes[-1] == "the other way with every seed: KID"
 
 
 def test_an_inconclusive_one_says_how_many_seeds_would_decide():
@@ -77,7 +76,10 @@ def test_an_inconclusive_one_says_how_many_seeds_would_decide():
     assert verdict.answer == "inconclusive"
     # Mean 1 and sd 1.155, an effect of 0.87: a paired t test at 80 % power needs 13 pairs.
     assert verdict.seeds_to_decide == 13
-    assert "13 seeds would decide with power 80 %" in verdict.reason
+    *_, better, decide = verdict.notes
+    assert "13 seeds would decide with power 80 %" in decide
+    probability, low, _ = probability_better(1.0, 2 / 3**0.5, 4)
+    assert f"2 of 4 seeds; P(better with a new seed) {probability:.2f} ({low:.2f} to" in better
 
 
 def simulated(claimed, better, worse, gains):
@@ -125,7 +127,7 @@ def test_an_ablation_is_matched_by_the_recipe_in_the_record():
     base, l1 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l1", distance="l1")
     verdict = ordering_verdict(L1, base + l1)
     assert verdict.answer == "holds at demo scale"
-    assert "paired by seed alone" not in verdict.reason  # the noise is recorded and the same
+    assert "paired by seed alone" not in str(verdict.notes)  # the recorded noise is the same
     # The name says nothing: the same without the changed field is no record of l1.
     unchanged = demo("cd", [100, 102, 101], suffix="-l1")
     assert "distance = l1" in ordering_verdict(L1, base + unchanged).reason
@@ -150,7 +152,7 @@ def test_schedules_against_fixed_values():
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"learning_rate": 2e-4}, "learning_rate 0.0004 for the better, 0.0002 for the worse"),
+        ({"learning_rate": 3e-4}, "learning_rate 0.0004 for the better, 0.0003 for the worse"),
         ({"s1": 20}, "s1 10 for the better, 20 for the worse"),
         ({"changes": {TRAINING + "teacher_sha256": "b" * 64}}, "teacher aaaaaaaaaa for the be"),
         ({"changes": {TRAINING + "total_steps": 5}}, "total_steps 10 for the better, 5 for the"),
@@ -164,7 +166,7 @@ def test_an_ablation_differs_in_nothing_else(changed, text):
     settings["changes"] = teacher | changed.get("changes", {})
     verdict = ordering_verdict(L1, base + demo("cd", [100, 102, 101], **settings))
     assert verdict.answer == "not comparable"
-    assert verdict.reason.startswith(text) and ";" not in verdict.reason
+    assert verdict.reason.startswith(text)
 
 
 def test_a_model_trained_alike_is_taken_where_the_recipes_own_is_not():
@@ -180,9 +182,10 @@ def test_two_methods_may_be_trained_otherwise_and_the_verdict_says_so():
     ct = demo("ct", [100, 102, 101], changes=changes)
     verdict = ordering_verdict(CD_CT, demo("cd", [90, 91, 92]) + ct)
     assert verdict.answer == "holds at demo scale"
-    assert "images_seen 320 for the better, 640 for the worse" in verdict.reason
-    assert "initialisation teacher for the better, random for the worse" in verdict.reason
-    assert "distance l2 for the better, efficientnet for the worse" in verdict.reason
+    [note] = verdict.notes
+    assert "images_seen 320 for the better, 640 for the worse" in note
+    assert "initialisation teacher for the better, random for the worse" in note
+    assert "distance l2 for the better, efficientnet for the worse" in note
 
 
 def test_scores_of_other_images_are_not_paired():
@@ -207,12 +210,12 @@ def test_pairs_need_the_same_noise():
     l1[1] = altered(l1[1], {"hashes.noise": sha256_of("other noise")})
     verdict = ordering_verdict(L1, base + l1)
     assert verdict.estimate.n == 2
-    assert "without seed 1, whose noise differs" in verdict.reason
+    assert "without seed 1, whose noise differs" in verdict.notes
     other = [altered(r, {"hashes.noise": sha256_of(f"other noise {r.seed}")}) for r in l1]
     assert ordering_verdict(L1, base + other).answer == "not comparable"
     verdict = ordering_verdict(L1, base + [altered(r, {"hashes.noise": None}) for r in l1])
     assert verdict.answer == "holds at demo scale"
-    assert "a side does not record its noise" in verdict.reason
+    assert "paired by seed alone, as a side does not record its noise" in verdict.notes
 
 
 def test_seeds_of_the_selection_are_left_out():
@@ -221,15 +224,15 @@ def test_seeds_of_the_selection_are_left_out():
     one_step = demo("cd", [100, 101, 102], changes=chosen)
     verdict = ordering_verdict(STEPS, one_step + demo("cd", [90, 91, 10], 2, changes=chosen))
     assert verdict.estimate.n == 2
-    assert "without seed 2, on which checkpoint or time was chosen" in verdict.reason
+    assert "without seed 2, on which checkpoint or time was chosen" in str(verdict.notes)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(
     ("key", "other", "text"),
     [
-        ("sampler.times", [80.0, 20.0], "times 80 → 0.8 expected, 80 → 20 here"),
-        ("sampler.to_uint8", "truncate", "to_uint8 round expected, truncate here"),
+        ("sampler.times", [80.0, 20.0], "times 80 → 0.8 expected, 80 → 20 for the better"),
+        ("sampler.to_uint8", "truncate", "to_uint8 round expected, truncate for the better"),
     ],
 )
 def test_the_sampling_of_checkpoint_and_protocol_counts(key, other, text, order):
@@ -262,12 +265,20 @@ def test_full_scale_records_reproduce_an_ordering():
     assert ordering_verdict(STEPS, one).answer == "reproduced"
 
 
-def test_the_released_ct_checkpoint_is_not_comparable_and_the_demo_answers_in_its_place():
+def test_the_evaluated_ct_checkpoint_is_comparable_and_its_deviation_is_named():
     changes = {TRAINING + "total_steps": 740_000, TRAINING + "images_seen": 740_000 * 512}
     records = full(CD, [3.5, 3.6, 3.55]) + full(CT, [8.7, 8.6, 8.8], changes)
     verdict = ordering_verdict(CD_CT, records)
+    text = "total_steps 800,000 in the paper, 740,000 for the worse (deviation ct-cifar10-checkp"
+    assert verdict.answer == "reproduced" and text in str(verdict.notes)
+
+
+def test_the_demo_answers_where_a_model_of_the_papers_size_is_not_comparable():
+    short = {TRAINING + "total_steps": 730_000}
+    records = full(CD, [3.5, 3.6, 3.55]) + full(CT, [8.7, 8.6, 8.8], short)
+    verdict = ordering_verdict(CD_CT, records)
     assert verdict.answer == "not comparable"
-    assert "total_steps 800,000 in the paper, 740,000 for the worse" in verdict.reason
+    assert verdict.reason == "total_steps 800,000 in the paper, 730,000 for the worse"
     both = records + demo("cd", [90, 91, 92]) + demo("ct", [100, 102, 101])
     assert ordering_verdict(CD_CT, both).answer == "holds at demo scale"
 
@@ -283,7 +294,7 @@ def test_a_released_checkpoint_without_a_recipe_is_matched_by_its_distance():
     l2 = full(CD, [4.5, 4.7, 4.6], released)
     verdict = ordering_verdict(L2, full(CD, [3.5, 3.6, 3.55]) + l2)
     assert verdict.answer == "reproduced"
-    assert "not known: images_seen (for the worse)" in verdict.reason
+    assert "not known: images_seen (for the worse)" in str(verdict.notes)
 
 
 def test_the_better_direction_depends_on_the_metric():

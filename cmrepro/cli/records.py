@@ -24,8 +24,10 @@ def compare(first: str, second: str, format_: str) -> None:
     click.echo(compared.divergence, err=True)
     if any(row["interval"] is None for row in compared.scores):
         click.echo("Intervals are unknown without --intervals: one sample set each.", err=True)
-    why = "; ".join(compared.reasons)
+    why = "; ".join(compared.agreement.different.values())
     click.echo(f"Not comparable: {why}." if why else "The scores are comparable.", err=True)
+    for note in compared.agreement.notes:
+        click.echo(f"Note: {note}.", err=True)
 
 
 @click.group()

@@ -10,8 +10,7 @@ from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, write_grid
 from cmrepro.paper import claim
 from cmrepro.records import FOLDER, read_records
 from cmrepro.report.render import REAL, check_report, write_report
-from cmrepro.report.tables import claims_rows
-from cmrepro.report.verdicts import verdicts
+from cmrepro.report.results import claims_rows
 
 
 @click.command()
@@ -56,10 +55,5 @@ def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
     if not out.is_dir():
         raise ValueError(f"no folder at '{out}'; give with --out the one that holds {FOLDER}")
     records = read_records(out / FOLDER) if (out / FOLDER).is_dir() else []
-    decided = verdicts(records)
-    rows = [
-        {"id": row["id"], "verdict": verdict.answer, **row, "reason": verdict.reason}
-        for row, verdict in zip(claims_rows(), decided.values(), strict=True)
-        if not requested or row["id"] in requested
-    ]
-    print_rows(rows, format_)
+    rows = claims_rows(records)
+    print_rows([row for row in rows if not requested or row["id"] in requested], format_)

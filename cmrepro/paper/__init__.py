@@ -7,13 +7,17 @@ No torch, no pandas.
 from cmrepro.paper.claims import (
     ABLATED,
     AbsoluteClaim,
+    Claim,
     Deviation,
     Ordering,
     Setting,
     ablated_fields,
     claim,
     claims,
+    demo_datasets,
     deviations,
+    learning_rates,
     metrics,
+    stand_ins,
 )
 from cmrepro.paper.tables import TABLE3_RECIPES, Printed, hyperparameters, later_work, result_rows

@@ -64,12 +64,16 @@ class Model(Struct, frozen=True, kw_only=True):
     protocol: str  # protocol of its scores
     initialisation: settings.Initialisation  # "teacher" (EDM) or "random"
     selection: str  # which checkpoint, or "not stated"
+    evaluated_steps: Positive | None = None  # of the scored file, where not those of Table 3
+    evaluated_deviation: str = ""  # entry of the ledger that says so
 
 
 class AbsoluteClaim(Model, frozen=True, kw_only=True):
     """One printed score of a model."""
 
     kind: ClassVar[str] = "absolute"
+    basis: ClassVar[str] = "tables"  # as in `Ordering`
+    notes: ClassVar[tuple[str, ...]] = ()
     id: str  # e.g. "song2023/table1/cd/nfe1/fid"
     where: str  # place in the paper
     setting: Setting  # recipe, NFE, protocol and metric that decide it
@@ -85,6 +89,12 @@ class AbsoluteClaim(Model, frozen=True, kw_only=True):
     def value(self) -> float:
         """The printed value."""
         return self.printed.value
+
+    @property
+    def statement(self) -> str:
+        """The claim in words."""
+        steps = f"{self.setting.nfe} step{'s' * (self.setting.nfe > 1)}"
+        return f"{metrics()[self.setting.metric].label} of {self.method}, {steps}"
 
     @property
     def images_seen(self) -> int:
@@ -104,6 +114,7 @@ class Ordering(Struct, frozen=True, kw_only=True):
     better: Setting  # the side that wins
     worse: tuple[Setting, ...]  # the sides that it beats, all of them
     num_images: int  # number of generated images on each side
+    notes: tuple[str, ...] = ()  # limits of the claim or of its test
 
 
 Claim = AbsoluteClaim | Ordering
@@ -137,8 +148,8 @@ def ablated_fields(
     """
     found: dict[str, Value | None] = dict.fromkeys(ABLATED)
     if demo:
-        recipes, stand_ins = _file()["demo"]["recipes"], _file()["demo"]["stand_ins"]
-        changed = {field: stand_ins.get(value, value) for field, value in changes}
+        recipes = _file()["demo"]["recipes"]
+        changed = {field: stand_ins()[v].value if v in stand_ins() else v for field, v in changes}
         return found | recipes[recipe] | changed if recipe in recipes else None
     if (model := _models().get(recipe)) is None:
         return None
@@ -148,6 +159,33 @@ def ablated_fields(
         if row and (cell := rows[row]):
             found[name] = cell.lower() if name == "solver" else Printed(cell).value
     return found | dict(changes)
+
+
+class StandIn(Struct, frozen=True, kw_only=True):
+    """A recipe's value in the demo that stands in for another of the paper."""
+
+    name: str  # the paper's, in words, e.g. "LPIPS"
+    value: str  # the demo's, in recipes
+    by: str  # the demo's, in words
+
+
+@functools.cache
+def stand_ins() -> Mapping[Value, StandIn]:
+    """The demo's stand-ins by the paper's value."""
+    return convert(dict[Value, StandIn], _file()["demo"]["stand_ins"], "claims.toml")
+
+
+def demo_datasets(recipe: str) -> tuple[str, ...]:
+    """Training images with which a demo model tests a claim: the paper's, or the demo's."""
+    data = _models()[recipe].training_data
+    return (data, *_file()["demo"]["training_data"].get(data, ()))
+
+
+def learning_rates(recipe: str, demo: bool) -> Mapping[str, float]:
+    """The paper's learning rates by distance, where they depend on it; demo: of stand-ins too."""
+    rates = _file()["learning_rates"].get(recipe, {})
+    also = {stand_ins()[d].value: rate for d, rate in rates.items() if demo and d in stand_ins()}
+    return rates | also
 
 
 @functools.cache
@@ -205,6 +243,7 @@ def _ordering(entry: dict[str, Any], slug: str) -> Ordering:
         better=better,
         worse=tuple(map(setting, entry["worse"])),
         num_images=_file()["protocols"][better.protocol]["num_images"],
+        notes=tuple(entry.get("notes", ())),
     )
 
 

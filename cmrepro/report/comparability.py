@@ -1,15 +1,25 @@
 """Like with like: what must agree before two scores are set side by side.
 
 A claim of the paper and a record are brought to the same fields (`facts`); `Agreement` names those
-that differ and those that are not known. Verdicts, tables and `cmrepro compare` use it alike.
+that differ and those that are not known. `pair_agreement` is the one answer about two records, for
+verdicts and `cmrepro compare` alike. Other questions have their own answers in `cmrepro.records`:
+`RunRecord.identity` tells runs apart, `differences` lists all that differs in their files.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from cmrepro.paper import ABLATED, AbsoluteClaim, Setting, ablated_fields, claims
-from cmrepro.records import RunRecord, TrainingRun
+from cmrepro.paper import (
+    ABLATED,
+    AbsoluteClaim,
+    Setting,
+    ablated_fields,
+    claims,
+    demo_datasets,
+    learning_rates,
+)
+from cmrepro.records import NOISE, RunRecord, TrainingRun
 from cmrepro.schema import Struct, to_builtins
 from cmrepro.settings import Metric
 
@@ -32,7 +42,7 @@ FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
 # Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
 FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
 # A record without one of these is not set beside a printed score.
-NEEDED = {*SCORING, "dataset", "network", "images_seen", "batch_size", "total_steps"}
+NEEDED = {"dataset", "network", "images_seen", "batch_size", "total_steps"}
 UNKNOWN = (None, "", "not stated", "as released")
 NAMES = ("for the better", "for the worse")  # the sides of an ordering, in words
 
@@ -42,11 +52,18 @@ class Agreement(Struct, frozen=True):
 
     different: dict[str, str]  # both values of a field that differs
     unknown: dict[str, str]  # the side that does not state a field
+    allowed: tuple[str, ...] = ()  # differences that a comparison allows
 
-    def __str__(self) -> str:
-        """Both in one line, "" where all fields are known and agree."""
-        unknown = f"not known: {', '.join(self.unknown.values())}" if self.unknown else ""
-        return "; ".join(filter(None, [*self.different.values(), unknown]))
+    @property
+    def notes(self) -> list[str]:
+        """The allowed differences and the unknown fields, a sentence each."""
+        unknown = [f"not known: {', '.join(self.unknown.values())}"] if self.unknown else []
+        return [*self.allowed, *unknown]
+
+    def __or__(self, other: "Agreement") -> "Agreement":
+        """Both together."""
+        allowed = tuple(dict.fromkeys(self.allowed + other.allowed))
+        return Agreement(self.different | other.different, self.unknown | other.unknown, allowed)
 
 
 def compare_facts(
@@ -91,7 +108,8 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     for name in known.keys() & {*ABLATED, *RECIPE}:
         if known[name] is None:  # a recipe field without a value is known too
             known[name] = "by a schedule" if name in FOLLOWING else "none"
-    return dict.fromkeys((*FIELDS, *SAMPLING, *RECIPE, "teacher")) | known
+    fields = (*FIELDS, *SAMPLING, *RECIPE, "reference_sha256", "dataset_sha256", "teacher")
+    return dict.fromkeys(fields) | known
 
 
 def _record_facts(record: RunRecord) -> Facts:
@@ -100,6 +118,7 @@ def _record_facts(record: RunRecord) -> Facts:
     protocol = f"{record.protocol.name}-v{record.protocol.version}"
     known: Facts = {"nfe": record.nfe, "num_images": record.num_images}
     known |= {"protocol": protocol, "reference": images, **(ablated(record) or {})}
+    known["reference_sha256"] = reference.sha256 and reference.sha256[:10]
     if sampler := record.sampler:
         known |= {name: getattr(sampler, name) for name in SAMPLING[1:]}
         known["times"] = times_in_words(sampler.times)
@@ -116,31 +135,120 @@ def _record_facts(record: RunRecord) -> Facts:
         rate = training.ema_rate and f"EMA {training.ema_rate:.6g}"  # the digits of Table 3
         known["weights"] = rate if training.weights == "ema" else training.weights
         known["teacher"] = training.teacher_sha256 and training.teacher_sha256[:10]
+        known["dataset_sha256"] = training.dataset_sha256 and training.dataset_sha256[:10]
+        if None not in (training.dataset_sha256, reference.images_sha256):
+            # The images decide and not their name: those of the reference, or others of its name.
+            if training.dataset_sha256 == reference.images_sha256:
+                known["dataset"] = images
+            elif training.dataset == images:
+                known["dataset"] = f"other images named {images}"
     return known
 
 
-def sampling_agreement(record: RunRecord) -> Agreement:
+def sampling_agreement(record: RunRecord, name: str) -> Agreement:
     """Agreement of a record's sampling with the times of its checkpoint and its protocol."""
     to_uint8 = None if (rule := record.protocol.to_uint8) == "as given" else rule
     expected: Facts = {"times": None, "to_uint8": to_uint8, "clip_denoised": True}
     if (checkpoint := record.checkpoint) and record.nfe in (1, 2):
         times = [t for t in (checkpoint.sigma_max, checkpoint.two_step_time)[: record.nfe] if t]
         expected["times"] = times_in_words(times) if len(times) == record.nfe else None
-    return compare_facts(expected, facts(record), SAMPLING, ("expected", "here"))
+    found = compare_facts(expected, facts(record), SAMPLING, ("expected", name))
+    return Agreement({f"{key} {name}": text for key, text in found.different.items()}, {})
 
 
 def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
     """Agreement of a record with a claim; what the record must state and does not, differs."""
-    found = compare_facts(facts(claim), facts(record), FIELDS, ("in the paper", "here"))
+    found = _against_paper(claim, record, FIELDS, "here")
     needed = {f: f"not known: {text}" for f, text in found.unknown.items() if f in NEEDED}
     unknown = {field: text for field, text in found.unknown.items() if field not in needed}
-    return Agreement(found.different | sampling_agreement(record).different | needed, unknown)
+    different = found.different | sampling_agreement(record, "here").different | needed
+    return Agreement(different, unknown, found.allowed)
 
 
-def scoring(record: RunRecord) -> tuple[object, ...]:
-    """Facts that make scores of different images comparable: protocol, reference, num_images."""
-    protocol = record.protocol
-    return protocol.name, protocol.version, record.reference.sha256, record.num_images
+def _against_paper(
+    claim: AbsoluteClaim, record: RunRecord, fields: Iterable[str], name: str
+) -> Agreement:
+    """Agreement of a record with the model of a claim, as printed or as it was evaluated."""
+    known, steps = facts(record), claim.evaluated_steps
+    found = compare_facts(facts(claim), known, fields, ("in the paper", name))
+    if steps is None or known["total_steps"] != steps:
+        return found
+    text = f"{found.different.pop('total_steps')} (deviation {claim.evaluated_deviation})"
+    if known["images_seen"] == steps * claim.batch_size:
+        del found.different["images_seen"]
+    return found | Agreement({}, {}, (text,))
+
+
+def against_setting(setting: Setting, record: RunRecord, name: str) -> Agreement:
+    """Agreement of a model with that of an ordering's side, which fixes the fields it changes."""
+    if not is_demo(record):
+        plain = setting.replace(changes=())
+        paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
+        fields = [field for field in FIELDS if field not in dict(setting.changes)]
+        return _against_paper(paper, record, fields, name)
+    expected, dataset = demo_datasets(setting.recipe), facts(record)["dataset"]
+    text = f"dataset {' or '.join(expected)} expected, {dataset} {name}"
+    return Agreement({} if dataset in expected else {"dataset": text}, {})
+
+
+def pair_agreement(
+    a: RunRecord, b: RunRecord, names: tuple[str, str] = ("in the first", "in the second")
+) -> Agreement:
+    """Agreement of two records whose scores are set side by side.
+
+    Scoring and sampling must agree. One model may have another number of evaluations; models of
+    one recipe may differ in ablated fields and what follows from them; two methods, or a model from
+    elsewhere, may be trained otherwise on the same images.
+    """
+    known, further = (facts(a), facts(b)), ["dataset_sha256"]
+    found = compare_facts(*known, (*SCORING, "reference_sha256"), names)
+    for record, name in zip((a, b), names, strict=True):
+        found |= sampling_agreement(record, name)
+    models = [record.identity["checkpoint"] or record.model for record in (a, b)]
+    if models[0] == models[1] or known[0]["dataset"] is known[1]["dataset"] is None:
+        return found
+    data = compare_facts(*known, ("dataset",), names)
+    unknown = {field: f"not known: {text}" for field, text in data.unknown.items()}
+    found |= Agreement(data.different | unknown, {})
+    recipes = [training and training.stands_for for training in map(trained, (a, b))]
+    if None not in recipes:
+        found |= compare_facts(*known, ("scale", "network", *SAMPLING[1:]), names)
+    if recipes[0] != recipes[1] or recipes[0] is None:
+        trained_by = ("images_seen", "batch_size", "initialisation", "distance")
+        if otherwise := compare_facts(*known, trained_by, names).different.values():
+            found |= Agreement({}, {}, (f"trained otherwise: {', '.join(otherwise)}",))
+    else:
+        changed = compare_facts(*known, ABLATED, names).different
+        varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
+        if "distance" in changed and (note := _learning_rates(a, known, names)):
+            varied.add("learning_rate")
+            found |= Agreement({}, {}, (note,))
+        fields = [field for field in (*TRAINING, *MODEL) if field not in varied]
+        found |= compare_facts(*known, fields, names)
+        further += [field for field in (*RECIPE, "teacher") if field not in varied]
+        if not changed and a.nfe != b.nfe:  # of one model, or else two things vary
+            found |= Agreement({"model": f"model {in_words((a.model, b.model), names)}"}, {})
+    # Fields that not all state, without a remark where they do not.
+    return found | Agreement(compare_facts(*known, further, names).different, {})
+
+
+def _learning_rates(
+    record: RunRecord, known: tuple[Facts, Facts], names: tuple[str, str]
+) -> str | None:
+    """Remark on the rates of two distances that allows them; None where there is none to make."""
+    own = known[0]["learning_rate"], known[1]["learning_rate"]
+    recipe, demo = str(known[0]["stands_for"]), is_demo(record)
+    by_distance = learning_rates(recipe, demo)
+    paper = [by_distance.get(str(fact["distance"])) for fact in known]
+    if not (isinstance(own[0], float) and isinstance(own[1], float)):
+        return None
+    if own[0] == own[1]:
+        plain = (ablated_fields(recipe, (), demo) or {}).get("distance")
+        text = f"both have learning_rate {own[0]:g}, which the recipe has for {plain}"
+        return text if demo or paper[0] != paper[1] else None
+    if paper[0] and paper[1] and math.isclose(own[0] / own[1], paper[0] / paper[1]):
+        return f"learning_rate {in_words(own, names)}, in the paper's ratio for these distances"
+    return None
 
 
 def trained(record: RunRecord) -> TrainingRun | None:
@@ -181,9 +289,16 @@ def is_ablation(record: RunRecord) -> bool:
 
 def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
     """Other records of images from elsewhere, scored like a record, in the order of FD."""
+    own = [facts(record)[field] for field in SCORING]
     elsewhere = [r for r in records if r.nfe is None and r.id != record.id]
-    found = [r for r in elsewhere if scoring(r) == scoring(record)]
+    found = [r for r in elsewhere if [facts(r)[field] for field in SCORING] == own]
     return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
+
+
+def noise_score(record: RunRecord, records: Iterable[RunRecord]) -> float | None:
+    """FD of noise scored like a record; None where no record has it."""
+    found = [r.scores.get("fid") for r in anchors(record, records) if r.model == NOISE]
+    return found[0] if found else None
 
 
 def group(records: Iterable[RunRecord], *ignored: str) -> list[list[RunRecord]]:
@@ -234,39 +349,3 @@ def setting_sides(records: Sequence[RunRecord], setting: Setting, demo: bool) ->
         if (training := trained(side.first))
         and (training.stands_for, is_demo(side.first), ablated(side.first)) == wanted
     ]
-
-
-def disagreement(
-    settings: tuple[Setting, Setting], records: tuple[RunRecord, RunRecord], demo: bool
-) -> tuple[list[str], list[str]]:
-    """Fields in which two sides are not comparable, and notes on the rest, in words."""
-    notes, found, different = [], [], {}
-    known = facts(records[0]), facts(records[1])
-    for setting, own, name in () if demo else zip(settings, known, NAMES, strict=True):
-        plain = setting.replace(changes=())
-        paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
-        fields = [field for field in FIELDS if field not in dict(setting.changes)]
-        found.append(compare_facts(facts(paper), own, fields, ("in the paper", name)))
-    checksums = {record.checkpoint and record.checkpoint.sha256 for record in records}
-    if len(checksums) > 1:
-        fields = [*SCORED]
-        if settings[0].recipe == settings[1].recipe:
-            wanted = [ablated_fields(s.recipe, s.changes, demo) or {} for s in settings]
-            changed = [f for f in ABLATED if wanted[0].get(f) != wanted[1].get(f)]
-            varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
-            fields += [field for field in (*TRAINING, *MODEL) if field not in varied]
-            further = [field for field in (*RECIPE, "teacher") if field not in varied]
-            different = compare_facts(*known, further, NAMES).different
-            if not changed:  # two checkpoints of one setting
-                models = records[0].model, records[1].model
-                different = {"model": f"model {in_words(models, NAMES)}"}
-        else:
-            trained_by = ("images_seen", "batch_size", "initialisation", "distance")
-            otherwise = compare_facts(*known, trained_by, NAMES).different
-            notes += [f"trained otherwise: {', '.join(otherwise.values())}"] if otherwise else []
-        found.append(compare_facts(*known, fields, NAMES))
-    unknown: dict[str, str] = {}
-    for agreement in found:
-        different, unknown = different | agreement.different, unknown | agreement.unknown
-    notes += [f"not known: {', '.join(unknown.values())}"] if unknown else []
-    return list(different.values()), notes

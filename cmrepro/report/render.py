@@ -109,7 +109,11 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
 
     decided = verdicts(records)
     paper = {f"table{number}": results.paper_rows(number, records, decided) for number in (1, 2)}
-    orderings, absolute = (results.verdict_rows(decided, k) for k in ("ordering", "absolute"))
+    shown = ("statement", "dataset", "basis", "verdict", "reason", "note", "id")
+    by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in results.claims_rows(records):
+        by_kind[row["kind"]].append({name: row[name] for name in shown})
+    orderings, absolute = by_kind["ordering"], by_kind["absolute"]
     measured = {row["dataset"] for row in orderings if row["verdict"] != "not measured"}
     ledger = ("id", "item", "paper", "released", "action")
     code = ("table3", "training", "evaluation")
@@ -126,7 +130,7 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
             samples[model].append((nfe, path))
     summary = []
     for kind, rows in (("Orderings and ablations", orderings), ("Printed scores", absolute)):
-        counts = Counter(row["verdict"] for row in rows)
+        counts = Counter(decided[row["id"]].answer for row in rows)
         each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
         summary.append(f"{kind} ({counts.total()}): {each}.")
     return {

@@ -1,5 +1,6 @@
 """Records as rows: means over seeds, the paper's Tables 1 and 2 with our scores, the models."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from cmrepro.report.comparability import (
     times_in_words,
     trained,
 )
-from cmrepro.report.statistics import Verdict, summarise
+from cmrepro.report.statistics import summarise
 from cmrepro.report.tables import LABELS
+from cmrepro.report.verdicts import Verdict, verdicts
 from cmrepro.settings import Metric
 
 PAPER_METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
@@ -88,7 +90,7 @@ def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
 
 
 def paper_rows(
-    number: int, records: Sequence[RunRecord], verdicts: Mapping[str, Verdict]
+    number: int, records: Sequence[RunRecord], decided: Mapping[str, Verdict]
 ) -> list[PaperRow]:
     """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations)."""
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
@@ -112,7 +114,7 @@ def paper_rows(
         for members in (groups := group(ours)):
             first, settings = members[0], _settings(members[0], groups)
             answers = [
-                "not comparable" if against_claim(c, first).different else verdicts[c.id].answer
+                "not comparable" if against_claim(c, first).different else decided[c.id].answer
                 for c in of_row
                 if c.setting.metric in first.scores
             ]
@@ -154,13 +156,32 @@ def own_models(records: Sequence[RunRecord]) -> list[OwnModel]:
     return found
 
 
-def verdict_rows(verdicts: Mapping[str, Verdict], kind: str) -> list[dict[str, Any]]:
-    """One row a claim of a kind ("absolute" or "ordering"): its statement and its verdict."""
+def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a claim with its verdict; `recipe` and `nfe` of an ordering are its better side's.
+
+    `score` is the mean over seeds, `difference` what an ordering's better side gains (negative
+    where it is worse), `low` and `high` are the ends of the 95 % interval of either.
+    """
     rows = []
-    for c in (c for c in claims() if c.kind == kind):
-        statement = c.where if isinstance(c, AbsoluteClaim) else c.statement
-        row = {"statement": statement, "dataset": c.dataset, "verdict": verdicts[c.id].answer}
-        rows.append(row | {"reason": verdicts[c.id].reason, "claim": c.id})
+    for claim, verdict in zip(claims(), verdicts(records).values(), strict=True):
+        absolute, mean = isinstance(claim, AbsoluteClaim), verdict.estimate
+        row: dict[str, Any] = {"id": claim.id, "statement": verdict.statement(claim)}
+        row |= {"dataset": claim.dataset, "basis": claim.basis, "verdict": str(verdict)}
+        row |= dict.fromkeys(("score", "difference", "low", "high", "seeds"))
+        if mean:
+            row |= {"score" if absolute else "difference": mean.mean, "seeds": mean.n}
+            if not math.isnan(mean.half_width):
+                row |= {"low": mean.mean - mean.half_width, "high": mean.mean + mean.half_width}
+        row |= {"reason": verdict.reason, "note": "; ".join([*verdict.notes, *claim.notes])}
+        row |= {"kind": claim.kind} | dict.fromkeys(("published", "margin", "better", "worse"))
+        if isinstance(claim, AbsoluteClaim):
+            setting = claim.setting
+            row |= {"published": claim.printed.text, "margin": claim.margin}
+        else:
+            setting = claim.better
+            row |= {"better": str(setting), "worse": "; ".join(map(str, claim.worse))}
+        row |= {key: getattr(setting, key) for key in ("recipe", "nfe", "protocol", "metric")}
+        rows.append(row | {"num_images": claim.num_images, "where": claim.where})
     return rows
 
 

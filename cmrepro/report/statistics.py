@@ -106,24 +106,3 @@ def seeds_to_decide(distance: float, margin: float, sigma: float) -> int | None:
         numbers, POWER, key=lambda n: sum(answer_probabilities(distance, margin, sigma, n))
     )
     return seeds if seeds <= MOST_SEEDS else None
-
-
-class Verdict(Struct, frozen=True):
-    """Verdict on one claim: an answer and its reason in one line."""
-
-    # "not measured", "not comparable", "inconclusive", "reproduced", "not reproduced", "holds at
-    # demo scale" or "does not hold at demo scale"
-    answer: str
-    reason: str
-    estimate: Summary | None = None  # mean over seeds, or gain of an ordering's better side
-    seeds_to_decide: int | None = None  # seeds that would decide an inconclusive claim
-
-
-def inconclusive(
-    reason: str, estimate: Summary, distance: float, margin: float, sd: float, notes: str
-) -> Verdict:
-    """Verdict that names the number of seeds that would decide."""
-    seeds = seeds_to_decide(distance, margin, sd)
-    count = f"more than {MOST_SEEDS:,}" if seeds is None else f"{seeds}"
-    text = f"{reason}; were mean and spread as observed, {count} seeds would decide with power"
-    return Verdict("inconclusive", f"{text} {100 * POWER:.0f} %{notes}", estimate, seeds)

@@ -1,4 +1,4 @@
-"""Tables as text, Markdown, CSV, JSON and LaTeX; claims, deviations and later work as rows."""
+"""Tables as text, Markdown, CSV, JSON and LaTeX; deviations and later work as rows."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from cmrepro.paper import AbsoluteClaim, claims, deviations, later_work, metrics
+from cmrepro.paper import deviations, later_work
 from cmrepro.schema import to_builtins
 from cmrepro.settings import METRICS, Metric
 
@@ -57,25 +57,6 @@ def _line(value: object) -> str:
     """A cell in one line."""
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
     return " ".join(text.splitlines())
-
-
-def claims_rows() -> list[dict[str, Any]]:
-    """One row a claim; `recipe` and `nfe` of an ordering are those of its better side."""
-    rows = []
-    for claim in claims():
-        if isinstance(claim, AbsoluteClaim):
-            setting, label = claim.setting, metrics()[claim.setting.metric].label
-            steps = f"{setting.nfe} step{'s' * (setting.nfe > 1)}"
-            statement = f"{label} of {claim.method} on {claim.dataset}, {steps}"
-            own = {"published": claim.printed.text, "margin": f"{claim.margin:.2g}"}
-        else:
-            setting, statement = claim.better, f"{claim.statement} ({claim.dataset})"
-            own = {"better": str(setting), "worse": "; ".join(map(str, claim.worse))}
-        row: dict[str, Any] = {"id": claim.id, "kind": claim.kind, "statement": statement}
-        row |= {key: own.get(key) for key in ("published", "margin", "better", "worse")}
-        row |= {key: getattr(setting, key) for key in ("recipe", "nfe", "protocol", "metric")}
-        rows.append(row | {"num_images": claim.num_images, "where": claim.where})
-    return rows
 
 
 def deviations_rows() -> list[dict[str, Any]]:
