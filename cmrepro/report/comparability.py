@@ -197,7 +197,7 @@ def pair_agreement(
     """Agreement of two records whose scores are set side by side.
 
     Scoring and sampling must agree. One model may have another number of evaluations; models of
-    one recipe may differ in ablated fields and what follows from them; two methods, or a model from
+    one recipe may differ in ablated fields and what follows from them; two methods, or models from
     elsewhere, may be trained otherwise on the same images.
     """
     known, further = (facts(a), facts(b)), ["dataset_sha256"]
