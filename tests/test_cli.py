@@ -263,4 +263,3 @@ def test_several_protocols_and_the_explanation_of_two(run, tmp_path):
     code, out, err = run(*arguments, "--explain", larger, rounded)
     assert code == 0, err
     assert [row["change"] for row in json.loads(out)] == ["as it is", "rounding (emulated)"]
-    assert (tmp_path / "results/figures/explain_set_larger_larger.svg").is_file()

@@ -47,7 +47,7 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     --batch-size describe images from elsewhere; seeds of one model are averaged. A JSON beside
     SAMPLES says the same (SAMPLES.provenance.json), as for samples of this suite. --intervals adds
     FID by number of images too. --explain A B attributes the difference between two protocols step
-    by step, as a table and a figure.
+    by step.
     Under `torchrun … -m cmrepro evaluate …` each process takes its share of the images.
     """
     explained, real = arguments.pop("explained"), arguments.pop("real")
@@ -61,16 +61,8 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     protocols = [load_protocol(name) for name in explained or arguments.pop("protocol")]
     images = open_images(samples)
     if explained:
-        from cmrepro.report.figures import waterfall_figure  # takes a second
-
-        names = "_".join([images.name, *(protocol.name for protocol in protocols)])
-        path = out / f"results/figures/explain_{names}.svg"
-        options.require_new(path, overwrite)
         real_images, device = open_images(real) if real else None, arguments["device"]
-        rows = explain(images, *protocols, real=real_images, device=device)
-        options.print_rows(rows, format_)
-        waterfall_figure(rows, path)
-        click.echo(f"wrote {path}", err=True)
+        options.print_rows(explain(images, *protocols, real=real_images, device=device), format_)
         return
     provenance = read_provenance(Path(samples), images).stating(**stated)
     with process_group() as rank:

@@ -6,10 +6,10 @@ import click
 
 from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, print_rows
 from cmrepro.data import open_images
-from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, write_grid
+from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, REAL, write_grid
 from cmrepro.paper import claim
 from cmrepro.records import FOLDER, read_records
-from cmrepro.report.render import REAL, check_report, write_report
+from cmrepro.report.render import check_report, write_report
 from cmrepro.report.results import claims_rows
 
 

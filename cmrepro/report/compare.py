@@ -1,13 +1,12 @@
 """Two records side by side: what differs in settings, hashes and scores, and what that means."""
 
 import math
-from statistics import NormalDist
 from typing import Any
 
 from cmrepro.records import RELATIVE_TOLERANCE, RunRecord, differences
 from cmrepro.report.comparability import Agreement, pair_agreement
+from cmrepro.report.results import half_interval
 from cmrepro.schema import Struct
-from cmrepro.settings import Metric
 
 DIVERGENCE_CAUSES = {  # causes of a difference by stage, in the order of the stages
     "noise": "another seed, num_images, nfe or random generator",
@@ -43,21 +42,11 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
     scores = []
     for metric in (m for m in first.scores if m in second.scores):
         x, y = first.scores[metric], second.scores[metric]
-        half = math.hypot(_half_width(first, metric), _half_width(second, metric))
+        half = math.hypot(half_interval(first, metric), half_interval(second, metric))
         half = 0.0 if first.hashes.images == second.hashes.images else half
         row = {"what": metric, "first": x, "second": y, "difference": y - x}
         scores.append(row | {"interval": None if math.isnan(half) else half})
     return Comparison(settings, _divergence(first, second), scores, pair_agreement(first, second))
-
-
-def _half_width(record: RunRecord, metric: Metric) -> float:
-    """Half the 95 % interval of a score over sets of as many images, NaN where not known."""
-    if not (uncertainty := record.uncertainty):
-        return math.nan
-    if metric == "fid" and uncertainty.fid_infinity:
-        return NormalDist().inv_cdf(0.975) * uncertainty.fid_infinity.standard_error
-    low, high = uncertainty.intervals.get(metric, (math.nan, math.nan))
-    return (high - low) / 2
 
 
 def _divergence(first: RunRecord, second: RunRecord) -> str:

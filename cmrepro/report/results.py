@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import (
-    SCORING,
+    SCORED,
     Agreement,
     against_claim,
+    anchors,
     compare_facts,
     facts,
     group,
@@ -18,7 +20,7 @@ from cmrepro.report.comparability import (
     times_in_words,
     trained,
 )
-from cmrepro.report.statistics import summarise
+from cmrepro.report.statistics import Summary, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.report.verdicts import Verdict, verdicts
 from cmrepro.settings import Metric
@@ -26,8 +28,8 @@ from cmrepro.settings import Metric
 PAPER_METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
 AS_PUBLISHED = "as published"  # methods that this suite does not have
 RECIPE_COLUMNS = (
-    *("method", "num_scales", "s0", "s1", "schedule_steps", "target_ema", "mu0", "distance"),
-    *("solver", "batch_size", "learning_rate"),
+    *("method", "distance", "solver", "num_scales", "s0", "s1", "target_ema", "mu0"),
+    *("batch_size", "learning_rate"),
 )
 TRAINING_COLUMNS = ("total_steps", "images_seen", "dataset", "weights")
 SHOWN = ("model", "nfe", "num_images", "protocol", "protocol version")
@@ -45,17 +47,40 @@ def protocol_of(record: RunRecord) -> str:
     return f"{record.protocol.name} v{record.protocol.version}"
 
 
-def _means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
+def half_interval(record: RunRecord, metric: Metric) -> float:
+    """Half the 95 % interval of a score over sets of as many images, NaN where not known."""
+    if not (uncertainty := record.uncertainty):
+        return math.nan
+    if metric == "fid" and uncertainty.fid_infinity:
+        return NormalDist().inv_cdf(0.975) * uncertainty.fid_infinity.standard_error
+    low, high = uncertainty.intervals.get(metric, (math.nan, math.nan))
+    return (high - low) / 2
+
+
+def summary(members: Sequence[RunRecord], metric: Metric) -> Summary:
+    """Mean of a score over seeds with its interval; that of the sample set for one record."""
+    if len(members) == 1:
+        return Summary(members[0].scores[metric], half_interval(members[0], metric), 1)
+    return summarise([record.scores[metric] for record in members])
+
+
+def ranked(records: Sequence[RunRecord]) -> list[tuple[Summary, RunRecord]]:
+    """FD and first record of each group of seeds, best first, without ablations."""
+    groups = group(r for r in records if "fid" in r.scores and not is_ablation(r))
+    found = [(summary(members, "fid"), members[0]) for members in groups]
+    return sorted(found, key=lambda pair: pair[0].mean)
+
+
+def means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
     """Mean ± half the 95 % interval of each score of a group of records, by label."""
-    shared = [metric for metric in shown if metric in members[0].scores]
-    return {LABELS[m]: str(summarise([r.scores[m] for r in members])) for m in shared}
+    return {LABELS[m]: str(summary(members, m)) for m in shown if m in members[0].scores}
 
 
 def interval_ends(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, float]:
     """Mean of each score of a group of records, and the ends of its 95 % interval, as numbers."""
     row: dict[str, float] = {}
     for metric in (metric for metric in shown if metric in members[0].scores):
-        found = summarise([record.scores[metric] for record in members])
+        found = summary(members, metric)
         ends = found.mean - found.half_width, found.mean + found.half_width
         row |= {metric: found.mean, f"{metric}_low": ends[0], f"{metric}_high": ends[1]}
     return row
@@ -63,7 +88,7 @@ def interval_ends(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict
 
 def results_rows(
     records: Sequence[RunRecord],
-    cells: Callable[[Sequence[RunRecord], Sequence[Metric]], Mapping[str, Any]] = _means,
+    cells: Callable[[Sequence[RunRecord], Sequence[Metric]], Mapping[str, Any]] = means,
 ) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
     rows = []
@@ -92,7 +117,10 @@ def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
 def paper_rows(
     number: int, records: Sequence[RunRecord], decided: Mapping[str, Verdict]
 ) -> list[PaperRow]:
-    """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations)."""
+    """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations).
+
+    Images from elsewhere that are scored like ours follow in the order of FD.
+    """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
     models = {(c.dataset, c.method): c.setting.recipe for c in absolute}
     for dataset in {c.dataset for c in absolute}:  # the teacher is no claim
@@ -119,11 +147,19 @@ def paper_rows(
                 if c.setting.metric in first.scores
             ]
             cells = {"ours": first.model + (f" ({settings})" if settings else "")}
-            cells |= {f"our {name}": mean for name, mean in _means(members, PAPER_METRICS).items()}
-            cells |= {"n": f"{len(members)} x {first.num_images:,}"}
-            cells |= {"protocol": protocol_of(first), "verdict": ", ".join(dict.fromkeys(answers))}
+            cells |= _our_cells(members, columns)
+            cells |= {"verdict": ", ".join(dict.fromkeys(answers))}
             rows.append(PaperRow(printed | cells, members))
+    context = {a.id: a for row in rows for r in row.records[:1] for a in anchors(r, records)}
+    rows += [PaperRow({"ours": a.model} | _our_cells([a], columns), [a]) for a in context.values()]
     return rows
+
+
+def _our_cells(members: Sequence[RunRecord], columns: Sequence[Metric]) -> dict[str, str]:
+    """Our scores in the columns of a table of the paper."""
+    cells = {f"our {name}": mean for name, mean in means(members, columns).items()}
+    first = members[0]
+    return cells | {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
 
 
 class OwnModel(NamedTuple):
@@ -148,7 +184,7 @@ def own_models(records: Sequence[RunRecord]) -> list[OwnModel]:
             none = Agreement({"dataset": f"the paper has no row of {images}"}, {})
             found.append(OwnModel(members, "", none))
             continue
-        sides, fields = ("in the paper", "here"), (*SCORING, "dataset")
+        sides, fields = ("in the paper", "here"), (*SCORED[:3], "dataset")
         compared = compare_facts(facts(claim), known, fields, sides)
         needed = {field: f"not known: {text}" for field, text in compared.unknown.items()}
         agreement = Agreement(compared.different | needed, {})
