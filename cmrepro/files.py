@@ -46,7 +46,7 @@ def _write_errors(path: Path, only: int | None = None) -> Iterator[None]:
     except OSError as error:
         if only not in (None, error.errno):
             raise
-        advice = f"{str(error.strerror).lower()}; choose another folder with --out"
+        advice = f"{str(error.strerror).lower()}; choose another folder"
         raise ValueError(f"cannot write {path}: {advice}") from error
 
 

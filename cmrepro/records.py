@@ -1,6 +1,7 @@
 """Records of trainings, checkpoints and sample sets, and of one run as JSON, `RunRecord`."""
 
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -207,6 +208,15 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
             if not low <= value <= high:
                 raise ValueError(f"got {metric} = {value}; allowed is {low:g} to {high:g}")
 
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{metric} {value:.4g}" for metric, value in self.scores.items())
+        return f"RunRecord({self.id}: {scores})"
+
+    def _repr_html_(self) -> str:
+        """Scores as a table, for notebooks."""
+        rows = (f"<tr><th>{key}</th><td>{x:.5g}</td></tr>" for key, x in self.scores.items())
+        return f"<table><caption>{html.escape(self.id)}</caption>{''.join(rows)}</table>"
+
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that makes the scores, as flat keys: equal for two runs of one experiment."""
@@ -283,8 +293,8 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
         keys = differences(read_record(path), record)
         if found := [key for key in keys if not key.startswith(("provenance", "durations_s"))]:
             raise ValueError(
-                f"{path} is there and differs in {', '.join(found)}; keep one: --overwrite "
-                "replaces it, another --out keeps both ('cmrepro compare' explains)"
+                f"{path} is there and differs in {', '.join(found)}; keep one: overwrite it, "
+                "or keep both in another folder ('cmrepro compare' explains)"
             )
         return path
     with atomic_path(path) as temporary:

@@ -110,7 +110,7 @@ def test_a_file_that_exists_is_not_replaced(run, tmp_path, arguments):
 def test_a_foreign_report_is_not_replaced(run, tmp_path, arguments):
     (tmp_path / "results").symlink_to(pathlib.Path("results").resolve())
     (tmp_path / "REPORT.md").write_text("precious")
-    assert "--overwrite" in refusal(run, *arguments, "--out", tmp_path)
+    assert "overwrite it" in refusal(run, *arguments, "--out", tmp_path)
     assert (tmp_path / "REPORT.md").read_text() == "precious"
 
 

@@ -201,8 +201,8 @@ def test_other_numbers_of_images_are_requested_and_warned_about(
 ) -> None:
     for requested, message in [
         (None, "59 images, protocol 'tiny' asks for 60"),
-        (70, "59 images, --num-images is 70"),
-        (9, "--num-images is 9; allowed are 10 to 59"),
+        (70, "59 images, num_images is 70"),
+        (9, "num_images is 9; allowed are 10 to 59"),
     ]:
         with pytest.raises(ValueError, match=message):
             num_scored(59, PROTOCOL, requested)

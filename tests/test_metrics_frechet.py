@@ -182,7 +182,7 @@ def test_parts_are_disjoint() -> None:
     order = np.random.default_rng(0).permutation(NUM_IMAGES)
     half = frechet_distance(*moments(gaussian(0)[order[400:]]), zero, one)
     assert parts[400][1] == pytest.approx(half, rel=1e-9)
-    with pytest.raises(ValueError, match="got 9 images, --intervals needs at least 10"):
+    with pytest.raises(ValueError, match="got 9 images, intervals need at least 10"):
         fid_of_parts(gaussian(0)[:9], zero, one)
 
 

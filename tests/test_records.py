@@ -155,7 +155,7 @@ def test_another_record_of_an_id_is_kept_unless_it_is_to_be_replaced(tmp_path):
     again = altered(RECORD, {"durations_s": {"scoring": 99.0}, "provenance.cpu": "other"})
     assert write_record(again, tmp_path) == path and read_record(path) == RECORD
     other = altered(RECORD, {"scores.fid": 2.0, "hashes.features": sha256_of("other")})
-    with pytest.raises(ValueError, match=r"differs in .*--overwrite") as refused:
+    with pytest.raises(ValueError, match=r"differs in .*overwrite it") as refused:
         write_record(other, tmp_path)
     assert "scores.fid" in str(refused.value) and "hashes.features" in str(refused.value)
     write_record(other, tmp_path, overwrite=True)

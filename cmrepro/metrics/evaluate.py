@@ -126,8 +126,8 @@ def num_scored(available: int, protocol: Protocol, requested: int | None = None)
     parts, manifold = protocol.inception_score, protocol.manifold
     least = max((parts and parts.num_splits) or 2, manifold.neighborhood + 1 if manifold else 2)
     if not least <= count <= available:
-        source = f"protocol '{protocol.name}' asks for" if requested is None else "--num-images is"
-        allowed = f"allowed are {least} to {available} (--num-images), or sample more"
+        source = f"protocol '{protocol.name}' asks for" if requested is None else "num_images is"
+        allowed = f"allowed are {least} to {available} (num_images), or sample more"
         fix = f"needed are {least}" if available < least else allowed
         raise ValueError(f"got {available} images, {source} {count}; {fix}")
     return count

@@ -112,7 +112,7 @@ def fid_of_parts(
     """
     count, dim = features.shape
     if count < 2 * PARTS:
-        raise ValueError(f"got {count} images, --intervals needs at least {2 * PARTS}")
+        raise ValueError(f"got {count} images, intervals need at least {2 * PARTS}")
     order = np.random.default_rng(seed).permutation(count)
     parts: dict[int, tuple[float, ...]] = {}
     for divisor in range(PARTS, 0, -1):

@@ -43,7 +43,7 @@ def require_own_report(out: Path, overwrite: bool) -> None:
     """Refuse a REPORT.md that is there and was not written by `write_report`."""
     report = out / "REPORT.md"
     if report.is_file() and not overwrite and MARK not in report.read_text(encoding="utf-8"):
-        raise ValueError(f"{report} is not by cmrepro; choose another --out, or add --overwrite")
+        raise ValueError(f"{report} is not by cmrepro; choose another folder, or overwrite it")
 
 
 def check_report(out: Path) -> tuple[list[str], str]:
