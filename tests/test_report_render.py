@@ -14,7 +14,7 @@ import pytest
 from paper_records import paper_record
 from PIL import Image
 from records_of import altered, demo_record, sha256_of
-from report_folder import PARTS, made_up_records, make_results
+from report_folder import made_up_records, make_results
 from scipy import stats
 
 from cmrepro.data.grids import write_grid
@@ -177,7 +177,7 @@ def test_a_records_page_shows_its_fields_and_how_to_repeat_it(
     (tmp_path / "demo-cifar10-ct.safetensors").write_bytes(b"ct")  # has the record's checksum
     records = {
         "bundled": demo_record("ct", 1, 0, 100.123456789),
-        "trained": demo_record("cd", 1, 0, 90.0),
+        "trained": made_up_records()[2],
         "foreign": demo_record("cd", None, None, 50.0, model="foreign"),
     }
     for record in records.values():
@@ -190,6 +190,7 @@ def test_a_records_page_shows_its_fields_and_how_to_repeat_it(
     assert f"{redo['trained']} --checkpoint demo-cifar10-cd.safetensors" in text["trained"]
     assert f"{redo['foreign']} --samples FILE" in text["foreign"]
     assert '<data value="100.123456789" title="100.123456789">100.12</data>' in text["bundled"]
+    assert "<dt>500</dt><dd>130, 134</dd>" in text["trained"]  # FD of parts of the images
     assert f'<a href="{records["foreign"].id}.html">foreign</a>' in text["bundled"]
     assert records["trained"].hashes.images in text["trained"]
 
@@ -299,34 +300,17 @@ def test_table_2_and_later_work_are_whole() -> None:
 
 
 def test_a_score_figure_has_means_intervals_anchors_and_the_teacher() -> None:
-    real, noise = (
-        demo_record("cd", None, None, fid, model=name)
-        for name, fid in (("real", 6), ("noise", 200))
-    )
+    anchors = {"real": 6.0, "noise": 200.0}
+    records = [demo_record("cd", None, None, fid, model=name) for name, fid in anchors.items()]
+    other = altered(records[0], {"model": "elsewhere", "num_images": 100})
     teacher = demo_record("edm", 35, 0, 50.0)
-    other = altered(real, {"model": "elsewhere", "num_images": 100})
-    figure = figures.score_figure([*made_up_records(), teacher, noise, real, other])
-    ax, _ = figure.axes
-    assert [a.get_title() for a in figure.axes] == [
-        "FD (lower is better)",
-        "IS (higher is better)",
-    ]
-    cd, edm = ax.containers
+    [ax] = figures.score_figure([*made_up_records(), teacher, *records, other]).axes
+    edm, cd = ax.containers
     interval = stats.ttest_1samp([100.0, 102.0], 0).confidence_interval(0.95)
     assert cd.lines[0].get_xydata().tolist() == [[1, 101], [2, 91]]
     assert edm.lines[0].get_xydata().tolist() == [[35, 50]]
     np.testing.assert_allclose(cd.lines[2][0].get_segments()[0][:, 1], interval)
     assert [text.get_text() for text in ax.texts] == ["real 6", "noise 200"]
-
-
-def test_fid_of_parts_is_drawn_with_the_extrapolation() -> None:
-    ax = figures.num_images_figure(made_up_records()).axes[0]
-    [line] = ax.lines
-    parts = [[size, fid] for size, fids in PARTS.items() for fid in fids]
-    assert line.get_xydata().tolist() == parts
-    [label] = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert label.endswith(f": 80.00 ± {2 * stats.norm.ppf(0.975):.2f}")
-    assert figures.num_images_figure([demo_record("cd", 1, 0, 1.0)]) is None
 
 
 def test_the_picture_has_the_first_row_of_each_grid_best_first(out: Path) -> None:

@@ -21,20 +21,16 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 from PIL import Image
 
 from cmrepro.data.grids import REAL, TILE
-from cmrepro.paper import metrics
 from cmrepro.records import RunRecord
-from cmrepro.report.comparability import anchors, group, is_ablation, is_own
-from cmrepro.report.results import half_interval, protocol_of, ranked, summary
-from cmrepro.report.statistics import Summary
+from cmrepro.report.comparability import anchors, is_own
+from cmrepro.report.results import protocol_of, ranked
 from cmrepro.report.tables import LABELS
-from cmrepro.settings import Metric
 
 # Colours that colour-blind readers tell apart (Okabe, Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8c6d00", "#56B4E9")
 STYLE: Any = {"svg.hashsalt": "cmrepro", "svg.fonttype": "none", "font.size": 8}
 STYLE |= {"axes.grid": True, "grid.alpha": 0.3, "axes.prop_cycle": cycler(color=COLOURS)}
 CURVE_POINTS = 300  # of a training curve; a longer log is thinned
-SHOWN: tuple[Metric, ...] = ("fid", "is")  # other scores may order images otherwise than quality
 
 
 def figures(records: Sequence[RunRecord], results: Path) -> dict[str, dict[str, str]]:
@@ -48,7 +44,6 @@ def figures(records: Sequence[RunRecord], results: Path) -> dict[str, dict[str, 
         drawn: dict[str, dict[str, Figure | None]] = {
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
-            "fid_by_num_images": {name: num_images_figure(of) for name, of in by_protocol.items()},
             "training": {
                 path.stem: training_figure(path) for path in logs if path.stem not in own
             },
@@ -92,61 +87,34 @@ def samples_figure(records: Sequence[RunRecord], grids: Path) -> Figure | None:
 
 
 def score_figure(records: Sequence[RunRecord]) -> Figure | None:
-    """FD and IS against NFE under one protocol, without ablations; None without a model.
+    """FD against NFE under one protocol, without ablations; None without a model.
 
     Dashed levels are images from elsewhere, which say what the scale means.
     """
-    groups = group(r for r in records if r.nfe is not None and not is_ablation(r))
-    shown = [m for m in SHOWN if any(m in members[0].scores for members in groups)]
-    if not shown:
-        return None
-    context = {r.id: r for members in groups for r in anchors(members[0], records)}
-    figure = Figure(figsize=(4 * len(shown), 3.4), layout="constrained")
-    for ax, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        lines: dict[str, dict[int, Summary]] = defaultdict(dict)
-        for members in (g for g in groups if metric in g[0].scores):
-            label = f"{members[0].model}, {members[0].num_images:,} images"
-            lines[label][members[0].nfe or 0] = summary(members, metric)
-        for (label, line), marker in zip(lines.items(), itertools.cycle("osD^v"), strict=False):
-            means, bars = zip(*((y.mean, y.half_width) for y in line.values()), strict=True)
-            ax.errorbar([*line], means, bars, marker=marker, capsize=2, label=label)
-        for record in (r for r in context.values() if metric in r.scores):
-            level = record.scores[metric]
-            ax.axhline(level, ls="--", lw=0.8, alpha=0.6, color="k")
-            place: Any = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 6}
-            ax.annotate(f"{record.model} {level:.4g}", (0.02, level), **place)
-        ax.set(xscale="log", yscale="log", xlabel=f"nfe ({protocol_of(records[0])})")
-        low, high = ax.get_ylim()
-        ax.set_ylim(low / 1.1, high * 1.1)  # equal scores have no range of their own
-        ticks = sorted({nfe for line in lines.values() for nfe in line})
-        ax.set_xticks(ticks, map(str, ticks))
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(ScalarFormatter())
-        ax.minorticks_off()
-        better = "higher" if metrics()[metric].higher_is_better else "lower"
-        ax.set_title(f"{LABELS[metric]} ({better} is better)")
-    figure.axes[0].legend(fontsize=6)
-    return figure
-
-
-def num_images_figure(records: Sequence[RunRecord]) -> Figure | None:
-    """FID of parts of the sample sets against their size; None where no record holds it."""
-    known = [(r, r.uncertainty) for r in records if r.uncertainty]
-    known = [(r, uncertainty) for r, uncertainty in known if uncertainty.fid_by_num_images]
-    if not known:
+    lines: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
+    levels: dict[str, RunRecord] = {}
+    for mean, first in ranked(records):
+        if first.nfe:
+            label = f"{first.model}, {first.num_images:,} images"
+            lines[label].append((first.nfe, mean.mean, mean.half_width))
+            levels |= {f"{r.model} {r.scores['fid']:.4g}": r for r in anchors(first, records)}
+    if not lines:
         return None
     ax = (figure := Figure(figsize=(6, 4), layout="constrained")).add_subplot()
-    for record, uncertainty in known:
-        parts = [(n, fid) for n, fids in uncertainty.fid_by_num_images.items() for fid in fids]
-        label = f"{record.model}, nfe {record.nfe}, seed {record.seed}"
-        if infinity := uncertainty.fid_infinity:
-            extrapolated = Summary(infinity.value, half_interval(record, "fid"), 1)
-            label += f"; infinitely many images: {extrapolated}"
-        ax.plot(*zip(*parts, strict=True), "o", markersize=3, label=label)
-    ax.set(xscale="log", xlabel="num_images", title=f"{LABELS['fid']} ({protocol_of(records[0])})")
-    ticks = sorted({n for _, uncertainty in known for n in uncertainty.fid_by_num_images})[-4:]
-    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    for (label, line), marker in zip(lines.items(), itertools.cycle("osD^v"), strict=False):
+        nfe, means, bars = zip(*sorted(line), strict=True)
+        ax.errorbar(nfe, means, bars, marker=marker, capsize=2, label=label)
+    for label, record in levels.items():
+        ax.axhline(record.scores["fid"], ls="--", lw=0.8, alpha=0.6, color="k")
+        place: Any = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 7}
+        ax.annotate(label, (0.02, record.scores["fid"]), **place)
+    ax.set(xscale="log", yscale="log", xlabel=f"nfe ({protocol_of(records[0])})")
+    ticks = sorted({nfe for line in lines.values() for nfe, *_ in line})
+    ax.set_xticks(ticks, map(str, ticks))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.minorticks_off()
+    ax.set_title(f"{LABELS['fid']} (lower is better)")
     ax.legend()
     return figure
 

@@ -6,35 +6,20 @@ from typing import Any
 
 from cmrepro.paper import AbsoluteClaim, claims
 from cmrepro.records import RunRecord
-from cmrepro.report.results import means, own_models, protocol_of, ranked
+from cmrepro.report.comparability import SCORED, compare_facts, facts, group, is_own
+from cmrepro.report.results import means, protocol_of, ranked
 from cmrepro.report.verdicts import Verdict
 
 Table = tuple[list[dict[str, Any]], list[str]]  # rows that name their notes by number, the notes
-KINDS = {"ordering": "orderings", "absolute": "printed scores"}
-PLURAL = {
-    "holds at demo scale": "hold at demo scale",
-    "does not hold at demo scale": "do not hold at demo scale",
-}
-UNTESTED = ("not measured", "not comparable")  # answers that test nothing
 
 
-def headline(decided: Mapping[str, Verdict]) -> str:
-    """Number of claims that records test, in words."""
-    tested = Counter(c.kind for c in claims() if decided[c.id].answer not in UNTESTED)
-    total = Counter(claim.kind for claim in claims())
-    orderings = f"{tested['ordering']} ordering{'s' * (tested['ordering'] != 1)} tested"
-    return f"{orderings}, {tested['absolute']} of {total['absolute']} printed scores measured"
-
-
-def counts(decided: Mapping[str, Verdict]) -> str:
-    """Number of claims by kind and answer, in a line."""
-    parts = []
-    for kind, name in KINDS.items():
-        found = Counter(decided[claim.id].answer for claim in claims() if claim.kind == kind)
-        known = sorted(found.items(), key=lambda item: (item[0] == "not measured", -item[1]))
-        each = ", ".join(f"{n} {a if n == 1 else PLURAL.get(a, a)}" for a, n in known)
-        parts.append(f"{found.total()} {name}: {each}.")
-    return " ".join(parts)
+def counts(decided: Mapping[str, Verdict]) -> dict[str, dict[str, int]]:
+    """Number of claims by kind and answer, those not measured last."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    answers = [(claim.kind, decided[claim.id].answer) for claim in claims()]
+    for kind, answer in sorted(answers, key=lambda pair: pair[1] == "not measured"):
+        found[kind][answer] += 1
+    return {**found}
 
 
 def verdict_table(decided: Mapping[str, Verdict], kind: str) -> Table:
@@ -57,21 +42,24 @@ def verdict_table(decided: Mapping[str, Verdict], kind: str) -> Table:
 
 
 def own_table(records: Sequence[RunRecord]) -> Table:
-    """One row a model of one's own, beside the FIDs that the paper prints for its data set."""
+    """One row a model that is none of the paper's, beside the paper's FIDs for its data set."""
+    absolute = [c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting.metric == "fid"]
     rows = []
-    for own in own_models(records):
-        first = own.records[0]
-        printed = [
-            f"{claim.method} {claim.printed.text}"
-            for claim in claims()
-            if isinstance(claim, AbsoluteClaim) and claim.dataset == own.dataset
-            if (claim.setting.nfe, claim.setting.metric) == (first.nfe, "fid")
-        ]
-        row = {"model": first.model, "nfe": first.nfe, **means(own.records, ("fid", "is"))}
-        row |= {"n": f"{len(own.records)} x {first.num_images:,}", "protocol": protocol_of(first)}
-        row |= {"dataset": own.dataset, "paper's FID": ", ".join(printed)}
-        row["verdict"] = "not comparable" if own.agreement.different else "comparable"
-        rows.append((row, (*own.agreement.different.values(), *own.agreement.unknown.values())))
+    for members in group(record for record in records if is_own(record)):
+        first, known = members[0], facts(members[0])
+        images = str(known["dataset"] or known["reference"])
+        beside = [c for c in absolute if images.startswith(c.training_data.removesuffix("train"))]
+        printed = [f"{c.method} {c.printed.text}" for c in beside if c.setting.nfe == first.nfe]
+        notes = [f"the paper has no row of {images}"]
+        if beside:
+            sides, fields = ("in the paper", "here"), (*SCORED[:3], "dataset")
+            compared = compare_facts(facts(beside[0]), known, fields, sides)
+            notes = [*compared.different.values()]
+            notes += [f"not known: {text}" for text in compared.unknown.values()]
+        row = {"model": first.model, "nfe": first.nfe, **means(members, ("fid", "is"))}
+        row |= {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
+        row |= {"paper's FID": ", ".join(printed)}
+        rows.append((row | {"verdict": "not comparable" if notes else "comparable"}, notes))
     return _numbered(rows)
 
 

@@ -3,8 +3,7 @@
 import functools
 import html
 import re
-from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +118,6 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     code = ("table3", "training", "evaluation")
     deviations = [row for row in deviations_rows() if row["group"] in code]
     tables["deviations"] = [{name: row[name] for name in ledger} for row in deviations]
-    further = {LABELS[m] for m in LABELS if m not in results.PAPER_METRICS}
-    models = tables["models"]
-    alike = (
-        {k: v for k, v in models[0].items() if all(row[k] == v for row in models)}
-        if models[1:]
-        else {}
-    )
     real = {"real images": str(REAL)} if (out / REAL).exists() else {}
     samples: dict[bool, dict[str, str]] = {True: {}, False: real}  # by is_own
     by_nfe = {(r.model, r.nfe): is_own(r) for r in records if r.nfe is not None}
@@ -134,7 +126,6 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
             samples[own][f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"] = path
     demo = any(map(is_demo, records))
     return {
-        "title": f"Consistency Models{' at demo scale' * demo}: {findings.headline(decided)}",
         "orderings": findings.verdict_table(decided, "ordering"),
         "printed": findings.verdict_table(decided, "absolute"),
         "counts": findings.counts(decided),
@@ -143,9 +134,6 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
         "measured": {k: [row.cells for row in rows if row.records] for k, rows in paper.items()},
         "yours": findings.own_table(records),
         "tables": tables,
-        "results": [_without(further, row) for row in tables["results"]],
-        "models": [_without(alike, row) for row in models],
-        "alike": alike,
         "records": results.record_rows(records),
         "runs": _runs(records),
         "figures": figures(records, out / "results"),
@@ -158,30 +146,16 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     }
 
 
-def _without(names: Container[str], row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without some columns."""
-    return {name: value for name, value in row.items() if name not in names}
-
-
-def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Command, code, hardware and time of the records, one line each."""
+def _runs(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Commands, code, hardware and time of the records."""
     sources = [record.provenance for record in records]
-
-    def distinct(values: Iterable[object]) -> str:
-        counts = Counter("none" if value is None else str(value) for value in values)
-        each = (f"{value} ({n} of {len(records)} records)" for value, n in sorted(counts.items()))
-        return "; ".join(counts if len(counts) == 1 else each)
-
-    commands = [f"`{' '.join(source.command.split()[:2])} …`" for source in sources]
     fields = ("cmrepro", "commit", "dirty", "python", "platform", "cpu", "gpu")
-    packages = sorted({f"{name} {v}" for s in sources for name, v in s.packages.items()})
+    found = {name: {str(getattr(source, name)) for source in sources} for name in fields}
+    found["packages"] = {f"{name} {v}" for s in sources for name, v in s.packages.items()}
+    found["command"] = {f"`{' '.join(s.command.split()[:2])} …`" for s in sources}
     key = "sampling_all_steps"
     sampling = {(r.model, r.seed): r.durations_s[key] for r in records if key in r.durations_s}
     scoring = sum(r.durations_s.get("scoring", 0) for r in records)
-    return [
-        ("command", f"{distinct(commands)}; in full on each record's page"),
-        *((field, distinct(getattr(s, field) for s in sources)) for field in fields),
-        ("packages", ", ".join(packages)),
-        ("sampling", f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job"),
-        ("scoring", f"{scoring:.0f} s for all {len(records)} records"),
-    ]
+    seconds = {"sampling": sum(sampling.values()), "scoring": scoring}
+    texts = {name: ", ".join(sorted(values)) for name, values in found.items()}
+    return texts | {name: f"{duration:.0f} s" for name, duration in seconds.items()}

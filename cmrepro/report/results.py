@@ -8,15 +8,10 @@ from typing import Any, NamedTuple
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import (
-    SCORED,
-    Agreement,
     against_claim,
     anchors,
-    compare_facts,
-    facts,
     group,
     is_ablation,
-    is_own,
     times_in_words,
     trained,
 )
@@ -160,36 +155,6 @@ def _our_cells(members: Sequence[RunRecord], columns: Sequence[Metric]) -> dict[
     cells = {f"our {name}": mean for name, mean in means(members, columns).items()}
     first = members[0]
     return cells | {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
-
-
-class OwnModel(NamedTuple):
-    """A model that is none of the paper's, beside the paper's rows of its data set."""
-
-    records: list[RunRecord]  # one a seed
-    dataset: str  # that of the paper's rows, e.g. "CIFAR-10"; "" where there are none
-    agreement: Agreement  # of its scoring and data with theirs; comparable if none is `different`
-
-
-def own_models(records: Sequence[RunRecord]) -> list[OwnModel]:
-    """Models that are none of the paper's, by number of evaluations and protocol."""
-    absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
-    found = []
-    for members in group(record for record in records if is_own(record)):
-        known = facts(members[0])
-        images = str(known["dataset"] or known["reference"])
-        claim = next(
-            (c for c in absolute if images.startswith(c.training_data.removesuffix("train"))), None
-        )
-        if claim is None:
-            none = Agreement({"dataset": f"the paper has no row of {images}"}, {})
-            found.append(OwnModel(members, "", none))
-            continue
-        sides, fields = ("in the paper", "here"), (*SCORED[:3], "dataset")
-        compared = compare_facts(facts(claim), known, fields, sides)
-        needed = {field: f"not known: {text}" for field, text in compared.unknown.items()}
-        agreement = Agreement(compared.different | needed, {})
-        found.append(OwnModel(members, claim.dataset, agreement))
-    return found
 
 
 def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
