@@ -59,7 +59,8 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
     total_steps: Positive | None = None  # optimizer steps taken
     images_seen: Positive | None = None  # images, with repetition
     seed: NotNegative | None = None  # this and the rest: our own trainings only
-    dataset_sha256: Checksum | None = None  # checksum of all training images
+    dataset_sha256: Checksum | None = None  # of all training images' pixels, in their order
+    dataset_files_sha256: Checksum | None = None  # of names and sizes of too many files to decode
     teacher: str | None = None  # name or file of the teacher
     teacher_sha256: Checksum | None = None  # checksum of the teacher's file
     precision: str | None = None  # "fp32", "bf16" or "fp16"

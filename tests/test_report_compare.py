@@ -7,9 +7,11 @@ import pytest
 from records_of import altered, demo_record, sha256_of
 from scipy import stats
 
+from cmrepro.paper import claim
 from cmrepro.records import write_record
 from cmrepro.report.comparability import Agreement
 from cmrepro.report.compare import compare
+from cmrepro.report.verdicts import ordering_verdict
 
 BASE = demo_record("cd", 2, 0, 100.0)
 
@@ -76,6 +78,19 @@ def test_reasons_why_scores_cannot_be_compared(changes, reason):
     assert found.startswith(reason)
     # Another seed and number of evaluations of one model.
     assert not compare(BASE, demo_record("cd", 1, 1, 90.0)).agreement.different
+
+
+def test_a_pair_has_one_answer_here_and_in_its_verdict():
+    cd, ct = (
+        [demo_record(m, 1, s, fid + s**2) for s in (0, 1)] for m, fid in (("cd", 9), ("ct", 99))
+    )
+    claimed = claim("song2023/ordering/cd-better-than-ct-nfe1/cifar10")
+    assert ordering_verdict(claimed, cd + ct).answer == "holds at demo scale"
+    agreement = compare(cd[0], ct[0]).agreement
+    assert not agreement.different and "trained otherwise" in agreement.notes[0]
+    other = [altered(record, {"checkpoint.network": "other"}) for record in ct]
+    assert ordering_verdict(claimed, cd + other).answer == "not comparable"
+    assert [*compare(cd[0], other[0]).agreement.different] == ["network"]
 
 
 def test_the_command(run, tmp_path):

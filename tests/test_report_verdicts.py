@@ -1,13 +1,27 @@
 """Verdicts on printed scores: error rates on simulated records, and what is not comparable."""
 
+from itertools import product
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from paper_records import paper_record
 from records_of import altered, demo_record, sha256_of
 from scipy import stats
 
+from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.paper import ablated_fields, claim, claims
+from cmrepro.report.results import (
+    claims_rows,
+    model_rows,
+    own_models,
+    paper_rows,
+    record_rows,
+    results_rows,
+)
 from cmrepro.report.verdicts import absolute_verdict, verdicts
+from cmrepro.schema import flat, to_builtins
 from cmrepro.training.recipes import load_recipe
 
 CD = "song2023/table1/cd/nfe1/fid"
@@ -112,6 +126,17 @@ def test_a_field_that_differs_is_named_with_both_values(changes, text):
     assert text in verdict.reason and ";" not in verdict.reason
 
 
+def test_the_official_ct_file_is_comparable_and_its_deviation_is_named():
+    training = to_builtins(released_checkpoints()["cifar10-ct-lpips"].training)
+    changes = {"checkpoint.training": training, "checkpoint.recipe": None}
+    for nfe, metric in product((1, 2), ("fid", "is")):
+        claimed = f"song2023/table1/ct/nfe{nfe}/{metric}"
+        value, margin = claim(claimed).value, claim(claimed).margin
+        verdict = verdict_on(claimed, [value, value + 0.1 * margin], changes)
+        assert verdict.answer == "reproduced"
+        assert "740,000 here (deviation ct-cifar10-checkpoint)" in verdict.notes[0]
+
+
 def test_an_unknown_field_is_named():
     unknown = {TRAINING + "weights": "not stated", "checkpoint.selection.rule": "as released"}
     verdict = verdict_on(CD, NEAR, unknown)
@@ -196,6 +221,43 @@ def test_a_demo_score_is_not_comparable_and_the_model_named_is_no_ablation():
     assert verdict.answer == "not comparable"
     assert verdict.reason.startswith("demo-cifar10-cd: ")
     assert "scale paper in the paper, demo here" in verdict.notes
+
+
+BASES = [
+    demo_record("cd", 2, 0, 100.0),
+    demo_record("edm", 35, None, 100.0),
+    demo_record("ct", None, None, 100.0),
+    *(paper_record(CT, seed, 1.0) for seed in (0, 1)),
+]
+
+
+def emptied(record, changes):
+    """The record with these values, [] where they make no valid one."""
+    try:
+        return [altered(record, dict(changes))]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def empty_values(record):
+    """Every field that may be empty, with its empty value."""
+    keys = [key.split(".") for key in flat(to_builtins(record))]
+    paths = sorted({".".join(key[: n + 1]) for key in keys for n in range(len(key))})
+    values = product(paths, (None, "", [], {}))
+    return st.sampled_from([change for change in values if emptied(record, [change])])
+
+
+DRAWN = st.one_of(*(st.tuples(st.just(r), st.lists(empty_values(r), min_size=1)) for r in BASES))
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.lists(DRAWN, min_size=1))
+def test_no_valid_record_makes_verdicts_and_tables_fail(drawn):
+    records = [*BASES, *(record for each in drawn for record in emptied(*each))]
+    assert len(claims_rows(records)) == len(claims())
+    paper_rows(1, records, verdicts(records))
+    for rows in (results_rows, record_rows, model_rows, own_models):
+        rows(records)
 
 
 def test_there_is_a_verdict_for_every_claim():

@@ -9,6 +9,7 @@ from records_of import altered, demo_record, sha256_of
 from scipy import stats
 
 from cmrepro.paper import claim
+from cmrepro.report.results import claims_rows
 from cmrepro.report.statistics import probability_better
 from cmrepro.report.verdicts import ordering_verdict
 
@@ -167,6 +168,68 @@ def test_an_ablation_differs_in_nothing_else(changed, text):
     verdict = ordering_verdict(L1, base + demo("cd", [100, 102, 101], **settings))
     assert verdict.answer == "not comparable"
     assert verdict.reason.startswith(text)
+
+
+def test_learning_rates_of_distances_may_be_in_the_papers_ratio_and_a_shared_one_is_named():
+    base = demo("cd", [90, 91, 92])
+    halved = demo("cd", [100, 102, 101], suffix="-l1", distance="l1", learning_rate=2e-4)
+    verdict = ordering_verdict(L1, base + halved)
+    assert verdict.answer == "holds at demo scale"
+    assert "0.0002 for the worse, in the paper's ratio" in verdict.notes[0]
+    shared = ordering_verdict(L1, base + demo("cd", [100, 102, 101], distance="l1"))
+    assert shared.notes == ("both have learning_rate 0.0004, which the recipe has for l2",)
+    ablation = full(CD, [4.5, 4.7, 4.6], distance="l2")  # the paper has one rate for both
+    assert ordering_verdict(L2, full(CD, [3.5, 3.6, 3.55]) + ablation).notes == ()
+
+
+def test_a_stand_in_and_a_mere_figure_are_named():
+    base = demo("cd", [90, 91, 92])
+    verdict = ordering_verdict(L2, demo("cd", [80, 81, 82], distance="efficientnet") + base)
+    assert verdict.answer == "holds at demo scale"
+    for text in (verdict.statement(L2), str(verdict), verdict.reason):
+        assert "EfficientNet" in text and "LPIPS" in text
+    [row] = [row for row in claims_rows(base) if row["id"] == L1.id]
+    assert "figure only" in row["statement"] and "not verified" in row["note"]
+    assert row["basis"] == "figure"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "label"),
+    [
+        (100, 178, "holds at demo scale"),
+        (100, 182, "inconclusive: the worse side did not train"),
+        (182, 100, "inconclusive: the better side did not train"),
+        (178, 100, "does not hold at demo scale"),
+    ],
+)
+def test_a_side_within_a_tenth_of_noise_decides_nothing(better, worse, label):
+    cd, ct = (demo(m, [x, x + 1, x - 1]) for m, x in (("cd", better), ("ct", worse)))
+    noise = demo_record("cd", None, None, 200.0, model="uniform-noise")
+    verdict = ordering_verdict(CD_CT, [*cd, *ct, noise])
+    assert str(verdict) == label
+    assert "noise has 200" in verdict.reason or verdict.answer != "inconclusive"
+    other = altered(noise, {"num_images": 500})  # of another scale
+    assert "hold" in ordering_verdict(CD_CT, [*cd, *ct, other]).answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"dataset": "mine"},
+            "dataset cifar10-train or cifar10-jpeg-train expected, mine for the",
+        ),
+        ({"dataset_sha256": "b" * 64}, "expected, other images named cifar10-jpeg-train for the"),
+        ({"dataset": "mine", "dataset_sha256": "a" * 64}, None),  # the same under another name
+    ],
+)
+def test_the_images_trained_on_decide_and_not_their_name(changes, text):
+    fields = {"reference.images_sha256": "a" * 64}
+    fields |= {TRAINING + key: value for key, value in changes.items()}
+    cd, ct = (demo(m, x, changes=fields) for m, x in (("cd", [9, 8, 9]), ("ct", [19, 18, 18])))
+    verdict = ordering_verdict(CD_CT, cd + ct)
+    assert verdict.answer == ("not comparable" if text else "holds at demo scale")
+    assert text is None or text in verdict.reason
 
 
 def test_a_model_trained_alike_is_taken_where_the_recipes_own_is_not():

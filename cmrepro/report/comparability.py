@@ -30,6 +30,7 @@ SAMPLING = ("times", "to_uint8", "clip_denoised")
 SCORING = ("protocol", "reference", "num_images")
 SCORED = (*SCORING, "scale", "dataset", "network")
 TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
+IMAGES = ("dataset_sha256", "dataset_files_sha256")  # checksums of what was trained on
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
 # Recipe fields that can move a score; claims do not hold them.
@@ -108,7 +109,7 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     for name in known.keys() & {*ABLATED, *RECIPE}:
         if known[name] is None:  # a recipe field without a value is known too
             known[name] = "by a schedule" if name in FOLLOWING else "none"
-    fields = (*FIELDS, *SAMPLING, *RECIPE, "reference_sha256", "dataset_sha256", "teacher")
+    fields = (*FIELDS, *SAMPLING, *RECIPE, *IMAGES, "reference_sha256", "teacher")
     return dict.fromkeys(fields) | known
 
 
@@ -135,7 +136,8 @@ def _record_facts(record: RunRecord) -> Facts:
         rate = training.ema_rate and f"EMA {training.ema_rate:.6g}"  # the digits of Table 3
         known["weights"] = rate if training.weights == "ema" else training.weights
         known["teacher"] = training.teacher_sha256 and training.teacher_sha256[:10]
-        known["dataset_sha256"] = training.dataset_sha256 and training.dataset_sha256[:10]
+        for name in IMAGES:
+            known[name] = (checksum := getattr(training, name)) and checksum[:10]
         if None not in (training.dataset_sha256, reference.images_sha256):
             # The images decide and not their name: those of the reference, or others of its name.
             if training.dataset_sha256 == reference.images_sha256:
@@ -200,7 +202,7 @@ def pair_agreement(
     one recipe may differ in ablated fields and what follows from them; two methods, or models from
     elsewhere, may be trained otherwise on the same images.
     """
-    known, further = (facts(a), facts(b)), ["dataset_sha256"]
+    known, further = (facts(a), facts(b)), [*IMAGES]
     found = compare_facts(*known, (*SCORING, "reference_sha256"), names)
     for record, name in zip((a, b), names, strict=True):
         found |= sampling_agreement(record, name)
@@ -302,11 +304,11 @@ def noise_score(record: RunRecord, records: Iterable[RunRecord]) -> float | None
 
 
 def group(records: Iterable[RunRecord], *ignored: str) -> list[list[RunRecord]]:
-    """Groups of records whose identity differs in seed and ignored keys alone, sorted by seed."""
+    """Groups of records with the same scores that differ in seed and ignored keys alone, by seed."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
         shared = {k: v for k, v in record.identity.items() if k not in ("seed", *ignored)}
-        found[repr(shared)].append(record)
+        found[repr((shared, sorted(record.scores)))].append(record)
     return sorted(found.values(), key=lambda g: (g[0].model, g[0].nfe or 0, repr(g[0].identity)))
 
 

@@ -81,7 +81,7 @@ def train(
     def save() -> None:
         if rank == 0:
             save_state(training, checksums, out, keep)
-            info = checkpoint_info(training, checksums, dataset.name, provenance)
+            info = checkpoint_info(training, checksums, dataset, provenance)
             save_checkpoint(checkpoint, training.ema.network, info)
 
     source = BatchSource(dataset, recipe, training.seed, rank, training.world_size)
@@ -186,7 +186,7 @@ class Log:
     def preview(self) -> None:
         """Write samples/STEP.png and a line of scores.jsonl; the processes sample together."""
         training, step, size = self.training, self.training.step, self.dataset.image_shape[0]
-        info = checkpoint_info(training, {}, self.dataset.name, None)
+        info = checkpoint_info(training, {}, self.dataset, None)
         steps = PREVIEW_HEUN_POINTS if info.parameterization == "edm" else 1
         settings = sampler_settings(info, steps)
         stages = sample(training.ema, settings, PREVIEW_IMAGES, 0, size).stages

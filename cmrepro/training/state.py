@@ -12,6 +12,8 @@ import torch
 from msgspec.structs import asdict
 
 from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.data import ImageSource
+from cmrepro.data.sources import ImageFiles
 from cmrepro.distributed import broadcast
 from cmrepro.files import atomic_path
 from cmrepro.records import CheckpointInfo, Provenance, TrainingRun
@@ -104,14 +106,14 @@ def _course(recipe: Recipe, step: int) -> dict[str, Any]:
 
 
 def checkpoint_info(
-    training: Training, checksums: Checksums, dataset: str, provenance: Provenance | None
+    training: Training, checksums: Checksums, dataset: ImageSource, provenance: Provenance | None
 ) -> CheckpointInfo:
-    """Header of the checkpoint of a run's averaged weights, trained on the named images."""
+    """Header of the checkpoint of a run's averaged weights, trained on a data set."""
     recipe, teacher = training.recipe, training.teacher
     fields = asdict(recipe)
     run = {name: fields[name] for name in TrainingRun.__struct_fields__ if name in fields} | {
         **checksums,
-        "dataset": dataset,
+        "dataset": dataset.name,
         "weights": "ema",
         "total_steps": training.step,
         "images_seen": training.step * recipe.batch_size,
@@ -122,6 +124,8 @@ def checkpoint_info(
         "duration_s": round(training.duration_s, 1),
         "provenance": provenance,
     }
+    if isinstance(dataset, ImageFiles):  # not in memory, so never decoded as a whole
+        run["dataset_files_sha256"] = run.pop("dataset_sha256", None)
     header = {name: fields[name] for name in CheckpointInfo.__struct_fields__ if name in fields}
     return CheckpointInfo(
         **header,
