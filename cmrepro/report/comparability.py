@@ -19,7 +19,7 @@ from cmrepro.paper import (
     demo_datasets,
     learning_rates,
 )
-from cmrepro.records import NOISE, RunRecord, TrainingRun
+from cmrepro.records import RunRecord, TrainingRun
 from cmrepro.schema import Struct, to_builtins
 from cmrepro.settings import Metric
 
@@ -27,8 +27,8 @@ Value = str | int | float | bool | None
 Facts = dict[str, Value]
 
 SAMPLING = ("times", "to_uint8", "clip_denoised")
-SCORING = ("protocol", "reference", "num_images")
-SCORED = (*SCORING, "scale", "dataset", "network")
+SCORED = ("protocol", "reference", "num_images", "scale", "dataset", "network")
+SCORING = (*SCORED[:3], "reference_sha256")  # of a pair of records: claims state no checksum
 TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
 IMAGES = ("dataset_sha256", "dataset_files_sha256")  # checksums of what was trained on
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
@@ -203,7 +203,7 @@ def pair_agreement(
     elsewhere, may be trained otherwise on the same images.
     """
     known, further = (facts(a), facts(b)), [*IMAGES]
-    found = compare_facts(*known, (*SCORING, "reference_sha256"), names)
+    found = compare_facts(*known, SCORING, names)
     for record, name in zip((a, b), names, strict=True):
         found |= sampling_agreement(record, name)
     models = [record.identity["checkpoint"] or record.model for record in (a, b)]
@@ -297,14 +297,8 @@ def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
     return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 
-def noise_score(record: RunRecord, records: Iterable[RunRecord]) -> float | None:
-    """FD of noise scored like a record; None where no record has it."""
-    found = [r.scores.get("fid") for r in anchors(record, records) if r.model == NOISE]
-    return found[0] if found else None
-
-
 def group(records: Iterable[RunRecord], *ignored: str) -> list[list[RunRecord]]:
-    """Groups of records with the same scores that differ in seed and ignored keys alone, by seed."""
+    """Groups of records with the same metrics that differ in seed and ignored keys, by seed."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
         shared = {k: v for k, v in record.identity.items() if k not in ("seed", *ignored)}

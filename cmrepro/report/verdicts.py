@@ -5,6 +5,7 @@ seeds (`report.statistics`); both between comparable scores only (`report.compar
 number is a mean over all seeds: no claim of this paper is a minimum over runs.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrepro.paper import AbsoluteClaim, Claim, Ordering, Setting, claims, metrics, stand_ins
-from cmrepro.records import RunRecord
+from cmrepro.records import NOISE, RunRecord
 from cmrepro.report import comparability, statistics
 from cmrepro.report.comparability import NAMES, Agreement, Side, facts
 from cmrepro.report.statistics import MOST_SEEDS, POWER, Summary, half_width, summarise
@@ -223,11 +224,13 @@ def _pair(
         notes.append(f"the other way with every seed: {', '.join(LABELS[m] for m in opposite)}")
     found |= Agreement({}, {}, tuple(notes))
     failures = [
-        f"the {role} side did not train: {LABELS['fid']} {fid:.4g} where noise has {noise_fid:.4g}"
+        f"the {role} side did not train: {LABELS['fid']} {fid:.4g} where noise has {limit:.4g}"
         for role, side in zip(("better", "worse"), pair, strict=True)
-        if (noise_fid := comparability.noise_score(side.first, records)) is not None
+        for noise in comparability.anchors(side.first, records)
+        if noise.model == NOISE
+        and (limit := noise.scores.get("fid", math.inf))
         and (fids := [r.scores["fid"] for r in side.records.values() if "fid" in r.scores])
-        and (fid := float(np.mean(fids))) > (1 - UNTRAINED_SHARE) * noise_fid
+        and (fid := float(np.mean(fids))) > (1 - UNTRAINED_SHARE) * limit
     ]
     return _Pair(settings[1], scores, gains, found, failures[0] if failures else "")
 
