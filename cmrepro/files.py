@@ -146,7 +146,8 @@ def _check(arrived: Path, path: Path, checksum: str) -> None:
 
 def _fetch(url: str, part: Path) -> None:
     import requests
-    from tqdm import tqdm
+
+    from cmrepro.progress import progress_bar
 
     have = part.stat().st_size if part.exists() else 0
     # The bytes of the file itself: its checksum and its ranges do not know of compression.
@@ -157,10 +158,11 @@ def _fetch(url: str, part: Path) -> None:
         response.raise_for_status()
         resumed = response.status_code == 206
         initial = have * resumed
-        total = initial + int(response.headers.get("Content-Length", 0))
+        length = int(response.headers.get("Content-Length", 0))
+        sizes: dict[str, Any] = {"initial": initial, "total": initial + length}
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=part.stem) as bar,
+            progress_bar(desc=part.stem, unit="B", unit_scale=True, **sizes) as bar,
         ):
             for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)

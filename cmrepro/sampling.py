@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cmrepro.checkpoints.load import CheckpointModel
 from cmrepro.checkpoints.wrapped import WrappedModel
@@ -23,6 +22,7 @@ from cmrepro.data import ImageSource
 from cmrepro.distributed import gather, rank_and_world_size, shard
 from cmrepro.files import array_sha256, atomic_path
 from cmrepro.networks.presets import CLIPPED_DENOISERS
+from cmrepro.progress import progress_bar
 from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
 from cmrepro.schema import read_json, to_json
 from cmrepro.settings import Rounding, SamplerSettings
@@ -143,7 +143,8 @@ def sample(
             digest.update(used[:, :draws].tobytes())
         return z.to(device)
 
-    for first in tqdm(own, desc=progress, unit="batch", disable=progress is None or rank > 0):
+    hidden = progress is None or rank > 0
+    for first in progress_bar(own, hidden, desc=progress, unit="batch"):
         z = batch_noise(first)
         labels = None if classes is None else classes[first : first + BATCH_SIZE].to(device)
         images = _stages(functools.partial(model, labels=labels), settings, z, model.sigma_min)

@@ -1,18 +1,21 @@
 """The command line: outputs, exit codes, and one line on stderr for every bad input."""
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import time
+import termios
 
+import click
 import numpy as np
 import pytest
+from torch.distributed.run import get_args_parser
 
 from cmrepro import sampling
-from cmrepro.cli.main import COMMANDS
+from cmrepro.cli.main import COMMANDS, cli
 from cmrepro.cli.options import parse_settings
 
 CD, EDM = "demo-cifar10-cd", "demo-cifar10-edm"
@@ -118,7 +121,8 @@ def test_sample_then_evaluate(run, tmp_path):
     path = tmp_path / "two.npz"
     options = ["--steps", 2, "--num-images", 12, "--seed", 3, "--out", path]
     code, out, err = run("sample", CD, *options)
-    assert (code, out) == (0, f"wrote {path}\n"), err
+    assert (code, out) == (0, f"wrote {path}\nwrote {path}.provenance.json\n"), err
+    assert f"{path}.provenance.json" in map(str, tmp_path.iterdir())
     images = np.load(path)["arr_0"]
     assert images.shape == (12, 32, 32, 3)
     options = ["--num-images", 12, "--out", tmp_path, "--format", "json"]
@@ -147,6 +151,7 @@ def test_lists_as_json(run, tmp_path):
         (["table3", "--variant", "both"], 13),
         (["checkpoints", "list"], 25),
         (["references", "list"], 10),
+        (["recipe", "list"], 11),
     ):
         code, out, err = run(*command, "--format", "json")
         assert code == 0, err
@@ -200,22 +205,68 @@ def test_tables_and_the_report_need_no_torch(arguments):
     assert subprocess.check_output([sys.executable, "-c", code])
 
 
+def test_wrong_usage_of_heavy_commands_needs_no_torch():
+    """So that it is told within a second."""
+    commands = {
+        ("evaluate", "x.npz", "--real", "c"): "UsageError",
+        ("sample", CD, "--out", "x.png"): "ValueError",
+        ("search-times", CD, "--method", "binary"): "BadParameter",
+        ("reproduce",): "MissingParameter",
+        ("redo", "no-such-record"): "ValueError",
+        ("train", "cifar10-cc"): "ValueError",
+        ("train", "cifar10-ct", "--set", "batch_size"): "ValueError",
+        ("checkpoints", "convert", CD, "--dtype", "int8"): "BadParameter",
+        ("doctor", "--calibrate", "x"): "ValueError",
+    }
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from click.testing import CliRunner\n"
+        "from cmrepro.cli.main import cli\n"
+        "call = lambda words: CliRunner().invoke(cli, words, standalone_mode=False)\n"
+        f"print(*(type(call(words).exception).__name__ for words in {[*commands]}))"
+    )
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert shown.split() == [*commands.values()]
+
+
+def test_no_option_is_one_of_torchrun_in_short():
+    """It takes an abbreviation, such as --num, for its own even behind `-m cmrepro`."""
+    parser = get_args_parser()
+    for name, group in (
+        ("sample", None),
+        ("evaluate", None),
+        ("train", None),
+        ("references", "build"),
+    ):
+        command = cli.get_command(click.Context(cli), name)
+        command = command if group is None else command.commands[group]
+        for option in (option for parameter in command.params for option in parameter.opts):
+            if option.startswith("--"):
+                words = ["-m", "cmrepro", name, option, "1"]
+                assert parser.parse_args(words).training_script_args == words[2:]
+
+
 def test_an_interrupt_leaves_no_partial_file(tmp_path):
     command = [sys.executable, "-m", "cmrepro", "sample", CD, "--num-images", "100000"]
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 80))
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "x.npz")],
-        stderr=subprocess.PIPE,
+        stderr=end,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         # A shell's background job ignores the signal, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert process.stderr is not None
-    while b"batch" not in process.stderr.read(60):  # the progress bar: sampling has begun
-        time.sleep(0.05)
+    os.close(end)
+    shown = b""
+    while b"batch" not in shown:  # the progress bar: sampling has begun
+        shown += os.read(terminal, 1000)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err.decode().splitlines()[-1].endswith("interrupted")
+    with contextlib.suppress(OSError):  # of Linux, where the other end is closed
+        while part := os.read(terminal, 1000):
+            shown += part
+    assert process.wait(timeout=120) == 130
+    assert shown.split()[-1] == b"interrupted"
     assert files_below(tmp_path) == []
 
 
@@ -259,7 +310,9 @@ def test_several_protocols_and_the_explanation_of_two(run, tmp_path):
     record = json.loads((tmp_path / f"results/records/{rows[1]['record']}.json").read_text())
     assert record["scores"] == {"fid": rows[1]["fid"]}
     assert record["protocol"]["extractor"]["image_size"] == 96
-    assert record["uncertainty"]
+    assert rows[1]["fid_low"] < rows[1]["fid"] < rows[1]["fid_high"]
+    ends = record["uncertainty"]["intervals"]
+    assert ends == {"fid": [rows[1]["fid_low"], rows[1]["fid_high"]]}
     code, out, err = run(*arguments, "--explain", larger, rounded)
     assert code == 0, err
     assert [row["change"] for row in json.loads(out)] == ["as it is", "rounding (emulated)"]

@@ -14,7 +14,7 @@ from records_of import demo_record
 from cmrepro.checks import images as module
 from cmrepro.checks import statistics
 from cmrepro.checks.calibrate import calibration_rows, published_scores
-from cmrepro.checks.examine import examine
+from cmrepro.checks.examine import examine, finding_rows
 from cmrepro.checks.findings import Findings, Settings
 from cmrepro.checks.images import channel_order, examine_images, is_copy, value_range
 from cmrepro.checks.installed import file_state
@@ -143,6 +143,7 @@ def test_clean_statistics_have_no_finding(tmp_path: pathlib.Path) -> None:
     findings, errors = examine([str(path), str(tmp_path / "ttur.npz")], Settings(EMBEDDED))
     assert [found(each) for each in findings.values()] == [[], []]
     assert errors == []
+    assert {row["finding"] for row in finding_rows(findings)} == {"none: good"}
 
 
 # ---- records, provenance, checkpoints

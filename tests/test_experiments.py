@@ -1,5 +1,6 @@
 """Runs and the main job, with a network too small to matter."""
 
+import numpy as np
 import pytest
 from tiny_checkpoint import save_tiny
 
@@ -28,6 +29,18 @@ def test_reproduce_writes_the_same_records_twice(tmp_path):
     assert {r.id for r in stored} == {r.id for r in first}
     grids = sorted(p.name for p in (tmp_path / "a" / "results" / "samples").iterdir())
     assert grids == ["tiny-cd_nfe1.png", "tiny-cd_nfe2.png"]
+
+
+def test_the_main_job_ends_with_scores_and_warnings(run, tmp_path, monkeypatch):
+    checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
+    suite = Suite(protocol="embedded", num_images=12, seeds=2, checkpoints={str(checkpoint): 1})
+    monkeypatch.setattr("cmrepro.experiments.reproduce.load_suite", lambda *names: suite)
+    code, out, err = run("reproduce", "cifar10", "--out", tmp_path / "a")
+    assert code == 0, err
+    fids = [r.scores["fid"] for r in read_records(tmp_path / "a" / "results" / "records")]
+    assert f"{np.mean(fids):.5g}"[:4] in out
+    assert "wrote 2 records" in out and str(tmp_path / "a" / "REPORT.md") in out
+    assert "warning: 12 images where protocol embedded has 2,000" in err
 
 
 def test_second_time_rounding_and_images_make_records_of_their_own(tmp_path):

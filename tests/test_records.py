@@ -179,6 +179,11 @@ def test_the_commands(run, tmp_path):
     assert run("records", "validate", tmp_path / "good")[:2] == (0, "valid records: 1\n")
     code, out, err = run("records", "validate", good, bad)
     assert (code, out, err.count("\n")) == (1, "", 1) and f"{bad}: got num_images = 0" in err
+    (tmp_path / "empty").mkdir()
+    for missing, words in ((tmp_path / "a.json", "no such file"), (tmp_path / "empty", "folder")):
+        code, out, err = run("records", "validate", missing, bad)
+        assert (code, out, err.count("\n")) == (2, "", 2)
+        assert f"{missing}: " in err and words in err and "Errno" not in err
     code, out, _ = run("records", "merge", good, "--out", tmp_path)
     assert (code, out.count("\n")) == (0, 1)
     assert read_records(tmp_path / FOLDER) == [RECORD]

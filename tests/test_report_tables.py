@@ -67,6 +67,18 @@ def test_markdown_and_plain_text_keep_printed_strings(rows: Rows) -> None:
     assert max(map(len, text.splitlines())) < 140
 
 
+@pytest.mark.parametrize("width", [40, 80, 120, 200, 400])
+def test_a_terminal_table_is_no_wider_than_the_terminal(width: int) -> None:
+    """No word is broken either, and no value is lost."""
+    for rows in (claims_rows([]), deviations_rows(), [{"a": "b c " * 99, "d e f": 1.5}], []):
+        if width == 40:  # where ids are longer
+            rows = [{key: str(value)[:20] for key, value in row.items()} for row in rows]
+        text = render(rows, "table", width)
+        assert max(map(len, text.splitlines()), default=0) <= width
+        values = [x for row in rows for x in row.values() if isinstance(x, str)]
+        assert set(" ".join(values).split()) <= set(text.split())
+
+
 def test_latex_has_rules_and_escapes(rows: Rows) -> None:
     text = render(rows, "latex")
     assert r"\toprule" in text and r"learning\_rate" in text and "7.80" in text

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from PIL import Image
+from report_folder import make_results
 from safetensors.torch import load_file
 from tiny import state_names, tiny_recipe
 
@@ -41,7 +42,7 @@ def test_every_option_reaches_the_training(
     code, out, err = run(*arguments, "--set", "total_steps=6")
     assert code == 0, err
     path = tmp_path / "run" / "mine.safetensors"
-    assert out == f"wrote {path}\n"
+    assert f"wrote {path}" in out
     info = read_info(path)
     trained = info.training
     assert info.recipe and trained and trained.provenance
@@ -53,6 +54,10 @@ def test_every_option_reaches_the_training(
     code, _, err = run(*arguments, "--set", "total_steps=8", "--resume")
     assert code == 0, err
     assert state_names(path.parent)[-1] == "state-00000008.pt"
+    make_results(path.parent)
+    code, out, err = run("report", "--out", path.parent)
+    assert code == 0, err
+    assert f"wrote {path.parent / 'results/figures/training_mine.svg'}\n" in out
 
 
 def test_bad_input_is_one_line(run: Run, tmp_path: pathlib.Path) -> None:
@@ -84,12 +89,21 @@ def test_a_plan_multiplies_and_writes_nothing(
     assert code == 0, err
     values = {row["quantity"]: row["value"] for row in json.loads(out)}
     assert values["network"] == "tiny, 0.2 million parameters"
+    assert values["images"].startswith("4,000,000 in batches of 4")
     names = ("speed", "duration on 1 device", "duration on 3 devices")
     speed, one, three = (float(values[name].split()[0].replace(",", "")) for name in names)
     # Three digits are printed.
     assert one == pytest.approx(1_000_000 * 4 / speed / 3600, rel=0.02)
     assert three == pytest.approx(one / 3, rel=0.02)
     assert not list(tmp_path.iterdir())
+
+    def interrupted(training: Training, batch: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "train_step", interrupted)
+    code, out, _ = run(*arguments, "--set", settings, "--format", "table")
+    assert code == 130
+    assert "1,000,000" in out  # known before the first timed step
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tiny import assert_equal, state_names, tiny_recipe, tiny_train
 from tiny_run import tiny_run
 
+from cmrepro.checkpoints.io import read_info
 from cmrepro.data import synthetic
 from cmrepro.training import state
 from cmrepro.training.state import state_files
@@ -129,14 +130,35 @@ def test_a_run_cannot_be_continued_with_another_teacher_or_schedule(
     tmp_path: pathlib.Path,
 ) -> None:
     teachers = [tiny_train(EDM, tmp_path / str(seed), seed=seed) for seed in (0, 1)]
-    recipe, longer = (tiny_recipe("cd", total_steps=steps) for steps in (1, 2))
+    recipe = tiny_recipe("cd", total_steps=1, linear_decay_share=0.5)
     tiny_train(recipe, tmp_path / "cd", teacher=teachers[0])
     for other, teacher, message in [
         (recipe, teachers[1], "teacher_sha256 is "),
-        (longer, teachers[0], "schedule_steps is 1, not 2"),
+        (
+            recipe.replace(schedule_steps=2),
+            teachers[0],
+            "schedule_steps is 1.*leave it out",
+        ),
+        (recipe.replace(total_steps=3), teachers[0], "linear_decay_share .* keep total_steps"),
     ]:
         with pytest.raises(ValueError, match=message):
             tiny_train(other, tmp_path / "cd", teacher=teacher, resume=True)
+
+
+def test_a_longer_run_keeps_its_schedule(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """K of N(k) is 6 for all of the 9 steps, as if the run had begun with schedule_steps = 6."""
+    whole = tiny_train(tiny_recipe("ct", total_steps=9, schedule_steps=6), tmp_path / "whole")
+    tiny_train(tiny_recipe("ct", total_steps=6), tmp_path / "legs")
+    assert "schedule_steps" not in capsys.readouterr().err
+    longer = tiny_train(tiny_recipe("ct", total_steps=9), tmp_path / "legs", resume=True)
+    assert "continue with schedule_steps = 6" in capsys.readouterr().err
+    assert_equal(load_file(longer), load_file(whole))
+    found = read_info(longer)
+    assert found.recipe is not None
+    assert found.recipe.schedule_steps == 6
+    assert found.two_step_time == read_info(whole).two_step_time
 
 
 def test_a_folder_in_use_is_refused(run: pathlib.Path) -> None:
@@ -153,11 +175,22 @@ def test_a_folder_in_use_is_refused(run: pathlib.Path) -> None:
         tiny_train(EDM, run, resume=True)
 
 
-def test_resuming_in_an_empty_folder_starts_with_the_first_step(
-    tmp_path: pathlib.Path, whole: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("log", [None, '{"step": 1, "loss": 9}\n{"st'])
+def test_resuming_without_a_state_starts_with_the_first_step(
+    tmp_path: pathlib.Path,
+    whole: dict[str, torch.Tensor],
+    capsys: pytest.CaptureFixture[str],
+    log: str | None,
 ) -> None:
+    """In an empty folder, and in that of a run killed before its first save."""
+    if log:
+        (tmp_path / "log.jsonl").write_text(log)
+        (tmp_path / ".state-00000001.pt.x.pt").write_bytes(b"part")
     assert_equal(load_file(tiny_train(EDM, tmp_path, resume=True)), whole)
     assert f"no state in {tmp_path}; starting with the first step" in capsys.readouterr().err
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [1, 8]
+    assert entries[0]["loss"] < 9
 
 
 class NearlyFull(io.FileIO):
@@ -176,7 +209,7 @@ def test_a_full_disk_leaves_the_files_before_it(
     monkeypatch.setattr(state, "open", NearlyFull, raising=False)
     with pytest.raises(ValueError, match=r"cannot write .*8.pt: no space left"):
         tiny_train(EDM, run, resume=True)
-    assert contents(run) == before
+    assert {**contents(run), "log.jsonl": before["log.jsonl"]} == before  # its last step is there
 
 
 def test_unfinished_files_of_a_killed_process_are_removed(run: pathlib.Path) -> None:

@@ -66,7 +66,7 @@ def _examined(file: str, sets: list[ImageSource], settings: Settings) -> Finding
 
 
 def finding_rows(findings: Mapping[str, Findings]) -> list[dict[str, object]]:
-    """One row a finding, the certain ones first, or one row for a file without any."""
+    """One row a finding, the certain ones first, or one row for a good file."""
     rows: list[dict[str, object]] = []
     for file, checked in findings.items():
         found = [(causes()[key], finding) for key, finding in checked.items() if finding]
@@ -75,5 +75,5 @@ def finding_rows(findings: Mapping[str, Findings]) -> list[dict[str, object]]:
             rows.append(row | {"advice": cause.advice})
         if not found:
             names = "; ".join(causes()[key].description for key in checked)
-            rows.append({"file": file, "finding": "none", "measured": f"checked: {names}"})
+            rows.append({"file": file, "finding": "none: good", "measured": f"no sign of {names}"})
     return rows

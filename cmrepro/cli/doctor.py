@@ -2,13 +2,7 @@
 
 import click
 
-from cmrepro.checks.calibrate import calibration_rows, published_scores
-from cmrepro.checks.examine import examine, finding_rows
-from cmrepro.checks.findings import Settings
-from cmrepro.checks.installed import installed_rows
-from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, print_rows
-from cmrepro.data import open_images
-from cmrepro.metrics.protocols import load_protocol
+from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, QUIET, print_rows
 
 
 @click.command()
@@ -20,6 +14,7 @@ from cmrepro.metrics.protocols import load_protocol
     "--calibrate", is_flag=True, help="Compare scores of your CIFAR-10 TRAIN TEST with published."
 )
 @DEVICE
+@QUIET
 @FORMAT
 def doctor(
     files: tuple[str, ...],
@@ -35,11 +30,19 @@ def doctor(
     FILE is a sample set (.npz, folder or .zip of images), a checkpoint, reference statistics or a
     record. Nothing is downloaded but the reference and extractor of --protocol.
     """
+    if calibrate and len(files) != 2:
+        found = f"got {len(files)} data sets to calibrate with"
+        raise ValueError(f"{found}; give two, TRAIN TEST, e.g. cifar10-train cifar10-test")
+
+    from cmrepro.checks.calibrate import calibration_rows, published_scores
+    from cmrepro.checks.examine import examine, finding_rows
+    from cmrepro.checks.findings import Settings
+    from cmrepro.checks.installed import installed_rows
+    from cmrepro.data import open_images
+    from cmrepro.metrics.protocols import load_protocol
+
     errors: list[str] = []
     if calibrate:
-        if len(files) != 2:
-            found = f"got {len(files)} data sets to calibrate with"
-            raise ValueError(f"{found}; give two, TRAIN TEST, e.g. cifar10-train cifar10-test")
         train, test = map(open_images, files)
         rows = calibration_rows(published_scores(), {"train": train, "test": test}, device)
     elif files:

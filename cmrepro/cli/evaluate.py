@@ -6,18 +6,8 @@ from typing import Any
 import click
 
 from cmrepro.cli import options
-from cmrepro.data import load_dataset, open_images
-from cmrepro.distributed import process_group
-from cmrepro.experiments.anchors import anchor_records
-from cmrepro.experiments.explain import explain
-from cmrepro.experiments.run import evaluate as run
-from cmrepro.experiments.run import write_results
 from cmrepro.files import require_writable
-from cmrepro.metrics.protocols import load_protocol
-from cmrepro.metrics.reference_files import write_statistics
-from cmrepro.metrics.references import build_reference, fetch_reference, reference_rows
-from cmrepro.records import FOLDER, Stated, write_record
-from cmrepro.sampling import read_provenance
+from cmrepro.records import FOLDER, RunRecord, Stated, write_record
 
 
 @click.command()
@@ -36,6 +26,7 @@ from cmrepro.sampling import read_provenance
 @click.option("--explain", "explained", nargs=2, metavar="A B", help="Protocols to compare.")
 @click.option("--real", help="Real images, for --explain between different extractors.")
 @options.DEVICE
+@options.QUIET
 @options.FORMAT
 @options.OUT
 @options.OVERWRITE
@@ -58,6 +49,15 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     if real and not explained:
         raise click.UsageError("--real is for --explain; leave it out, or give --explain A B")
     require_writable(out / FOLDER)
+
+    from cmrepro.data import open_images
+    from cmrepro.distributed import process_group
+    from cmrepro.experiments.explain import explain
+    from cmrepro.experiments.run import evaluate as run
+    from cmrepro.experiments.run import write_results
+    from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.sampling import read_provenance
+
     protocols = [load_protocol(name) for name in explained or arguments.pop("protocol")]
     images = open_images(samples)
     if explained:
@@ -72,19 +72,35 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
         for warning in record.warnings:
             click.echo(f"warning: {record.protocol.name}: {warning}", err=True)
     if rank == 0:
-        rows = [{"record": r.id, "num_images": r.num_images} | r.scores for r in records]
+        rows = [{"record": r.id, "num_images": r.num_images} | scores(r) for r in records]
         options.print_rows(rows, format_)
+
+
+def scores(record: RunRecord) -> dict[str, float]:
+    """Scores by metric, each followed by both ends of its 95 % interval where it has one."""
+    values: dict[str, float] = {}
+    for metric, value in record.scores.items():
+        values[metric] = value
+        if record.uncertainty and (ends := record.uncertainty.intervals.get(metric)):
+            values |= zip((f"{metric}_low", f"{metric}_high"), ends, strict=True)
+    return values
 
 
 @click.command()
 @click.argument("data_path")
 @options.PROTOCOL
 @click.option("--seed", default=0, help="Seed of the noise and of the choice of images.")
+@options.QUIET
 @options.OUT
 @options.OVERWRITE
 def anchors(data_path: str, protocol: str, seed: int, out: Path, overwrite: bool) -> None:
     """Score real images at DATA_PATH, the same blurred, and noise: points of reference."""
     require_writable(out / FOLDER)
+
+    from cmrepro.data import load_dataset
+    from cmrepro.experiments.anchors import anchor_records
+    from cmrepro.metrics.protocols import load_protocol
+
     loaded = load_protocol(protocol)
     for record in anchor_records(load_dataset(data_path), loaded, seed):
         click.echo(f"wrote {write_record(record, out / FOLDER, overwrite)}")
@@ -99,13 +115,18 @@ def references() -> None:
 @options.FORMAT
 def list_references(format_: str) -> None:
     """Named reference statistics: bundled, to fetch, or to build."""
+    from cmrepro.metrics.references import reference_rows
+
     options.print_rows(reference_rows(), format_)
 
 
 @references.command()
 @click.argument("name")
+@options.QUIET
 def fetch(name: str) -> None:
     """Download the reference statistics NAME into the cache; an interrupted download continues."""
+    from cmrepro.metrics.references import fetch_reference
+
     click.echo(f"wrote {fetch_reference(name)}")
 
 
@@ -115,11 +136,19 @@ def fetch(name: str) -> None:
 @click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
 @click.option("--split", required=True, help="Part of the data set, e.g. train.")
 @options.DEVICE
+@options.QUIET
 @options.OUT_NPZ
 @options.OVERWRITE
 def build(data_path: str, protocol: str, out: Path, overwrite: bool, **settings: str) -> None:
     """Write statistics of the images at DATA_PATH to FILE.npz; images are read batch by batch."""
     options.require_new(out, overwrite)
+
+    from cmrepro.data import open_images
+    from cmrepro.distributed import process_group
+    from cmrepro.metrics.protocols import load_protocol
+    from cmrepro.metrics.reference_files import write_statistics
+    from cmrepro.metrics.references import build_reference
+
     loaded, images = load_protocol(protocol), open_images(data_path)
     with process_group() as rank:
         built = build_reference(images, loaded, progress=True, **settings)

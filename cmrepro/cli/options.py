@@ -1,5 +1,7 @@
 """Options of several commands, and the settings, outputs and tables that they stand for."""
 
+import shutil
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +50,18 @@ def parse_times(
         raise click.BadParameter(f"got {value}; allowed are times such as 80,0.8") from None
 
 
+def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Set whether progress is hidden, from now on."""
+    from cmrepro import progress  # only here, since tables have no progress
+
+    progress.quiet = value
+
+
+QUIET = click.option(
+    "--quiet", is_flag=True, callback=_quiet, expose_value=False, help="Show no progress."
+)
+
+
 def require_new(path: Path, overwrite: bool) -> None:
     """Refuse an output file that cannot be written, or that exists, before any work."""
     require_writable(path)
@@ -73,5 +87,6 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
-    """Print rows as a table in a format."""
-    click.echo(render(rows, format_), nl=False)
+    """Print rows as a table in a format, on a terminal as wide as that."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    click.echo(render(rows, format_, width), nl=False)

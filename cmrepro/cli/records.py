@@ -21,13 +21,13 @@ def compare(first: str, second: str, format_: str) -> None:
     """Explain the differences between records FIRST and SECOND (files, or ids)."""
     compared = run(find_record(first), find_record(second))
     print_rows([*compared.settings, *compared.scores], format_)
-    click.echo(compared.divergence, err=True)
-    if any(row["interval"] is None for row in compared.scores):
-        click.echo("Intervals are unknown without --intervals: one sample set each.", err=True)
     why = "; ".join(compared.agreement.different.values())
-    click.echo(f"Not comparable: {why}." if why else "The scores are comparable.", err=True)
-    for note in compared.agreement.notes:
-        click.echo(f"Note: {note}.", err=True)
+    conclusion = [f"Not comparable: {why}." if why else "The scores are comparable."]
+    if any(row["interval"] is None for row in compared.scores):
+        conclusion.append("Intervals are unknown without --intervals: one sample set each.")
+    conclusion += [f"Note: {note}." for note in compared.agreement.notes]
+    # The other formats are for programs, which read nothing but rows.
+    click.echo("\n".join([compared.divergence, *conclusion]), err=format_ not in ("table", "md"))
 
 
 @click.group()
@@ -44,11 +44,17 @@ def schema() -> None:
 @records.command()
 @FILES
 def validate(files: tuple[Path, ...]) -> None:
-    """Check the records in FILES (files or folders); one line for each problem."""
+    """Check the records in FILES (files or folders); one line for each problem.
+
+    The exit code is 1 if a record is invalid, 2 if a file is missing or a folder holds no record.
+    """
     paths = [path for file in files for path in (sorted(file.glob("*.json")) or [file])]
     code = 0
     for path in paths:
         try:
+            if not path.is_file():
+                problem = "a folder without records" if path.is_dir() else "no such file"
+                raise ValueError(f"{path}: {problem}; give records (.json) or their folder")
             read_record(path)
         except ValueError as error:
             click.echo(str(error), err=True)

@@ -5,7 +5,7 @@ import click
 from cmrepro.cli.options import FORMAT, VARIANT, print_rows
 from cmrepro.report.tables import deviations_rows
 from cmrepro.settings import Variant
-from cmrepro.training.recipes import recipe_names, recipe_rows, table3_rows
+from cmrepro.training.recipes import recipe_list, recipe_rows, table3_rows
 
 
 @click.command()
@@ -32,9 +32,10 @@ def recipe() -> None:
 
 
 @recipe.command("list")
-def list_recipes() -> None:
-    """Names of all recipes."""
-    click.echo("\n".join(recipe_names()))
+@FORMAT
+def list_recipes(format_: str) -> None:
+    """All recipes: name, method, data set, network, size of the training."""
+    print_rows(recipe_list(), format_)
 
 
 @recipe.command()

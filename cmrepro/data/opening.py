@@ -5,11 +5,11 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cmrepro.data.containers import SUFFIXES, folder_files, lmdb_files, zip_files
 from cmrepro.data.sources import CHUNK_IMAGES, ImageDataset, ImageFiles, ImageSource, SampleSet
 from cmrepro.files import cache_folder, download
+from cmrepro.progress import progress_bar
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"
@@ -68,8 +68,8 @@ def _in_memory(source: ImageSource) -> ImageDataset:
     if isinstance(source, ImageDataset):
         return source
     images, firsts = np.empty(source.shape, np.uint8), range(0, source.num_images, CHUNK_IMAGES)
-    progress = tqdm(firsts, source.name, unit="k images", delay=2, leave=False)
-    for first, batch in zip(progress, source.batches(CHUNK_IMAGES), strict=True):
+    bar = progress_bar(firsts, desc=source.name, unit="k images", delay=2, leave=False)
+    for first, batch in zip(bar, source.batches(CHUNK_IMAGES), strict=True):
         images[first : first + len(batch)] = batch
     return ImageDataset(source.name, images, source.labels)
 

@@ -36,5 +36,5 @@ def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list
     records = []
     for name, images in anchor_images(dataset, protocol.num_images, seed).items():
         source = ImageDataset(name, images)
-        records += evaluate(source, [protocol], SampleProvenance(model=name))
+        records += evaluate(source, [protocol], SampleProvenance(model=name), progress=True)
     return records

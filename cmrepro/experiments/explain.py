@@ -108,10 +108,10 @@ def explain(
     if changed := [k for k in METRIC_SETTINGS if getattr(alike, k) != getattr(second, k)]:
         add("metric settings", ", ".join(changed), second, last)
 
-    scores = score(images, tasks[:1], device=device)
+    scores = score(images, tasks[:1], device=device, progress=True)
     if tasks[1:]:
         others = Requantized(images, second.to_uint8) if rounds else images
-        scores += score(others, tasks[1:], device=device)
+        scores += score(others, tasks[1:], device=device, progress=True)
     rows: list[dict[str, Any]] = []
     above = scores[0].values
     for (change, detail), result in zip(changes, scores, strict=True):

@@ -55,6 +55,7 @@ def reproduce(
                     sample_provenance(model, settings, seed, samples, stage),
                     num_images=suite.num_images,
                     device=device,
+                    progress=True,
                     durations_s={"sampling_all_steps": sampling_s},
                 )
                 write_results(records[-1], images, out, overwrite)

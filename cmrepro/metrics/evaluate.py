@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -112,10 +113,15 @@ def _scores(
         k = protocol.manifold.neighborhood
         estimates |= manifold_scores(*features, neighborhood=k, device=device).estimates
     values |= {metric: estimate.value for metric, estimate in estimates.items()}
+    ends: dict[Metric, tuple[float, float]] = {m: x.interval for m, x in estimates.items()}
+    infinity = fid_infinity(fid_parts) if fid_parts else None
+    if infinity:  # the FID of all images has its standard error
+        half = NormalDist().inv_cdf(0.975) * infinity.standard_error
+        ends["fid"] = values["fid"] - half, values["fid"] + half
     uncertainty = Uncertainty(
-        intervals={name: estimates[name].interval for name in metrics if name in estimates},
+        intervals={metric: ends[metric] for metric in metrics if metric in ends},
         fid_by_num_images=fid_parts,
-        fid_infinity=fid_infinity(fid_parts) if fid_parts else None,
+        fid_infinity=infinity,
     )
     return {metric: values[metric] for metric in metrics}, uncertainty
 

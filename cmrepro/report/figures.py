@@ -38,17 +38,17 @@ def figures(records: Sequence[RunRecord], results: Path) -> dict[str, dict[str, 
     by_protocol: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_protocol[protocol_of(record)].append(record)
-    logs = sorted((results / "training").glob("*.jsonl"), key=lambda path: path.stem)
+    logs = training_logs(results.parent)
     grids, own = results / "samples", {record.model for record in records if is_own(record)}
     with matplotlib.rc_context(STYLE):
         drawn: dict[str, dict[str, Figure | None]] = {
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
             "training": {
-                path.stem: training_figure(path) for path in logs if path.stem not in own
+                name: training_figure(name, path) for name, path in logs.items() if name not in own
             },
             "own_training": {
-                path.stem: training_figure(path) for path in logs if path.stem in own
+                name: training_figure(name, path) for name, path in logs.items() if name in own
             },
         }
         return {
@@ -119,17 +119,28 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
     return figure
 
 
-def training_figure(path: Path) -> Figure:
+def training_logs(out: Path) -> dict[str, Path]:
+    """Logs by model: results/training/MODEL.jsonl, and log.jsonl where `train` wrote to `out`."""
+    logs = {path.stem: path for path in sorted((out / "results/training").glob("*.jsonl"))}
+    if (path := out / "log.jsonl").is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if found := re.match(r'\{"model": "([^"]+)", "step": .*\}\n', file.readline()):
+                logs[found[1]] = path
+    return logs
+
+
+def training_figure(name: str, path: Path) -> Figure:
     """Loss, and the number of time points N where it follows a schedule, against images seen."""
     try:
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        entries = [json.loads(line) for line in lines if line.endswith("\n")]  # not a torn one
     except ValueError as error:
         raise ValueError(f"{path} is not a log of training ({error})") from error
     entries = entries[:: math.ceil(len(entries) / CURVE_POINTS)]
     xs, ys, ns = ([e.get(key) for e in entries] for key in ("images", "loss", "num_scales"))
     ax = (figure := Figure(figsize=(6, 3), layout="constrained")).add_subplot()
     ax.plot(xs, ys)
-    ax.set(title=path.stem, xlabel="images_seen", ylabel="loss")
+    ax.set(title=name, xlabel="images_seen", ylabel="loss")
     ax.set_yscale("log" if min(ys) > 0 else "linear")
     if len({*ns}) > 1:
         schedule = ax.twinx()

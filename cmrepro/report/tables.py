@@ -16,17 +16,20 @@ from cmrepro.settings import METRICS, Metric
 FORMATS = ("table", "md", "csv", "json", "latex")
 LABELS: dict[Metric, str] = {metric: metric for metric in METRICS}
 LABELS |= {"fid": "FD", "sfid": "sFD", "is": "IS", "kid": "KID"}
-# Longer texts are wrapped in a terminal and get a column of fixed width in LaTeX. No claim's id is
-# longer, so that ids can be copied.
+# Longer texts are wrapped in a terminal and get a column of fixed width in LaTeX.
 WRAP_COLUMNS = 60
+LEAST_COLUMNS = 16  # texts are wrapped no narrower
+PADDING = 2  # spaces by which tabulate makes a column wider than its heading
 MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*<`"})
 
 
-def render(rows: Sequence[Mapping[str, Any]], format: str) -> str:
+def render(rows: Sequence[Mapping[str, Any]], format: str, width: int | None = None) -> str:
     """A table as text, ending in a newline; a missing value becomes an empty cell.
 
     Strings stay as they are ("4e-4" is not read as a number). Numbers are written in full as CSV
-    and JSON, to six significant digits for readers. "table" is plain text; "latex" needs booktabs.
+    and JSON, to six significant digits for readers. "table" is plain text, at most `width` wide:
+    where the longest words leave no room, rows become blocks of names and values. "latex" needs
+    booktabs.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if format == "json":
@@ -43,14 +46,48 @@ def render(rows: Sequence[Mapping[str, Any]], format: str) -> str:
         cells = [[text.translate(MARKDOWN) for text in row] for row in cells]
         columns = [name.translate(MARKDOWN) for name in columns]
     if format == "table":
-        wrap: Any = {"break_long_words": False, "break_on_hyphens": False}
-        cells = [[textwrap.fill(text, WRAP_COLUMNS, **wrap) for text in row] for row in cells]
-    style = {"md": "pipe", "table": "simple", "latex": "latex_booktabs"}[format]
+        return _plain(columns, cells, width)
+    style = {"md": "pipe", "latex": "latex_booktabs"}[format]
     text = tabulate(cells, headers=columns, tablefmt=style, disable_numparse=True)
     if format == "latex":  # LaTeX wraps columns of long texts
         widths = "".join("p{5cm}" if long else "l" for long in wide)
         text = text.replace(f"{{{'l' * len(columns)}}}", f"{{{widths}}}", 1)
     return text + "\n"
+
+
+def _plain(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int | None) -> str:
+    """A table for a terminal; no word is broken, so that ids can be copied."""
+    lines = [[f"{name}{PADDING * '_'}" for name in columns], *cells]
+    texts = [*zip(*lines, strict=True)]
+    least = [max(map(len, " ".join(column).split(" "))) for column in texts]
+    wanted = [max(map(len, column)) for column in texts]
+    for limit in range(WRAP_COLUMNS, LEAST_COLUMNS, -1):
+        widths = [max(a, min(b, limit)) for a, b in zip(least, wanted, strict=True)]
+        if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
+            break
+    else:
+        return _blocks(columns, cells, width or 0)
+    wrap: Any = {"break_long_words": False, "break_on_hyphens": False}
+    lines = [
+        [textwrap.fill(x, n, **wrap) for x, n in zip(row, widths, strict=True)] for row in lines
+    ]
+    headers = [name[:-PADDING] for name in lines[0]]
+    return tabulate(lines[1:], headers, tablefmt="simple", disable_numparse=True) + "\n"
+
+
+def _blocks(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> str:
+    """A block of names and values for each row, without the values that are empty."""
+    label = max(map(len, columns))
+    indent: Any = {"subsequent_indent": " " * (label + 2), "break_on_hyphens": False}
+    blocks = [
+        "".join(
+            textwrap.fill(text, width, initial_indent=f"{name:{label}}  ", **indent) + "\n"
+            for name, text in zip(columns, row, strict=True)
+            if text
+        )
+        for row in cells
+    ]
+    return "\n".join(blocks)
 
 
 def _line(value: object) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import distributed
-from tqdm import tqdm
 
 from cmrepro.checkpoints.io import save_checkpoint
 from cmrepro.checkpoints.load import CheckpointModel
@@ -22,6 +21,7 @@ from cmrepro.data.grids import write_grid
 from cmrepro.distributed import all_reduce_max
 from cmrepro.files import atomic_path, make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES
+from cmrepro.progress import progress_bar
 from cmrepro.records import Provenance
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.training.data import BatchSource, prefetched
@@ -46,7 +46,7 @@ def train(
     name: str | None = None,  # name of the checkpoint; the recipe's by default
     resume: bool = False,  # continue from the newest whole state in `out`, if there is one
     save_every: int = 500,  # steps between states
-    log_every: int = 50,  # steps between lines of the log
+    log_every: int = 50,  # steps between lines of the log; the first and the last have one too
     sample_every: int = 2000,  # steps between grids of samples with a quick score; 0 for none
     keep: int = 2,  # number of states to keep
     provenance: Provenance | None = None,  # code and machine, for the checkpoint
@@ -68,15 +68,17 @@ def train(
         if (taught := teacher.info.recipe) and taught.dataset != recipe.dataset:
             text = f"the teacher was trained on {taught.dataset}"
             raise ValueError(f"{text}, the recipe is for {recipe.dataset}")
-    checkpoint = out / f"{name or recipe.name}.safetensors"
+    name = name or recipe.name
+    checkpoint = out / f"{name}.safetensors"
     resumed = resume and load_newest(training, checksums, out)
+    recipe = training.recipe  # with the schedule of the run that continues
     # --resume may replace the log of its own run, but no checkpoint of an unknown one.
     guarded = [checkpoint] if resume else [checkpoint, out / "log.jsonl", *state_files(out)]
     if not resumed and (present := [path for path in guarded if path.exists()]):
         fix = "continue its training with --resume, or choose another --out or --name"
         raise ValueError(f"{present[0]} is there already; {fix}")
     make_folder(out)
-    log = Log(training, dataset, out)
+    log = Log(training, dataset, out, name)
 
     def save() -> None:
         if rank == 0:
@@ -102,7 +104,7 @@ def train(
                     save()
                     if rank == 0:
                         text = f"saved at step {training.step}; continue with --resume"
-                        tqdm.write(text, file=sys.stderr)
+                        log.bar.write(text, file=sys.stderr)
                     raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
                 if sample_every and training.step % sample_every == 0:
                     log.preview()
@@ -136,8 +138,8 @@ def stop_signals() -> Iterator[set[int]]:
 class Log:
     """Progress bar, log (losses are means since the line before) and previews, at rank 0."""
 
-    def __init__(self, training: Training, dataset: ImageSource, out: Path) -> None:
-        self.training, self.dataset, self.out = training, dataset, out
+    def __init__(self, training: Training, dataset: ImageSource, out: Path, model: str) -> None:
+        self.training, self.dataset, self.out, self.model = training, dataset, out, model
         self._losses: list[float] = []
         self._means: list[float] = []
         self._score: Callable[[Images], float] | None = None
@@ -145,25 +147,20 @@ class Log:
         if training.rank == 0:
             self._means = [entry["loss"] for entry in trim_log(out / "log.jsonl", training.step)]
             trim_log(out / "scores.jsonl", training.step)
-        self.bar = tqdm(
-            desc=training.recipe.name,
-            total=training.recipe.total_steps,
-            initial=training.step,
-            unit="step",
-            mininterval=5,
-            disable=training.rank > 0,
-        )
+        ends = {"initial": training.step, "total": training.recipe.total_steps}
+        self.bar = progress_bar(None, training.rank > 0, desc=model, unit="step", **ends)
 
     def after_step(self, loss: float, log_every: int) -> None:
-        """Count a step; every `log_every` steps write a line and compare the loss."""
+        """Count a step; at the first, the last and every `log_every` log and compare the loss."""
         training, recipe, step = self.training, self.training.recipe, self.training.step
         self._losses.append(loss)
         self.bar.update()
-        if training.rank > 0 or step % log_every:
+        if training.rank > 0 or (step % log_every and step not in (1, recipe.total_steps)):
             return
         mean, now = statistics.fmean(self._losses), time.perf_counter()
         num_images = len(self._losses) * recipe.batch_size  # since the last line
         entry = {
+            "model": self.model,
             "step": step,
             "images": step * recipe.batch_size,
             "loss": mean,

@@ -45,6 +45,13 @@ def load_recipe(name: str, variant: str = "paper") -> Recipe:
     return convert(Recipe, values | (released if variant == "released" else {}), where)
 
 
+def recipe_list() -> list[dict[str, Any]]:
+    """One row a recipe: its name and what tells it from the others."""
+    fields = ("name", "method", "dataset", "batch_size", "total_steps")
+    recipes = map(load_recipe, recipe_names())
+    return [{field: getattr(recipe, field) for field in fields} for recipe in recipes]
+
+
 def recipe_rows(name: str, variant: str = "paper") -> list[dict[str, str]]:
     """Rows of field, value, the other variant's value where it differs, and its deviation."""
     recipe = load_recipe(name, variant)

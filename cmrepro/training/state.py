@@ -24,6 +24,11 @@ from cmrepro.training.step import Training
 
 Checksums = dict[str, str | None]  # dataset_sha256, teacher_sha256
 PARTS = ("online", "target", "ema", "optimizer", "scaler")  # objects with a state of their own
+RATE = "learning_rate at that step"
+FIXES = {
+    "schedule_steps": "N(k) and mu(k) follow it; leave it out to keep that of the run",
+    RATE: "linear_decay_share fixes its decay before the end; keep total_steps of the run",
+}
 
 
 def state_files(folder: Path) -> list[Path]:
@@ -66,14 +71,21 @@ def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
         teacher = origin["teacher_sha256"]
         state["checksums"] = {"dataset_sha256": origin["data_sha256"], "teacher_sha256": teacher}
         state["recipe"] |= {"scale": recipe.scale, "stands_for": recipe.stands_for}
-    found = _course(convert(Recipe, state["recipe"], str(path)), step) | state["checksums"]
+    stored = convert(Recipe, state["recipe"], str(path))
+    kept = stored.schedule_steps or stored.total_steps
+    if recipe.s0 and not recipe.schedule_steps and kept != recipe.total_steps:
+        recipe = training.recipe = recipe.replace(schedule_steps=kept)
+        if training.rank == 0:
+            print(f"N(k) and mu(k) continue with schedule_steps = {kept}", file=sys.stderr)
+    found = _course(stored, step) | state["checksums"]
     expected = _course(recipe, step) | checksums
     for key in ("seed", "precision"):
         found[key], expected[key] = state[key], getattr(training, key)
     for key, value in expected.items():
         if value != found[key]:
             differs = f"{key} is {found[key]!r}, not {value!r}"
-            raise ValueError(f"{path} is of another training: {differs}; use another --out")
+            fix = FIXES.get(key, "use another --out")
+            raise ValueError(f"{path} is of another training: {differs}; {fix}")
     for name in PARTS:
         getattr(training, name).load_state_dict(state[name])
     training.step, training.duration_s = step, state["duration_s"]
@@ -101,7 +113,7 @@ def _course(recipe: Recipe, step: int) -> dict[str, Any]:
     return to_builtins(recipe) | {
         "total_steps": None,
         "schedule_steps": recipe.s0 and (recipe.schedule_steps or recipe.total_steps),
-        "learning_rate at that step": learning_rate_at(recipe, step),
+        RATE: learning_rate_at(recipe, step),
     }
 
 
