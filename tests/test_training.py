@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import DATA, SIZE, assert_equal, state_of, tiny_recipe, tiny_train
 from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import load_model
-from cmrepro.data import synthetic
+from cmrepro.data import open_images, synthetic
 from cmrepro.training import step
 from cmrepro.training.data import Batch, BatchSource
 from cmrepro.training.step import Training
@@ -210,6 +211,17 @@ def test_a_finished_run_can_be_continued(tmp_path: pathlib.Path) -> None:
     tiny_train(tiny_recipe("ct", total_steps=12), tmp_path / "legs")
     path = tiny_train(longer, tmp_path / "legs", resume=True)
     assert_equal(load_file(path), load_file(whole))
+
+
+def test_images_read_on_demand_are_known_by_their_files(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for i, image in enumerate(DATA.images):
+        Image.fromarray(image).save(tmp_path / "mine" / f"{i}.png")
+    source = open_images(tmp_path / "mine")
+    path = tiny_train(tiny_recipe("edm", total_steps=1), tmp_path / "out", source)
+    run = read_info(path).training
+    assert run is not None and run.dataset == "mine"
+    assert (run.dataset_sha256, run.dataset_files_sha256) == (None, source.sha256())
 
 
 def test_the_optimizer_takes_the_rate_of_its_step() -> None:
