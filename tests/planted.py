@@ -11,6 +11,10 @@ SLOWER = {
     "metric": ("cmrepro.metrics.frechet", "frechet_distance"),
 }
 OTHER_VALUE = {"score": ("cmrepro.metrics.evaluate", "frechet_distance")}
+WAITS = {  # once a batch
+    "sampler-waits": ("cmrepro.sampling", "_stages"),
+    "step-waits": ("cmrepro.training.step", "Training.train_step"),
+}
 
 
 def slower(function):
@@ -29,19 +33,36 @@ def slower(function):
     return wrapped
 
 
+def waiting(function):
+    """The same after 50 ms without CPU time."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        time.sleep(0.05)
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
 def other_value(function):
     """The same with a value 0.5 % larger."""
     return lambda *args: 1.005 * function(*args)
 
 
+CHANGES = {
+    name: (change, place)
+    for change, places in ((slower, SLOWER), (other_value, OTHER_VALUE), (waiting, WAITS))
+    for name, place in places.items()
+}
+
+
 def pytest_addoption(parser):
-    parser.addoption("--plant", choices=[*SLOWER, *OTHER_VALUE])
+    parser.addoption("--plant", choices=[*CHANGES])
 
 
 def pytest_sessionstart(session):
     name = session.config.getoption("--plant")
-    module, path = (SLOWER | OTHER_VALUE)[name]
+    change, (module, path) = CHANGES[name]
     *parents, last = path.split(".")
     owner = functools.reduce(getattr, parents, importlib.import_module(module))
-    change = slower if name in SLOWER else other_value
     setattr(owner, last, change(getattr(owner, last)))
