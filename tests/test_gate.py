@@ -155,7 +155,7 @@ def test_planted_changes_are_found_in_five_of_five_runs(stored, plant):
 @pytest.mark.parametrize("plant", ["sampler", "step"])
 def test_planted_waiting_is_found_on_a_quiet_machine(stored, plant):
     name, *selection = FILES[plant]
-    planted = ["--baselines", stored, "-p", "planted", "--plant", f"{plant}-waits"]
+    planted = ["--baselines", stored, "-p", "planted", "--plant", f"{plant} waits"]
     run = run_pytest(BENCHMARKS / name, *selection, *planted)
     assert "times the wall-clock time of the other side" in run.stdout
 

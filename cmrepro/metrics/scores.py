@@ -84,14 +84,13 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
         raise ValueError(f"got KID subsets of {size} images, allowed are 2 to {smaller} {sets}")
     kernel = {"kid_kernel_poly_degree": settings.degree, "kid_kernel_poly_coef0": settings.coef0}
     rng = np.random.RandomState(settings.seed)
-    distances, influence = [], np.zeros(len(generated))
+    distances, influence, ones = [], np.zeros(len(generated)), np.ones(size, np.float32)
     for _ in range(settings.num_subsets):
         rows = rng.choice(len(generated), size, replace=False)
         x, y = generated[rows], real[rng.choice(len(real), size, replace=False)]
         k_xx, k_xy, k_yy = (kernel_poly(a, b, **kernel) for a, b in ((x, x), (x, y), (y, y)))
         distances.append(float(mmd2(k_xx, k_xy, k_yy)))
-        others = (k_xx.sum(axis=1, dtype=np.float64) - np.diagonal(k_xx)) / (size - 1)
-        added = 2 * (others - k_xy.mean(axis=1, dtype=np.float64))
+        added = 2 * ((k_xx @ ones - np.diagonal(k_xx)) / (size - 1) - k_xy @ ones / size)
         influence[rows] += (added - added.mean()) / (size * settings.num_subsets)
     return Estimate(float(np.mean(distances)), float(np.linalg.norm(influence)))
 
