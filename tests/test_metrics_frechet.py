@@ -19,7 +19,6 @@ from torch_fidelity.metric_fid import (
 
 from cmrepro.metrics.frechet import (
     StreamingMoments,
-    check_gaussian,
     fid_infinity,
     fid_of_parts,
     frechet_distance,
@@ -144,18 +143,6 @@ def test_equals_other_tools_on_the_same_features() -> None:
     assert got == pytest.approx(peer, rel=1e-10)  # float64 throughout
     for distance in (cleanfid_frechet_distance, pytorch_fid_frechet_distance):  # they add 1e-6 I
         assert got == pytest.approx(distance(*moments(x1), *moments(x2)), rel=1e-6)
-
-
-def test_other_statistics_are_refused() -> None:
-    mu, sigma = np.zeros(3), np.eye(3)
-    skewed = sigma + np.eye(3, k=1)
-    for arguments, message in [
-        ((mu, np.eye(2)), r"mu has shape \(3,\) and sigma \(2, 2\)"),
-        ((mu, skewed), "differs from its transpose by 1;"),
-        ((mu * np.nan, sigma), "not finite"),
-    ]:
-        with pytest.raises(ValueError, match=f"first statistics.*{message}"):
-            check_gaussian("first", *arguments)
 
 
 # FID by number of images and at infinity

@@ -139,6 +139,7 @@ def test_a_pickle_cannot_change_numpy(tmp_path: pathlib.Path) -> None:
         ({"mu": MU + np.nan, "sigma": SIGMA}, "not finite"),
         (ADM | {"sigma": SIGMA + np.triu(SIGMA, 1)}, "sigma differs from its transpose"),
         (ADM | {"mu": np.arange(DIM)}, "mu is int64"),
+        (ADM | {"mu": MU[:3]}, r"mu has shape \(3,\) and sigma \(6, 6\)"),
         (ADM | {"mu": np.array([{}], dtype=object)}, "Object arrays cannot be loaded"),
         ({"mu": MU, "arr_0": IMAGES}, "it holds arr_0, mu, must hold mu and sigma"),
         (ADM | {"sigma_s": SIGMA_S + np.triu(SIGMA_S)}, "sigma differs from its transpose"),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from test_metrics_frechet import random_features
 
 from cmrepro.metrics import scores
 from cmrepro.metrics.scores import (
@@ -19,14 +20,6 @@ from cmrepro.metrics.scores import (
     mean_estimate,
 )
 from cmrepro.settings import InceptionScoreSettings, KernelSettings, Metric
-
-
-def random_features(count: int, dim: int, seed: int, shift: float = 0.0) -> np.ndarray:
-    """Correlated, non-negative features with a decaying spectrum, as a network's."""
-    rng = np.random.default_rng(seed)
-    mixing = np.random.default_rng(99).standard_normal((dim, dim)) / np.sqrt(np.arange(1, dim + 1))
-    return np.clip(rng.standard_normal((count, dim)) @ mixing.T + shift, 0, 6).astype(np.float32)
-
 
 # Inception score
 

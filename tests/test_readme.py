@@ -79,13 +79,19 @@ def stand_in(path):
         shutil.make_archive(str(folder), "zip", folder)
 
 
-@pytest.mark.slow
-def test_the_code_blocks_run_in_their_order(run, tmp_path, monkeypatch):
+@pytest.fixture
+def few(tmp_path, monkeypatch):
+    """An empty folder, and a protocol of few images."""
     built_in = protocols._built_in()
     built_in.protocols["embedded"]["num_images"] = FEW
     built_in.protocols["embedded"]["stored_features"]["num_images"] = 40
     monkeypatch.setattr(protocols, "_built_in", lambda: built_in)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_the_code_blocks_run_in_their_order(run):
     for line in LINES:
         if not (words := words_of(line)):
             continue
@@ -100,6 +106,10 @@ def test_the_code_blocks_run_in_their_order(run, tmp_path, monkeypatch):
         else:
             code, _, err = run(*words)
             assert code == 0, f"{line}: {err}"
-    for kind, block in BLOCKS:
-        if kind == "python":
-            exec(re.sub(r"num_images=\d+", f"num_images={FEW}", block), {})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "python"])
+def test_the_python_blocks_run(block):
+    exec(re.sub(r"num_images=\d+", f"num_images={FEW}", block), {})

@@ -118,10 +118,7 @@ def test_a_denoiser_is_sampled_as_by_its_official_sampler(tmp_path, monkeypatch,
     [
         (0, "got steps = 0"),
         (3, "has times for 1 to 2"),
-        ([80.0, 80.0], "must decrease"),
         ([81.0], "they must decrease, with 0.002 < t <= 80"),
-        ([80.0, 0.001], "they must decrease, with 0.002 < t <= 80"),
-        ([], "sampling times none"),
     ],
 )
 def test_impossible_steps_are_refused(model, steps, message):
