@@ -1,4 +1,4 @@
-"""Python for notebooks: models of one's own, records, frames, types."""
+"""Python for notebooks, and models of one's own: from a module or images to a report."""
 
 import json
 import os
@@ -18,61 +18,50 @@ from torch import nn
 
 import cmrepro
 from cmrepro.records import FOLDER, read_records
-from cmrepro.report.results import own_models
-from cmrepro.sampling import noise, to_uint8
+from cmrepro.report.findings import own_table
+from cmrepro.sampling import class_labels, noise, to_uint8
+from cmrepro.training.recipes import load_recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 
 
-class Halved(nn.Module):
-    """f(x_t, t) = x_t / 2t + a share of the class."""
+class Half(nn.Module):
+    """x_t / 2t and a tenth of the class."""
 
-    def forward(self, x_t, t, labels=None):
-        shift = 0 if labels is None else labels.view(-1, 1, 1, 1) / 10
-        return x_t / (2 * t.view(-1, 1, 1, 1)) + shift
+    def forward(self, x_t, t, labels):
+        return x_t / (2 * t.view(-1, 1, 1, 1)) + labels.view(-1, 1, 1, 1) / 10
 
 
-@pytest.mark.parametrize("network", ["tiny", "classes"])
-def test_a_wrapped_model_samples_like_the_checkpoint_that_it_is(presets, tmp_path, network):
-    model = cmrepro.load(save_tiny(tmp_path / "x.safetensors", network))
-    wrapped = cmrepro.wrap(
-        model, image_size=8, num_classes=model.num_classes, two_step_time=0.8, model="mine"
-    )
-    for steps in (1, 2, [80, 3, 0.5]):
+def test_a_wrapped_module_gets_the_suites_noise_times_and_classes(presets, tmp_path):
+    images = cmrepro.sample(cmrepro.wrap(Half(), image_size=8, num_classes=5), 1, 3, seed=4)
+    z, labels = noise(4, range(3), (1, 3, 8, 8))[0], torch.tensor(class_labels(4, range(3), 5))
+    expected = z / 2 + labels.view(-1, 1, 1, 1) / 10
+    assert np.array_equal(images, to_uint8(expected, "round")) and images[:2].provenance is None
+    model = cmrepro.load(save_tiny(tmp_path / "x.safetensors"))
+    wrapped = cmrepro.wrap(model, image_size=8, two_step_time=0.8, model="mine")
+    for steps in (2, [80, 3, 0.5]):  # as a checkpoint's model, the same module samples the same
         images, same = (cmrepro.sample(m, steps, 6, seed=2) for m in (model, wrapped))
         assert np.array_equal(images, same)
-        assert images.provenance.hashes == same.provenance.hashes
-        assert images.provenance.sampler == same.provenance.sampler
-    assert (same.provenance.model, same.provenance.checkpoint) == ("mine", None)
-
-
-def test_a_wrapped_module_gets_the_suites_noise_times_and_classes():
-    model = cmrepro.wrap(Halved(), image_size=8, num_classes=5)
-    images = cmrepro.sample(model, 1, 3, seed=4)
-    z = noise(4, range(3), (1, 3, 8, 8))[0]
-    shift = torch.tensor(cmrepro.sampling.class_labels(4, range(3), 5)).view(-1, 1, 1, 1) / 10
-    assert np.array_equal(images, to_uint8(z / 2 + shift, "round"))
-    assert images[:2].provenance is None and repr(model) == "WrappedModel(Halved, 8 px)"
+        changes = {"model": "mine", "checkpoint": None}
+        assert images.provenance.replace(**changes) == same.provenance
 
 
 @pytest.mark.parametrize("wrong", [lambda x: x[..., :4], lambda x: x * np.nan, lambda x: [x]])
 def test_a_module_that_returns_no_images_is_refused(wrong):
-    class Wrong(nn.Module):
-        def forward(self, x_t, t):
-            return wrong(x_t)
-
+    module = Half()
+    module.forward = lambda x_t, t: wrong(x_t)
     with pytest.raises(ValueError, match=r"at t = 80, needed is a tensor \(100, 3, 8, 8\)"):
-        cmrepro.sample(cmrepro.wrap(Wrong(), image_size=8))
+        cmrepro.sample(cmrepro.wrap(module, image_size=8))
 
 
 def test_a_record_knows_what_was_sampled_and_refuses_another_statement(tmp_path):
-    model = cmrepro.wrap(Halved(), image_size=8, two_step_time=0.8, dataset="mine-train")
-    images = cmrepro.sample(model, 2, 12, seed=3)
-    with pytest.raises(ValueError, match=r"data set 'cifar10-jpeg-train'.*need 'mine-train'"):
+    model = cmrepro.wrap(Half(), image_size=8, num_classes=2, dataset="mine-train")
+    images = cmrepro.sample(model, [80, 0.8], 12, seed=3)
+    with pytest.raises(ValueError, match="need 'mine-train'"):
         cmrepro.evaluate(images, num_images=12)  # statistics of other data must be named
     named = {"num_images": 12, "reference": "cifar10-jpeg-train"}
-    record = cmrepro.evaluate(images, model="my-ect", nfe=2, seed=3, images_seen=7, **named)
+    record = cmrepro.evaluate(images, model="my-ect", nfe=2, images_seen=7, **named)
     assert (record.model, record.nfe, record.seed) == ("my-ect", 2, 3)
     assert record.sampler.times == (80, 0.8)
     assert (record.training.dataset, record.training.images_seen) == ("mine-train", 7)
@@ -85,20 +74,21 @@ def test_a_record_knows_what_was_sampled_and_refuses_another_statement(tmp_path)
         cmrepro.evaluate(images, **named, nfes=2)
     with pytest.raises(ValueError, match=r"num_images is 13; allowed are 10 to 12 \(num_images\)"):
         cmrepro.evaluate(images, num_images=13)
-    path = cmrepro.save(record, images, tmp_path)
-    assert read_records(tmp_path / FOLDER) == [record] and path.stem == record.id
-    other = cmrepro.evaluate(images[::-1].copy(), model="my-ect", nfe=2, seed=3, **named)
-    with pytest.raises(ValueError, match=r"hashes\.images"):  # of the same model and seed
-        cmrepro.save(other.replace(sampler=record.sampler), None, tmp_path)
+    cmrepro.save(record, images, tmp_path)
+    assert read_records(tmp_path / FOLDER) == [record]
+    other = record.replace(hashes=record.hashes.replace(images="0" * 64))
+    with pytest.raises(ValueError, match=r"differs in hashes\.images"):  # of one model and seed
+        cmrepro.save(other, folder=tmp_path)
 
 
 def test_results_are_numbers_with_their_intervals(tmp_path):
     for seed, fid in enumerate([90.0, 92.0, 97.0]):
-        cmrepro.save(demo_record("cd", 1, seed, fid), folder=tmp_path)
-    [row] = cmrepro.results(tmp_path).to_dict("records")
-    low, high = stats.t.interval(0.95, 2, np.mean([90, 92, 97]), stats.sem([90, 92, 97]))
+        for name in ("a", "b"):  # models without a checkpoint are told apart by their names
+            record = demo_record("cd", 1, seed, fid, model=name, checkpoint=None)
+            cmrepro.save(record, folder=tmp_path)
+    row, _ = cmrepro.results(tmp_path).to_dict("records")
+    low, high = stats.t.interval(0.95, 2, 93, stats.sem([90, 92, 97]))
     assert (row["fid"], row["fid_low"], row["fid_high"]) == pytest.approx((93, low, high))
-    assert row["seeds"] == 3
 
 
 def in_folder(folder, *command, **environment):
@@ -110,58 +100,76 @@ def in_folder(folder, *command, **environment):
 
 
 def assert_own_model_is_reported(folder):
-    """Three seeds at 1 and 2 steps of one model, beside the paper's rows of CIFAR-10."""
-    models = own_models(read_records(folder / FOLDER))
-    assert [(m.records[0].nfe, len(m.records), m.dataset) for m in models] == [
-        (1, 3, "CIFAR-10"),
-        (2, 3, "CIFAR-10"),
+    """One model at 1 and 2 steps with 3 seeds, beside the paper's rows of CIFAR-10."""
+    rows, notes = own_table(read_records(folder / FOLDER))
+    found = [(row["nfe"], row["n"], row["paper's FID"], row["verdict"]) for row in rows]
+    assert found == [
+        (1, "3 x 12", "CD 3.55, CT 8.70", "not comparable"),
+        (2, "3 x 12", "CD 2.93, CT 5.83", "not comparable"),
     ]
-    assert "dataset cifar10-train in the paper, cifar10-jpeg-train" in str(models[0].agreement)
+    assert "dataset cifar10-train in the paper, cifar10-jpeg-train here" in notes
     assert "my-model" in (folder / "REPORT.md").read_text()
     assert (folder / "results/samples/my-model_nfe2.png").is_file()
 
 
 def test_the_example_script_reports_an_own_model_from_an_empty_folder(tmp_path):
-    out = in_folder(tmp_path, sys.executable, EXAMPLES / "own_model.py", "12")
-    assert "wrote REPORT.md" in out
+    script = EXAMPLES / "own_model.py"
+    assert "wrote REPORT.md" in in_folder(tmp_path, sys.executable, script, "12")
     assert_own_model_is_reported(tmp_path)
-    assert len((EXAMPLES / "own_model.py").read_text().splitlines()) < 40
+    assert len(script.read_text().splitlines()) < 40
 
 
 def test_the_example_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cells = json.loads((EXAMPLES / "own_model.ipynb").read_text())["cells"]
-    names = {"__name__": "notebook"}
-    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
-        exec("".join(cell["source"]).replace("2000", "12"), names)
+    for cell in json.loads((EXAMPLES / "own_model.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]).replace("2000", "12"), names := locals())
+    assert names["record"].nfe == 2
     assert_own_model_is_reported(tmp_path)
 
 
-def test_own_images_are_scored_from_folders_zips_and_npz(run, tmp_path):
-    generator = np.random.default_rng(0)
-    stated = ["--model", "my-model", "--trained-on", "cifar10-jpeg-train", "--images-seen", "9"]
-    options = ["--num-images", 12, "--out", tmp_path]
+def test_own_images_and_claims_are_reported_by_the_command_line(run, tmp_path):
+    generator, out = np.random.default_rng(0), ["--out", tmp_path]
+    stated = ["--model", "my-model", "--trained-on", "cifar10-jpeg-train", "--images-seen", 9]
+    folder = tmp_path / "pngs"
+    folder.mkdir()
     for seed in range(3):
-        for nfe, times in ((1, "80"), (2, "80,0.8")):
-            images = generator.integers(0, 256, (12, 8, 8, 3), np.uint8)
-            path = tmp_path / f"{nfe}-{seed}"
-            if nfe == 1:
-                path.mkdir()
-                for i, image in enumerate(images):
-                    Image.fromarray(image).save(path / f"{i:02}.png")
-            else:
-                path = path.with_suffix(".npz")
-                np.savez(path, images)
-            how = [*stated, "--batch-size", 3, "--seed", seed, "--times", times]
-            code, _, err = run("evaluate", path, *how, *options)
+        images = generator.integers(0, 256, (12, 8, 8, 3), np.uint8)
+        np.savez(tmp_path / "x.npz", images)
+        for i, image in enumerate(images):
+            Image.fromarray(255 - image).save(folder / f"{i:02}.png")
+        for source, times in ((folder, "80"), (tmp_path / "x.npz", "80,0.8")):
+            how = [*stated, "--batch-size", 3, "--seed", seed, "--times", times, *out]
+            code, _, err = run("evaluate", source, "--num-images", 12, *how)
             assert code == 0, err
-    assert run("report", "--out", tmp_path)[0] == 0
+    own = ["--claims", EXAMPLES / "my-claims.toml"]
+    assert run("report", *own, *out)[0] == 0
     assert_own_model_is_reported(tmp_path)
     record = read_records(tmp_path / FOLDER)[-1]
-    assert (record.nfe, record.times, record.training.batch_size) == (2, (80, 0.8), 3)
-    beside = tmp_path / "1-0.provenance.json"  # beside a folder, as beside an .npz or a zip
+    assert (record.times, record.training.batch_size) == ((80, 0.8), 3)
+    [claim] = json.loads(
+        run("claims", "my-model/2-steps-better-than-1", *own, *out, "--format", "json")[1]
+    )
+    assert claim["verdict"] in ("inconclusive", "reproduced", "not reproduced")
+    assert claim["seeds"] == 3 and "my-model" in (tmp_path / "REPORT.md").read_text()
+    # After the command the paper's claims are alone again.
+    assert cmrepro.claims(tmp_path)["id"].str.startswith("song2023/").all()
+    beside = tmp_path / "pngs.provenance.json"  # beside a folder, as beside an .npz or a zip
     beside.write_text('{"model": "from-json", "nfe": 4, "seed": 1}')
-    assert "from-json_nfe4_" in run("evaluate", tmp_path / "1-0", *options)[1]
+    assert "from-json_nfe4_" in run("evaluate", folder, "--num-images", 12, *out)[1]
+
+
+def test_a_recipe_of_ones_own_is_read_by_path(tmp_path):
+    recipe, path = load_recipe("demo-cifar10-ct"), tmp_path / "my.toml"
+    keys = ("network", "method", "distance", "mu0", "s0", "s1", "initialisation", "ema_rate")
+    lines = [f"{key} = {json.dumps(getattr(recipe, key))}" for key in keys]
+    lines += ['dataset = "mine"', "batch_size = 2", "total_steps = 1", "learning_rate = 1e-4"]
+    path.write_text("\n".join(["[recipes.my-ct]", *lines]))
+    own = load_recipe(str(path))
+    assert (own.name, own.stands_for, own.sigma_max) == ("my-ct", "my-ct", recipe.sigma_max)
+    path.write_text(path.read_text().replace("1e-4", "0.0"))
+    with pytest.raises(ValueError, match=r"my\.toml: got learning_rate = 0"):
+        load_recipe(str(path))
 
 
 SCRIPT = """

@@ -12,6 +12,7 @@ from cmrepro.paper.claims import (
     Ordering,
     Setting,
     ablated_fields,
+    added_claims,
     claim,
     claims,
     demo_datasets,

@@ -4,8 +4,11 @@ Absolute claims are made from the rows of Tables 1 and 2, so that no value is st
 claims.toml says which recipe, protocol and tolerance decide them.
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from msgspec.structs import asdict
@@ -188,9 +191,41 @@ def learning_rates(recipe: str, demo: bool) -> Mapping[str, float]:
     return rates | also
 
 
-@functools.cache
+class ClaimsFile(Struct, frozen=True, kw_only=True):
+    """A claims file of one's own: tables [[absolute]] and [[ordering]] with every field.
+
+    `recipe` of a setting is a name in `stands_for`, or that of a model from elsewhere.
+    """
+
+    absolute: tuple[AbsoluteClaim, ...] = ()
+    ordering: tuple[Ordering, ...] = ()
+
+
+_OWN: ContextVar[tuple[Claim, ...]] = ContextVar("own claims", default=())
+
+
+@contextlib.contextmanager
+def added_claims(path: Path) -> Iterator[None]:
+    """Context in which `claims` has those of a file of one's own too."""
+    file, known = read_toml(ClaimsFile, path), {claim.id for claim in claims()}
+    own: tuple[Claim, ...] = (*file.absolute, *file.ordering)
+    for claim in own:
+        if claim.id in known:
+            raise ValueError(f"{path}: the id {claim.id} is taken; choose another")
+        known.add(claim.id)
+    token = _OWN.set(own)
+    yield
+    _OWN.reset(token)
+
+
 def claims() -> tuple[Claim, ...]:
-    """Every claim: the cells of CD and CT rows in the order of the tables, then the orderings."""
+    """Every claim of the paper, then those of `added_claims`."""
+    return (*_paper_claims(), *_OWN.get())
+
+
+@functools.cache
+def _paper_claims() -> tuple[Claim, ...]:
+    """The cells of CD and CT rows in the order of the tables, then the orderings."""
     recipes = {(m.dataset, m.method): recipe for recipe, m in _models().items()}
     absolute = [
         _absolute(row, metric, recipe)

@@ -118,13 +118,13 @@ def _record_facts(record: RunRecord) -> Facts:
     images = f"{reference.dataset}-{reference.split}" if reference.dataset else reference.name
     protocol = f"{record.protocol.name}-v{record.protocol.version}"
     known: Facts = {"nfe": record.nfe, "num_images": record.num_images}
+    known["stands_for"] = record.model  # unless its training says otherwise
     known |= {"protocol": protocol, "reference": images, **(ablated(record) or {})}
     known["reference_sha256"] = reference.sha256 and reference.sha256[:10]
     if sampler := record.sampler:
         known |= {name: getattr(sampler, name) for name in SAMPLING[1:]}
-        known["times"] = times_in_words(sampler.times)
-    if record.times:
-        known["times"] = times_in_words(record.times)
+    if times := sampler.times if sampler else record.times:
+        known["times"] = times_in_words(times)
     if record.training:
         known |= to_builtins(record.training)
     if checkpoint:
@@ -183,6 +183,8 @@ def _against_paper(
 
 def against_setting(setting: Setting, record: RunRecord, name: str) -> Agreement:
     """Agreement of a model with that of an ordering's side, which fixes the fields it changes."""
+    if ablated_fields(setting.recipe) is None:
+        return Agreement({}, {})  # the paper has no such model
     if not is_demo(record):
         plain = setting.replace(changes=())
         paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
@@ -267,9 +269,7 @@ def is_own(record: RunRecord) -> bool:
     """True if a generator is none of the paper's models, their teachers and official files."""
     training, checkpoint = trained(record), record.checkpoint
     official = checkpoint and checkpoint.converted and checkpoint.converted.name
-    papers = {claim.setting.recipe for claim in claims() if isinstance(claim, AbsoluteClaim)}
-    teachers = {f"{recipe.rpartition('-')[0]}-edm" for recipe in papers}
-    imitates = training is not None and training.stands_for in papers | teachers
+    imitates = training and (ablated_fields(training.stands_for) or training.method == "edm")
     return record.nfe is not None and not official and not imitates
 
 
@@ -301,7 +301,8 @@ def group(records: Iterable[RunRecord], *ignored: str) -> list[list[RunRecord]]:
     """Groups of records with the same metrics that differ in seed and ignored keys, by seed."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
-        shared = {k: v for k, v in record.identity.items() if k not in ("seed", *ignored)}
+        keys = ("seed", *(ignored if record.checkpoint else ()))  # else the name is all there is
+        shared = {k: v for k, v in record.identity.items() if k not in keys}
         found[repr((shared, sorted(record.scores)))].append(record)
     return sorted(found.values(), key=lambda g: (g[0].model, g[0].nfe or 0, repr(g[0].identity)))
 
@@ -338,10 +339,12 @@ def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
 
 def setting_sides(records: Sequence[RunRecord], setting: Setting, demo: bool) -> list[Side]:
     """Sides of the model of a setting, with its changes and no others, at that scale."""
-    wanted = setting.recipe, demo, ablated_fields(setting.recipe, setting.changes, demo)
-    return [
-        side
-        for side in sides(records, setting.nfe, setting.metric)
-        if (training := trained(side.first))
-        and (training.stands_for, is_demo(side.first), ablated(side.first)) == wanted
-    ]
+    wanted = ablated_fields(setting.recipe, setting.changes, demo)
+
+    def fits(record: RunRecord) -> bool:
+        fields = ablated(record) or {}  # a model of one's own has those of its recipe, if any
+        as_wanted = fields == wanted if wanted else {*setting.changes} <= {*fields.items()}
+        named = facts(record)["stands_for"] == setting.recipe
+        return as_wanted and named and is_demo(record) == demo
+
+    return [s for s in sides(records, setting.nfe, setting.metric) if fits(s.first)]

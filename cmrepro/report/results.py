@@ -118,8 +118,9 @@ def paper_rows(
     """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
     models = {(c.dataset, c.method): c.setting.recipe for c in absolute}
-    for dataset in {c.dataset for c in absolute}:  # the teacher is no claim
-        models[dataset, "EDM"] = models[dataset, "CD"].removesuffix("cd") + "edm"
+    for (dataset, method), recipe in [*models.items()]:  # the teacher is no claim
+        if method == "CD":
+            models[dataset, "EDM"] = recipe.removesuffix("cd") + "edm"
     columns: tuple[Metric, ...] = ("fid", "is") if number == 1 else ("fid", "precision", "recall")
     rows = []
     for row in result_rows(number):
