@@ -12,14 +12,8 @@ from scipy import stats
 
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.paper import ablated_fields, claim, claims
-from cmrepro.report.results import (
-    claims_rows,
-    model_rows,
-    own_models,
-    paper_rows,
-    record_rows,
-    results_rows,
-)
+from cmrepro.report.findings import own_table
+from cmrepro.report.results import claims_rows, model_rows, paper_rows, record_rows, results_rows
 from cmrepro.report.verdicts import absolute_verdict, verdicts
 from cmrepro.schema import flat, to_builtins
 from cmrepro.training.recipes import load_recipe
@@ -256,7 +250,7 @@ def test_no_valid_record_makes_verdicts_and_tables_fail(drawn):
     records = [*BASES, *(record for each in drawn for record in emptied(*each))]
     assert len(claims_rows(records)) == len(claims())
     paper_rows(1, records, verdicts(records))
-    for rows in (results_rows, record_rows, model_rows, own_models):
+    for rows in (results_rows, record_rows, model_rows, own_table):
         rows(records)
 
 
