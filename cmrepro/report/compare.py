@@ -1,12 +1,13 @@
 """Two records side by side: what differs in settings, hashes and scores, and what that means."""
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 from cmrepro.records import RELATIVE_TOLERANCE, RunRecord, differences
 from cmrepro.report.comparability import Agreement, pair_agreement
-from cmrepro.report.results import half_interval
 from cmrepro.schema import Struct
+from cmrepro.settings import Metric
 
 DIVERGENCE_CAUSES = {  # causes of a difference by stage, in the order of the stages
     "noise": "another seed, num_images, nfe or random generator",
@@ -47,6 +48,16 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
         row = {"what": metric, "first": x, "second": y, "difference": y - x}
         scores.append(row | {"interval": None if math.isnan(half) else half})
     return Comparison(settings, _divergence(first, second), scores, pair_agreement(first, second))
+
+
+def half_interval(record: RunRecord, metric: Metric) -> float:
+    """Half the 95 % interval of a score over sets of as many images, NaN where not known."""
+    if not (uncertainty := record.uncertainty):
+        return math.nan
+    if metric == "fid" and uncertainty.fid_infinity:
+        return NormalDist().inv_cdf(0.975) * uncertainty.fid_infinity.standard_error
+    low, high = uncertainty.intervals.get(metric, (math.nan, math.nan))
+    return (high - low) / 2
 
 
 def _divergence(first: RunRecord, second: RunRecord) -> str:

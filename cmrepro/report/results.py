@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
@@ -15,6 +14,7 @@ from cmrepro.report.comparability import (
     times_in_words,
     trained,
 )
+from cmrepro.report.compare import half_interval
 from cmrepro.report.statistics import Summary, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.report.verdicts import Verdict, verdicts
@@ -40,16 +40,6 @@ class PaperRow(NamedTuple):
 def protocol_of(record: RunRecord) -> str:
     """Name and version of a record's protocol."""
     return f"{record.protocol.name} v{record.protocol.version}"
-
-
-def half_interval(record: RunRecord, metric: Metric) -> float:
-    """Half the 95 % interval of a score over sets of as many images, NaN where not known."""
-    if not (uncertainty := record.uncertainty):
-        return math.nan
-    if metric == "fid" and uncertainty.fid_infinity:
-        return NormalDist().inv_cdf(0.975) * uncertainty.fid_infinity.standard_error
-    low, high = uncertainty.intervals.get(metric, (math.nan, math.nan))
-    return (high - low) / 2
 
 
 def summary(members: Sequence[RunRecord], metric: Metric) -> Summary:
