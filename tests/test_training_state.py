@@ -94,19 +94,6 @@ def test_the_newest_states_are_kept(tmp_path: pathlib.Path, keep: int) -> None:
     assert state_names(tmp_path) == [f"state-{step:08d}.pt" for step in (2, 4, 6, 8)][-keep:]
 
 
-def test_a_state_of_the_earlier_layout_is_continued(
-    run: pathlib.Path, whole: dict[str, torch.Tensor]
-) -> None:
-    """It had "origin" for the checksums, and recipes without scale and stands_for."""
-    for path in state_files(run):
-        stored = torch.load(path, weights_only=True)
-        stored["origin"] = stored.pop("checksums")
-        stored["origin"]["data_sha256"] = stored["origin"].pop("dataset_sha256")
-        del stored["recipe"]["scale"], stored["recipe"]["stands_for"]
-        torch.save(stored, path)
-    assert_equal(load_file(tiny_train(EDM, run, resume=True)), whole)
-
-
 @pytest.mark.parametrize(
     ("method", "changes", "settings", "message"),
     [

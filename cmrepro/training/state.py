@@ -67,10 +67,6 @@ def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
         raise ValueError(f"{names}: cut off or damaged; start again in another folder")
     state = torch.load(path, map_location="cpu", weights_only=True)
     recipe, step = training.recipe, state["step"]
-    if origin := state.get("origin"):  # written before states had checksums, scale and stands_for
-        teacher = origin["teacher_sha256"]
-        state["checksums"] = {"dataset_sha256": origin["data_sha256"], "teacher_sha256": teacher}
-        state["recipe"] |= {"scale": recipe.scale, "stands_for": recipe.stands_for}
     stored = convert(Recipe, state["recipe"], str(path))
     kept = stored.schedule_steps or stored.total_steps
     if recipe.s0 and not recipe.schedule_steps and kept != recipe.total_steps:
