@@ -72,10 +72,28 @@ def array_sha256(array: NDArray[Any]) -> str:
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+def sha256(*paths: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file, or of several one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def first_bytes(path: Path) -> bytes:
+    """First 64 bytes of a file; refuses what often lies in the place of a download."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; check the path")
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        start = file.read(64)
+    if not start:
+        raise ValueError(f"{path} is empty; copy or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a git-lfs pointer, not the file itself; run 'git lfs pull'")
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise ValueError(f"{path} is a web page (HTML or XML); download the file itself")
+    return start
 
 
 def require_checksum(path: Path, checksum: str, advice: str) -> None:

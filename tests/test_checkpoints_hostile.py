@@ -15,7 +15,7 @@ import torch
 from official_files import use_small_networks, weights_of
 
 from cmrepro.checkpoints.convert import convert
-from cmrepro.checkpoints.diffusers import OLD_WEIGHTS, unet_config
+from cmrepro.checkpoints.diffusers import unet_config
 from cmrepro.checkpoints.load import contents, load_model
 
 MARK = "HOSTILE_MARK"
@@ -63,7 +63,7 @@ def diffusers_folder(path: pathlib.Path) -> None:
     """With its weights in the pickled form alone."""
     path.mkdir()
     (path / "config.json").write_text(json.dumps(unet_config("tiny")))
-    state_dict(path / OLD_WEIGHTS)
+    state_dict(path / "diffusion_pytorch_model.bin")
 
 
 def flax_pickle(path: pathlib.Path) -> None:

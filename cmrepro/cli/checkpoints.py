@@ -47,6 +47,7 @@ def inspect(checkpoint: str, format_: str) -> None:
 @click.argument("source")
 @click.option("--network", help="Preset of the network.")
 @click.option("--parameterization", type=click.Choice(["boundary", "edm"]))
+@click.option("--key", help="State dict to read among several in SOURCE, e.g. ema.")
 @click.option("--dtype", default="float32", type=click.Choice(["float32", "float16", "bfloat16"]))
 @click.option("--two-step-time", type=float, help="Second sampling time to write into the file.")
 @click.option("--out", type=PATH, help="Default for a released name: the cache.")
