@@ -4,8 +4,10 @@ import argparse
 import functools
 import io
 import json
+import os
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save
 from test_metrics_reference_files import ADM, IMAGES, MU, SIGMA, TTUR
 from torch import Tensor
 
-from cmrepro.checkpoints.convert import convert, read_contents
+from cmrepro.checkpoints.convert import convert, read_checkpoint
 from cmrepro.checkpoints.diffusers import to_diffusers, unet_config
 from cmrepro.checkpoints.io import FORMAT
 from cmrepro.checkpoints.load import load_model
@@ -117,6 +119,9 @@ def test_statistics(name: str, tmp_path: pathlib.Path) -> None:
         assert loaded.sigma.dtype == np.float64
         if name not in ("rounded", "zero"):
             np.testing.assert_array_equal(loaded.sigma, SIGMA)
+        path.write_bytes(content[:-1])
+        with pytest.raises(ValueError, match="does not hold reference statistics"):
+            read_statistics(path)
 
 
 # Checkpoints
@@ -146,6 +151,23 @@ def flax_file(dtype: torch.dtype = torch.float32, **state: Any) -> bytes:
     return msgpack.packb({"params_ema": tree} | state, default=default)
 
 
+class Hostile:
+    """Unpickled, it makes the folder that the environment names."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, (os.environ["HOSTILE_MARK"],)
+
+
+def replaced_pickle(file: bytes, content: Any) -> bytes:
+    """A file of `torch.save` with another pickle inside."""
+    new = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(file)) as old, zipfile.ZipFile(new, "w") as archive:
+        for name in old.namelist():
+            is_pickle = name.endswith("data.pkl")
+            archive.writestr(name, pickle.dumps(content, 2) if is_pickle else old.read(name))
+    return new.getvalue()
+
+
 HEADER = {"network": "tiny", "parameterization": "edm", "sigma_min": 0.002, "sigma_max": 80.0}
 
 
@@ -162,7 +184,8 @@ def build_corpus() -> dict[str, tuple[Any, str]]:
     first = {name: tiny[name] for name in [*tiny][:half]}
     second = {name: tiny[name] for name in [*tiny][half:]}
     nan, large = ({**tiny, "out.2.bias": torch.full((3,), x)} for x in (np.nan, 1e6))
-    theirs = to_diffusers(tiny, TINY)
+    theirs, hook = to_diffusers(tiny, TINY), tiny | {"hook": Hostile()}
+    part = {name: x for name, x in theirs.items() if name != "conv_out.bias"}
     attention = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     old = dict(theirs)
     for new, before in attention.items():
@@ -196,6 +219,10 @@ def build_corpus() -> dict[str, tuple[Any, str]]:
             "variants",
         ),
         "lost shard of a folder": (unet | shards, f"lacks {b}"),
+        "lost parameter": (
+            unet | {f"{stem}.bin": torch_file(part)},
+            "it lacks parameter conv_out",
+        ),
         "no weights": (unet, f"has no {stem}.safetensors"),
         "orbax": ({"_METADATA": b"{}", "checkpoint/d": b""}, "holds an orbax checkpoint"),
         "flax": (
@@ -206,12 +233,15 @@ def build_corpus() -> dict[str, tuple[Any, str]]:
         "snapshots": ({"snapshots/1/a": b"", "snapshots/2/a": b""}, "snapshots 1, 2; give"),
         "NaN": (ours(nan), "NaN or infinity in out.2.bias"),
         "float16|": (torch_file(large), "in torch.float16 has NaN or infinity in out.2.bias"),
-        "integers": (save({n: x.to(torch.int8) for n, x in tiny.items()}), "in torch.int8, allowed are"),
+        "integers": (
+            save({n: x.to(torch.int8) for n, x in tiny.items()}),
+            "in torch.int8, allowed are",
+        ),
         "sparse": (torch_file({n: x.to_sparse() for n, x in tiny.items()}), "no named tensors"),
         "object": (torch_file({"ema": tiny, "args": argparse.Namespace()}), "argparse.Namespace"),
         "list": (torch_file([tiny]), "holds no named tensors but list"),
         "numbers": (torch_file({"a": {"b": 1}}), "no named tensors but a.b"),
-        "statistics": (npz(TTUR), "failed locating file data.pkl"),
+        "statistics": (npz(TTUR), "file in archive is not"),
         "network": (ours(tiny, network="tinny"), "did you mean 'tiny'?"),
         "unknown key": (ours(tiny, colour=1), "unknown key 'colour'"),
         "another network": (ours(tiny, network="deep"), "not of network 'deep': it lacks"),
@@ -223,6 +253,16 @@ def build_corpus() -> dict[str, tuple[Any, str]]:
         "flax params|params": (flax_file(params_ema={}, params={}), "under params; name one of"),
         "flax integers": (flax_file(params_ema={"a": np.ones(3, int)}), "a is int64, allowed are"),
         "flax lacks": (flax_file(params_ema={}), "no weights under params_ema; name one of"),
+        "pickle": (pickle.dumps({"ema": Hostile()}), "is a Python pickle"),
+        "text pickle": (pickle.dumps({"ema": Hostile()}, 0), "is of no known format"),
+        "hook": (torch_file(hook), "GLOBAL posix.mkdir"),
+        "hook before 1.6": (torch_file(hook, _use_new_zipfile_serialization=False), "posix.mkdir"),
+        "hook in a folder": (unet | {f"{stem}.bin": torch_file(hook)}, "posix.mkdir"),
+        "replaced pickle": (replaced_pickle(torch_file(tiny), Hostile()), "posix.mkdir"),
+        "flax pickle": (
+            msgpack.packb({"params_ema": msgpack.ExtType(1, pickle.dumps(Hostile()))}),
+            "is cut off or not a flax checkpoint",
+        ),
         "text": (b"text, not weights", "is of no known format"),
         **{f"foreign {i}": case for i, case in enumerate(FOREIGN.items())},
     }
@@ -244,8 +284,12 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     use_small_networks(monkeypatch, tmp_path / "cache")
 
 
-def test_checkpoints(small: None, tmp_path: pathlib.Path) -> None:
-    """Converted, each holds the weights exactly, or those of half precision rounded."""
+def test_checkpoints(small: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converted, each holds the weights exactly, or those of half precision rounded.
+
+    Nothing in a file is executed, and without its last byte none is read.
+    """
+    monkeypatch.setenv("HOSTILE_MARK", str(tmp_path / "mark"))
     for case, (content, expected) in build_corpus().items():
         name, _, key = case.partition("|")
         (place := tmp_path / case).mkdir()
@@ -262,6 +306,10 @@ def test_checkpoints(small: None, tmp_path: pathlib.Path) -> None:
             got = load_file(convert(path, out, **how))
             rtol = 2**-8 if "float16" in name else 0
             torch.testing.assert_close(got, weights_of(network), rtol=rtol, atol=0, msg=case)
+            if isinstance(content, bytes):
+                with pytest.raises(ValueError, match=r"cut off|not a valid safetensors file"):
+                    convert(write(place / "cut", content[:-1]), out, **how)
+    assert not (tmp_path / "mark").exists()
     with pytest.raises(ValueError, match=r"NaN or infinity in out\.2\.bias"):
         load_model(tmp_path / "NaN" / "file")
 
@@ -272,14 +320,18 @@ READERS: dict[str, Callable[[pathlib.Path], Any]] = {
     "npz": read_statistics,
     "pickle": read_statistics,
     "old pickle": read_statistics,
-    **dict.fromkeys(("ours", "torch", "old torch", "flax"), read_contents),
-    **dict.fromkeys(("config.json", "x.index.json"), lambda path: read_contents(path.parent)),
+    **dict.fromkeys(
+        ("ours", "torch", "old torch", "x.index.json"),
+        lambda path: read_checkpoint(path, network="tiny", parameterization="edm"),
+    ),
+    "flax": lambda path: read_checkpoint(path, network="tiny-flax", parameterization="edm"),
+    "config.json": lambda path: read_checkpoint(path.parent),
 }
 
 
 @functools.cache
 def intact(kind: str) -> bytes:
-    weights = {name: x[:2] for name, x in weights_of("tiny").items()}  # of no network, but small
+    weights = weights_of("tiny")
     makers: dict[str, Callable[[], bytes]] = {
         "npz": lambda: npz(ADM | {"metadata": np.frombuffer(b'{"split": "all"}', np.uint8)}),
         "pickle": lambda: pickle.dumps({"num_images": 9, "fid": TTUR}),
@@ -318,9 +370,11 @@ def read_damaged(kind: str, edits: list[tuple[int, int, bytes]], path: pathlib.P
     """A damaged file is refused in one line, or, where nothing tells, read."""
     path.write_bytes(damaged(intact(kind), edits))
     try:
-        READERS[kind](path)
+        result = READERS[kind](path)
     except ValueError as error:
         message_of(error, path.parent)
+    else:
+        assert kind != "npz" or np.array_equal(result.sigma, SIGMA)  # by the zip's checksums
 
 
 @pytest.mark.parametrize("kind", READERS)

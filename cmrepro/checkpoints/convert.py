@@ -160,7 +160,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         leaves = schema.flat(content if isinstance(content, Mapping) else {})
     except Exception as error:  # a crafted file can make the unpickler raise anything
-        found = re.search(r"GLOBAL ([\w.]+)|failed (locating|finding) [\w. ]+", str(error))
+        found = re.search(
+            r"GLOBAL [\w.]+|(PytorchStreamReader|file in archive) [^\n]{,80}", str(error)
+        )
         got = f"cut off or holds more than tensors ({found[0] if found else type(error).__name__})"
         advice = "download it again, or save its state dict alone"
         raise ValueError(f"{path} is {got}; {advice}") from error
@@ -180,9 +182,8 @@ def _fitting(
     Refuses any other parameters.
     """
     expected: dict[str, Mapping[str, Tensor]] = {}  # under the format's names, without memory
-    for name in (
-        [network] if network else diffusers.adm_networks() if kind == "diffusers" else PRESETS
-    ):
+    possible = diffusers.adm_networks() if kind == "diffusers" else PRESETS
+    for name in [network] if network else possible:
         with torch.device("meta"):
             candidate = build_network(name)
         expected[name] = candidate.state_dict()
@@ -210,13 +211,7 @@ def _without_prefix(
 
     A state dict begins where the first parameter of a network is (`firsts`).
     """
-    ends = {first: f".{first}" for first in firsts}
-    found = {
-        name[: -len(first)]
-        for name in tensors
-        for first in firsts
-        if f".{name}".endswith(ends[first])
-    }
+    found = {n[: -len(f)] for f in firsts for n in tensors if f".{n}".endswith(f".{f}")}
     matching = {prefix for prefix in found if prefix.startswith(f"{key}.")} if key else found
     if (key and not matching) or (len(matching) > 1 and "" not in matching):
         listed = ", ".join(sorted(prefix.rstrip(".") for prefix in found)) or "none"

@@ -57,9 +57,8 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a valid safetensors file ({error}); copy or download it again"
-        ) from error
+        found = f"{path} is not a valid safetensors file ({str(error)[:150]})"
+        raise ValueError(f"{found}; copy or download it again") from error
 
 
 def is_ours(path: Path) -> bool:
