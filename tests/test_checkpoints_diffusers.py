@@ -144,18 +144,3 @@ def test_a_network_alone_as_in_the_older_folders(
     info = load_model(convert(folder / "unet", out, parameterization="edm")).info
     assert (info.network, info.parameterization) == ("cond", "edm")
     assert info.converted and info.converted.format == "diffusers"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel"),
-        ({"upsample_type": "conv"}, "none of ours: upsample_type is conv, 'cond' has resnet"),
-    ],
-)
-def test_other_networks_are_refused(
-    folder: pathlib.Path, changes: dict[str, Any], message: str
-) -> None:
-    change(folder / "unet" / "config.json", **changes)
-    with pytest.raises(ValueError, match=message):
-        load_model(folder)

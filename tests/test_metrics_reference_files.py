@@ -57,20 +57,6 @@ def test_writing_and_reading_changes_nothing(tmp_path: pathlib.Path) -> None:
         assert file["sigma"].shape == (DIM, DIM)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_files_of_ttur_edm_and_cleanfid(tmp_path: pathlib.Path, dtype: type) -> None:
-    sigma = SIGMA.astype(dtype)
-    sigma[0, 1] = np.nextafter(sigma[0, 1], dtype(9))  # two triangles rounded apart
-    path = tmp_path / "reference.npz"
-    np.savez(path, mu=MU.astype(dtype), sigma=sigma)  # clean-fid's mean is float32
-    loaded = read_statistics(path)
-    np.testing.assert_array_equal(loaded.mu, MU.astype(dtype))
-    np.testing.assert_array_equal(loaded.sigma, sigma)
-    assert loaded.mu.dtype == loaded.sigma.dtype == np.float64
-    assert loaded.features is loaded.spatial_mu is None
-    assert loaded.metadata == ReferenceMetadata()
-
-
 def test_adms_files(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "VIRTUAL.npz"
     np.savez_compressed(path, **ADM, mu_clip=MU, sigma_clip=SIGMA, arr_1=np.arange(10))

@@ -55,9 +55,9 @@ def inspect(checkpoint: str, format_: str) -> None:
 def convert(source: str, out: Path | None, overwrite: bool, dtype: str, **options: Any) -> None:
     """Write SOURCE as a checkpoint of this suite (safetensors).
 
-    SOURCE is the name of a released checkpoint, a .pt or flax file of the official code, a
-    diffusers folder, or a checkpoint of this suite. --network and --parameterization (consistency
-    function "boundary", or EDM denoiser "edm") are for files that do not say.
+    SOURCE is the name of a released checkpoint, a state dict (.pt or safetensors, also sharded), a
+    flax file, a diffusers folder, or a checkpoint of this suite. --network and --parameterization
+    (consistency function "boundary", or EDM denoiser "edm") are for files that do not say.
     """
     if out:
         require_new(out, overwrite)
