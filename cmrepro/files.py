@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def short(name: object, length: int = 60) -> str:
+    """A name for a message, its middle cut out if it is long."""
+    text, half = str(name), length // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
+# Starts of files that people give in the place of the right one.
+_CONTENTS = [
+    (rb"PK", "it is a zip or .npz that is cut off; copy or write it again"),
+    (
+        rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc|Rar!|.{257}ustar",
+        "it is an archive; unpack it",
+    ),
+    (
+        rb"version https://git-lfs",
+        "it is a pointer of git-lfs; fetch the file with `git lfs pull`",
+    ),
+    (rb"\s*<(!doctype )?html", "it is a web page; download the file itself"),
+    (rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP", "it is a single image; put images into a folder"),
+]
+
+
+def content(head: bytes, fix: str) -> str:
+    """Description of a wrong file by its first 512 bytes, with what to do; `fix` by default."""
+    for start, text in _CONTENTS:
+        if re.match(start, head, re.DOTALL | re.IGNORECASE):
+            return text
+    return f"it starts with {head[:12]!r}; {fix}" if head else "it is empty; write it again"
 
 
 def array_sha256(array: NDArray[Any]) -> str:

@@ -31,7 +31,7 @@ def kind_of(file: str) -> Kind:
         if "mu.npy" in archive.namelist():
             return "statistics"
     is_images = path.is_dir() and not any(path.glob("**/diffusion_pytorch_model*"))
-    return "sample set" if is_images or path.suffix in (".npz", ".zip") else "checkpoint"
+    return "sample set" if is_images or path.suffix in (".npz", ".npy", ".zip") else "checkpoint"
 
 
 def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Findings], list[str]]:

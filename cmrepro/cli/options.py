@@ -42,6 +42,9 @@ def _npz(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
 
 
 OUT_NPZ = click.option("--out", type=PATH, metavar="FILE.npz", required=True, callback=_npz)
+CHANNELS_FIRST = click.option(
+    "--channels-first", is_flag=True, help="Images in an .npy or .npz are (N, 3, H, W)."
+)
 DEVICE = click.option("--device", default="cpu", callback=_device, help="cpu, cuda, cuda:N, …")
 
 

@@ -7,7 +7,16 @@ import click
 import torch
 
 from cmrepro.checkpoints.load import load_model
-from cmrepro.cli.options import COUNT, DEVICE, FORMAT, PATH, VARIANT, parse_settings, print_rows
+from cmrepro.cli.options import (
+    CHANNELS_FIRST,
+    COUNT,
+    DEVICE,
+    FORMAT,
+    PATH,
+    VARIANT,
+    parse_settings,
+    print_rows,
+)
 from cmrepro.data import training_images
 from cmrepro.distributed import process_group
 from cmrepro.networks.presets import IMAGE_SIZES
@@ -26,6 +35,7 @@ from cmrepro.training.step import Training
 @click.option("--name", help="Name of the checkpoint (default: the recipe's).")
 @click.option("--teacher", help="EDM checkpoint: a name or a path.")
 @click.option("--data", help="Data set: a path or a name (default: the recipe's).")
+@CHANNELS_FIRST
 @click.option("--set", "settings", multiple=True, help="Changes to the recipe: KEY=VALUE,…")
 @click.option("--seed", default=0)
 @click.option("--resume", is_flag=True, help="Continue from the newest state in the --out folder.")
@@ -58,7 +68,10 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **options: Any
     """  # noqa: D301
     if threads := options.pop("threads"):
         torch.set_num_threads(threads)
-    changes = parse_settings(options.pop("settings"))
+    channels_first, changes = (
+        options.pop("channels_first"),
+        parse_settings(options.pop("settings")),
+    )
     for key in changes.keys() & {"name", "variant", "method"}:
         raise ValueError(f"got --set {key}=…, which identifies the recipe; leave it out")
     changed = load_recipe(recipe, variant).replace(**changes)
@@ -71,7 +84,7 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **options: Any
     with process_group() as rank:
         model = load_model(teacher, device) if teacher else None
         training = Training(changed, seed, model, device, **how)
-        images = training_images(data or changed.dataset, image_size)
+        images = training_images(data or changed.dataset, image_size, channels_first)
         path = run(training, images, out, provenance=provenance(), **options)
     if rank == 0:
         click.echo(f"wrote {path}")

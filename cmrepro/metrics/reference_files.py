@@ -182,8 +182,8 @@ def _read_npz(path: Path) -> ReferenceStatistics:
         values = json.loads(arrays["metadata"].tobytes())
         result.metadata = convert(ReferenceMetadata, values, "metadata")
     if "arr_0" in keys:
-        with npz.open_images(path) as (_, shape):
-            result.num_images = shape[0]
+        with npz.open_images(path) as images:
+            result.num_images = images.shape[0]
     return result
 
 
