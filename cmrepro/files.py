@@ -95,7 +95,7 @@ def content(head: bytes, fix: str) -> str:
     for start, text in _CONTENTS:
         if re.match(start, head, re.DOTALL | re.IGNORECASE):
             return text
-    return f"it starts with {head[:12]!r}; {fix}" if head else "it is empty; write it again"
+    return f"it starts with {head[:10]!r}; {fix}" if head else "it is empty; write it again"
 
 
 def array_sha256(array: NDArray[Any]) -> str:

@@ -49,19 +49,14 @@ def open_images(path: Path, channels_first: bool = False) -> Iterator[Array]:
         except Exception as error:  # numpy evaluates it as an expression of Python
             raise ValueError("its header is damaged; write it again") from error
         shape = array.shape
-        if (
-            array.dtype != np.uint8
-            or len(shape) != 4
-            or 0 in shape
-            or (shape[1 if channels_first else 3] != 3)
-        ):
+        channels = shape[1:2] if channels_first else shape[3:]
+        if array.dtype != np.uint8 or len(shape) != 4 or 0 in shape or channels != (3,):
             needed = "(N, 3, H, W)" if channels_first else "(N, H, W, 3)"
-            found = f"arr_0 is {short(f'{array.dtype} {shape}')}, must be uint8 {needed}"
+            found = f"arr_0 is {short(f'{array.dtype} {shape}', 36)}, must be uint8 {needed}"
             raise ValueError(f"{found}; {_advice(array, channels_first)}")
-        if (found_bytes := size - file.tell()) != math.prod(shape):
-            raise ValueError(
-                f"arr_0 has {found_bytes} bytes of {math.prod(shape)}; write it again"
-            )
+        size -= file.tell()
+        if size != math.prod(shape):
+            raise ValueError(f"arr_0 has {size} bytes of {math.prod(shape)}; write it again")
         yield array
 
 

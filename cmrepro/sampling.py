@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +194,7 @@ def sample_provenance(
 
 def provenance_path(path: Path) -> Path:
     """Path of the JSON beside a sample set."""
+    path = Path(os.path.expanduser(path)) if path.name else path.absolute()
     return path.with_name(f"{path.name}.provenance.json")
 
 

@@ -7,16 +7,7 @@ import click
 import torch
 
 from cmrepro.checkpoints.load import load_model
-from cmrepro.cli.options import (
-    CHANNELS_FIRST,
-    COUNT,
-    DEVICE,
-    FORMAT,
-    PATH,
-    VARIANT,
-    parse_settings,
-    print_rows,
-)
+from cmrepro.cli.options import COUNT, DEVICE, FORMAT, PATH, VARIANT, parse_settings, print_rows
 from cmrepro.data import training_images
 from cmrepro.distributed import process_group
 from cmrepro.networks.presets import IMAGE_SIZES
@@ -35,7 +26,7 @@ from cmrepro.training.step import Training
 @click.option("--name", help="Name of the checkpoint (default: the recipe's).")
 @click.option("--teacher", help="EDM checkpoint: a name or a path.")
 @click.option("--data", help="Data set: a path or a name (default: the recipe's).")
-@CHANNELS_FIRST
+@click.option("--channels-first", is_flag=True, help="Arrays of --data are (N, 3, H, W).")
 @click.option("--set", "settings", multiple=True, help="Changes to the recipe: KEY=VALUE,…")
 @click.option("--seed", default=0)
 @click.option("--resume", is_flag=True, help="Continue from the newest state in the --out folder.")

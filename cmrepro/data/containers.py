@@ -102,15 +102,21 @@ def zip_files(path: Path) -> Container:
 
     try:
         infos = archive(os.getpid()).infolist()
+        with open(path, "rb") as file:
+            file.seek(max(os.path.getsize(path) - (1 << 16) - 22, 0))
+            end = file.read().rpartition(b"PK\5\6")[2]
+        # The stated number, which zipfile does not compare, goes up to 2^16 - 1.
+        if (count := struct.unpack_from("<H", end, 6)[0]) not in (len(infos) % (1 << 16), 65535):
+            raise ValueError(f"{len(infos)} of {count} files")
     except Exception as error:  # zipfile raises nearly everything for a damaged one
         fault = f"is not a complete zip file ({short(error)})"
-        raise ValueError(f"{short(path)} {fault}; write it again") from error
+        raise ValueError(f"{short(path, 80)} {fault}; write it again") from error
     by_name: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.replace("\\", "/")  # of Windows
         if name in by_name or stat.S_ISLNK(info.external_attr >> 16):
             fault = "twice" if name in by_name else "as a link"
-            raise ValueError(f"{short(path)} holds {short(name)} {fault}; write it again")
+            raise ValueError(f"{short(path, 80)} holds {short(name)} {fault}; write it again")
         by_name[name] = info
     return _container(
         [name for name, info in by_name.items() if info.file_size or not info.is_dir()],
@@ -124,7 +130,9 @@ def lmdb_files(path: Path) -> Container:
     try:
         files = Database(path)
     except (ValueError, struct.error) as error:
-        raise ValueError(f"{short(path)} is not a whole LMDB ({error}); fetch it again") from error
+        raise ValueError(
+            f"{short(path, 80)} is not a whole LMDB ({error}); fetch it again"
+        ) from error
     others = [
         key
         for key in files.keys

@@ -40,7 +40,7 @@ def open_images(
     become squares of `image_size` px if it is not None; arrays of samples are (N, 3, H, W) if
     `channels_first`.
     """
-    path, shown = Path(os.path.expanduser(source)), short(source)
+    path, shown = Path(os.path.expanduser(source)), short(source, 80)
     if not (shown and os.path.exists(path)):
         if shown in ("cifar10-train", "cifar10-test"):
             return load_cifar10(shown.removeprefix("cifar10-"))
@@ -59,7 +59,7 @@ def open_images(
         return SampleSet(path, name, channels_first)
     others = f"{len(files.left_out)} hidden or other files"
     if files.left_out:
-        others += f", e.g. {short(files.left_out[0])}"
+        others += f", e.g. {short(files.left_out[0], 40)}"
     if not files.image_names:
         raise ValueError(f"no images in {shown}, but {others}; {ALLOWED}")
     if channels_first:
@@ -76,7 +76,7 @@ def _files(path: Path) -> Container | None:
         database = path / "data.mdb"
         return lmdb_files(database.resolve()) if database.is_file() else folder_files(path)
     if not path.is_file():
-        raise ValueError(f"{short(path)} is neither a file nor a folder; {ALLOWED}")
+        raise ValueError(f"{short(path, 80)} is neither a file nor a folder; {ALLOWED}")
     with open(path, "rb") as file:
         head = file.read(512)
     if head.startswith(np.lib.format.MAGIC_PREFIX):
@@ -84,7 +84,7 @@ def _files(path: Path) -> Container | None:
     if head[16:20] == lmdb.MAGIC:
         return lmdb_files(path.resolve())
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{short(path)} is not a data set: {content(head, ALLOWED)}")
+        raise ValueError(f"{short(path, 80)} is not a data set: {content(head, ALLOWED)}")
     files = zip_files(path)
     is_arrays = not files.image_names and any(x.endswith(".npy") for x in files.left_out)
     return None if is_arrays else files

@@ -96,7 +96,7 @@ class ImageFiles(ImageSource):
             first = f"{short(self.files.image_names[0])} is {self.image_shape[:2]}"
             other = f"{short(name)} is {pixels.shape[:2]}"
             raise ValueError(
-                f"'{self.name}' mixes sizes: {first}, {other}; resize them beforehand"
+                f"'{short(self.name)}' mixes sizes: {first}, {other}; resize them beforehand"
             )
         return pixels
 
@@ -138,7 +138,7 @@ class SampleSet(ImageSource):
                     raise ValueError(f"arr_1 has class {labels.max()}, must be below 2^63")
                 labels = labels.astype(np.int64)
         except Exception as error:  # of damaged files, numpy, zipfile and zlib raise nearly all
-            raise ValueError(f"{short(path)} is not a sample set: {error}") from error
+            raise ValueError(f"{short(path, 80)} is not a sample set: {error}") from error
         super().__init__(name, shape, labels)
 
     def take(self, indices: Indices) -> Images:
@@ -150,5 +150,5 @@ class SampleSet(ImageSource):
             yield from npz.image_batches(self.path, batch_size, start, stop, self.channels_first)
         except Exception as error:
             raise ValueError(
-                f"{short(self.path)} is damaged ({short(error)}); write it again"
+                f"{short(self.path, 80)} is damaged ({short(error)}); write it again"
             ) from error
