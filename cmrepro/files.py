@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,30 +73,6 @@ def short(name: object, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
 
 
-# Starts of files that people give in the place of the right one.
-_CONTENTS = [
-    (rb"PK", "it is a zip or .npz that is cut off; copy or write it again"),
-    (
-        rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc|Rar!|.{257}ustar",
-        "it is an archive; unpack it",
-    ),
-    (
-        rb"version https://git-lfs",
-        "it is a pointer of git-lfs; fetch the file with `git lfs pull`",
-    ),
-    (rb"\s*<(!doctype )?html", "it is a web page; download the file itself"),
-    (rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP", "it is a single image; put images into a folder"),
-]
-
-
-def content(head: bytes, fix: str) -> str:
-    """Description of a wrong file by its first 512 bytes, with what to do; `fix` by default."""
-    for start, text in _CONTENTS:
-        if re.match(start, head, re.DOTALL | re.IGNORECASE):
-            return text
-    return f"it starts with {head[:10]!r}; {fix}" if head else "it is empty; write it again"
-
-
 def array_sha256(array: NDArray[Any]) -> str:
     """Hexadecimal SHA-256 of an array's values in C order."""
     return hashlib.sha256(array.tobytes()).hexdigest()
@@ -115,15 +90,19 @@ def sha256(*paths: str | Path) -> str:
 def first_bytes(path: Path) -> bytes:
     """First 64 bytes of a file; refuses what often lies in the place of a download."""
     if not path.is_file():
-        raise ValueError(f"{path} is no file; check the path")
+        raise ValueError(f"{short(path, 80)} is no file; check the path")
     with open(path, "rb") as file:
         start = file.read(64)
     if not start:
-        raise ValueError(f"{path} is empty; copy or download it again")
+        raise ValueError(f"{short(path, 80)} is empty; copy or download it again")
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-lfs pointer, not the file itself; run 'git lfs pull'")
+        raise ValueError(
+            f"{short(path, 80)} is a git-lfs pointer, not the file itself; run 'git lfs pull'"
+        )
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise ValueError(f"{path} is a web page (HTML or XML); download the file itself")
+        raise ValueError(
+            f"{short(path, 80)} is a web page (HTML or XML); download the file itself"
+        )
     return start
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from cmrepro.data import lmdb
-from cmrepro.data.containers import Container, folder_files, lmdb_files, zip_files
+from cmrepro.data.containers import IMAGE_START, Container, folder_files, lmdb_files, zip_files
 from cmrepro.data.sources import CHUNK_IMAGES, ImageDataset, ImageFiles, ImageSource, SampleSet
-from cmrepro.files import cache_folder, content, download, short
+from cmrepro.files import cache_folder, download, first_bytes, short
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"
@@ -75,16 +75,18 @@ def _files(path: Path) -> Container | None:
     if path.is_dir():
         database = path / "data.mdb"
         return lmdb_files(database.resolve()) if database.is_file() else folder_files(path)
-    if not path.is_file():
-        raise ValueError(f"{short(path, 80)} is neither a file nor a folder; {ALLOWED}")
-    with open(path, "rb") as file:
-        head = file.read(512)
+    head = first_bytes(path)
     if head.startswith(np.lib.format.MAGIC_PREFIX):
         return None
     if head[16:20] == lmdb.MAGIC:
         return lmdb_files(path.resolve())
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{short(path, 80)} is not a data set: {content(head, ALLOWED)}")
+        fault = f"starts with {head[:10]!r}; {ALLOWED}"
+        if head.startswith(b"PK"):
+            fault = "is a zip or .npz that is cut off; copy or write it again"
+        elif IMAGE_START.match(head):
+            fault = "is a single image; put images into a folder"
+        raise ValueError(f"{short(path, 80)} is not a data set, it {fault}")
     files = zip_files(path)
     is_arrays = not files.image_names and any(x.endswith(".npy") for x in files.left_out)
     return None if is_arrays else files
