@@ -67,15 +67,43 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def short(name: object, length: int = 60) -> str:
+    """A name for a message, its middle cut out if it is long."""
+    text, half = str(name), length // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
 def array_sha256(array: NDArray[Any]) -> str:
     """Hexadecimal SHA-256 of an array's values in C order."""
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+def sha256(*paths: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file, or of several one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def first_bytes(path: Path) -> bytes:
+    """First 64 bytes of a file; refuses what often lies in the place of a download."""
+    if not path.is_file():
+        raise ValueError(f"{short(path, 80)} is no file; check the path")
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        start = file.read(64)
+    if not start:
+        raise ValueError(f"{short(path, 80)} is empty; copy or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{short(path, 80)} is a git-lfs pointer, not the file itself; run 'git lfs pull'"
+        )
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise ValueError(
+            f"{short(path, 80)} is a web page (HTML or XML); download the file itself"
+        )
+    return start
 
 
 def require_checksum(path: Path, checksum: str, advice: str) -> None:

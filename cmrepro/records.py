@@ -74,7 +74,8 @@ class ConvertedFile(Struct, frozen=True, kw_only=True):
 
     file: str  # name of the file
     sha256: Checksum  # its checksum, or that of a folder's weights
-    format: Literal["torch", "flax", "diffusers"]
+    format: Literal["torch", "flax", "diffusers", "safetensors"]
+    key: str | None = None  # of the state dict among several in the file
     conversion: int  # version of the conversion
     name: str | None = None  # name of an official checkpoint in the registry
     url: str | None = None  # its address
@@ -185,7 +186,8 @@ class Uncertainty(Struct, frozen=True, kw_only=True):
 
 
 _UNIT = dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0))
-_RANGES: dict[str, tuple[float, float]] = {"is": (1, inf), "density": (0, inf), **_UNIT}
+_POSITIVE = dict.fromkeys(("fid", "sfid", "density"), (0.0, inf))
+RANGES: dict[str, tuple[float, float]] = {"is": (1, inf), **_POSITIVE, **_UNIT}
 
 
 class RunRecord(SampleProvenance, frozen=True, kw_only=True):
@@ -205,7 +207,7 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for metric, value in self.scores.items():
-            low, high = _RANGES.get(metric, (-inf, inf))
+            low, high = RANGES.get(metric, (-inf, inf))
             if not low <= value <= high:
                 raise ValueError(f"got {metric} = {value}; allowed is {low:g} to {high:g}")
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,7 @@ def sample_provenance(
 
 def provenance_path(path: Path) -> Path:
     """Path of the JSON beside a sample set."""
-    path = path.absolute()  # so that the folder "." has a name
+    path = Path(os.path.expanduser(path)).absolute()  # so that the folder "." has a name
     return path.with_name(f"{path.name}.provenance.json")
 
 

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import pathlib
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -117,9 +116,9 @@ def test_images_are_taken_by_number_also_after_a_fork(kind: str, tmp_path: pathl
 
 
 def test_only_requested_images_are_decoded(tmp_path: pathlib.Path) -> None:
-    source = open_images(write(tmp_path / "set", contents() | {"c.png": b"no image"}))
+    source = open_images(write(tmp_path / "set", contents() | {"c/6.png": b"no image"}))
     assert sum(len(batch) for batch in source.batches(2, 0, 6)) == 6
-    with pytest.raises(ValueError, match=r"cannot decode c\.png \(.*; replace it"):
+    with pytest.raises(ValueError, match=r"cannot decode c/6\.png \(.*; replace it"):
         list(source.batches(2, 6))
 
 
@@ -170,7 +169,6 @@ def test_without_classes_or_arr_1_there_are_no_labels(tmp_path: pathlib.Path) ->
     [
         (b"{", "dataset.json cannot be read"),
         (b"{}", "dataset.json cannot be read .*labels"),
-        (b'{"labels": [["a/0.png", 0]]}', "differ by 5 names, e.g. a/1.png"),
         (b'{"labels": [["a/0.png", 0.5]]}', r"cannot be read .*int.*float.*\[0\]\[1\]"),
     ],
 )
@@ -184,85 +182,6 @@ def test_labels_that_do_not_fit_the_images(
 # ---- refusals
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (encoded(PIXELS[0, :4]), r"'set' mixes sizes: a/0.png is \(6, 5\), m.png is \(4, 5\)"),
-        (encoded(PIXELS[0], "L"), "m.png is L, allowed is RGB"),
-        (encoded(PIXELS[0])[:60], r"cannot decode m.png \("),
-        (b"", r"cannot decode m.png \("),
-    ],
-)
-def test_an_odd_image_is_named(tmp_path: pathlib.Path, data: bytes, message: str) -> None:
-    assert re.search(message, error_of(write(tmp_path / "set", contents() | {"m.png": data})))
-
-
-def test_a_damaged_zip_is_refused(tmp_path: pathlib.Path) -> None:
-    path = write(tmp_path / "set.zip", contents())
-    whole, image = path.read_bytes(), encoded(PIXELS[1])
-    path.write_bytes(whole.replace(image, image[:-1] + b"x"))
-    assert "cannot decode a/1.png (Bad CRC-32" in error_of(path)
-    path.write_bytes(whole[:-40])
-    assert "set.zip is not a complete zip file" in error_of(path)
-
-
 @pytest.mark.parametrize("source", ["missing", "missing.zip", "missing.npz", "cifar10"])
 def test_a_missing_data_set_is_refused(source: str) -> None:
-    assert error_of(source).startswith(f"no data set at '{source}'; allowed are cifar10-train")
-
-
-def test_a_folder_without_images_is_refused(tmp_path: pathlib.Path) -> None:
-    assert "allowed are .bmp" in error_of(write(tmp_path / "set", {"a.txt": b""}))
-
-
-def test_an_incomplete_lmdb_is_refused(tmp_path: pathlib.Path) -> None:
-    """Reading a page beyond the file's end would kill the process."""
-    whole = write_lmdb(tmp_path / "whole", {"a": bytes(100_000)}) / "data.mdb"
-    for name, data in (("none", b"text" * 5000), ("cut", whole.read_bytes()[:-50_000])):
-        write(tmp_path / name, {"data.mdb": data})
-    assert "none is not an LMDB (" in error_of(tmp_path / "none")
-    assert re.search(r"data.mdb is shorter than its \d+ bytes", error_of(tmp_path / "cut"))
-
-
-def test_lmdb_without_its_package_says_how_to_install_it(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = WRITERS["lmdb"](tmp_path)
-    monkeypatch.setitem(sys.modules, "lmdb", None)
-    assert "pip install 'cmrepro[lmdb]'" in error_of(path)
-
-
-# ---- sample sets
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ([PIXELS / np.float32(255)], r"arr_0 is float32 \(6, 6, 5, 3\), must be uint8"),
-        ([PIXELS[0]], r"arr_0 is uint8 \(6, 5, 3\)"),
-        ([PIXELS.transpose(0, 3, 1, 2)], r"uint8 \(6, 3, 6, 5\).*transpose\(0, 2, 3, 1\)"),
-        ([PIXELS[:0]], r"arr_0 is uint8 \(0, 6, 5, 3\)"),
-        ([PIXELS, np.zeros(6)], r"arr_1 is float64 \(6,\), must be integer"),
-        ([PIXELS, np.zeros(3, np.int64)], r"arr_1 is int64 \(3,\), must be integer"),
-        ([np.asfortranarray(PIXELS)], "ascontiguousarray"),
-        ([], "is not a sample set .it holds images, but no arr_0"),
-    ],
-)
-def test_arrays_that_are_not_images_are_refused(
-    tmp_path: pathlib.Path, arrays: list[Any], message: str
-) -> None:
-    np.savez(tmp_path / "a.npz", *arrays, **({} if arrays else {"images": PIXELS}))
-    assert re.search(message, error_of(tmp_path / "a.npz"))
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_damaged_sample_sets_are_refused(tmp_path: pathlib.Path, save: Any) -> None:
-    path = tmp_path / "set.npz"
-    save(path, arr_0=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
-    whole = bytearray(path.read_bytes())
-    for data in (whole[:-10], b"", b"text"):
-        path.write_bytes(data)
-        assert "is not a sample set" in error_of(path)
-    whole[len(whole) // 2] ^= 255  # the header is right, a value is not
-    path.write_bytes(whole)
-    assert re.search("set.npz is damaged .*; write it again", error_of(path))
+    assert error_of(source).startswith(f"no data set at '{source}'; allowed are a folder or zip")

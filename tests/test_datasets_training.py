@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as torchvision
 
-from cmrepro.data import ImageDataset, load_dataset, opening, training_images
+from cmrepro.data import ImageDataset, opening, training_images
 from cmrepro.data.containers import centre_square
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), np.uint8)
@@ -64,19 +64,6 @@ def test_central_squares_against_torchvision(width: int, height: int, halvings: 
     left, top = (resized.width - 64) // 2, (resized.height - 64) // 2
     expected = np.asarray(resized)[top : top + 64, left : left + 64]
     np.testing.assert_array_equal(centre_square(image, 64), expected)
-
-
-@pytest.mark.parametrize(("mode", "kind"), [("L", "png"), ("CMYK", "jpeg"), ("RGBA", "png")])
-def test_other_modes_become_rgb_for_training_only(
-    tmp_path: pathlib.Path, mode: str, kind: str
-) -> None:
-    """ImageNet has grey and CMYK images; scoring takes images as they are."""
-    data = encoded(PIXELS[0], mode, kind)
-    (tmp_path / "a.png").write_bytes(data)
-    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    np.testing.assert_array_equal(training_images(tmp_path, 6).take([0])[0], expected)
-    with pytest.raises(ValueError, match=f"a.png is {mode}, allowed is RGB"):
-        load_dataset(tmp_path)
 
 
 def test_images_are_taken_in_any_order_as_writable_copies(

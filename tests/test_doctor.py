@@ -236,7 +236,7 @@ def test_other_files_are_examined_beside_an_unusable_one(tmp_path: pathlib.Path)
     assert result.exit_code == 2
     assert {line.split(",")[0] for line in result.stdout.splitlines()} == {"file", str(good)}
     assert result.stderr.startswith(
-        f"cmrepro: {grey} is not a sample set (arr_0 is uint8 (20, 8, 8)"
+        f"cmrepro: {grey} is not a sample set: arr_0 is uint8 (20, 8, 8)"
     )
 
 

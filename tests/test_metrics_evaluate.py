@@ -132,7 +132,7 @@ def test_intervals_surround_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
     [scores] = score_features(generated, [task], monkeypatch, intervals=True)
     uncertainty = scores.uncertainty
     assert scores.values == plain.values and uncertainty and uncertainty.fid_infinity
-    assert uncertainty.intervals.keys() == set(PROTOCOL.metrics) - {"fid"}
+    assert uncertainty.intervals.keys() == set(PROTOCOL.metrics)
     for metric, (low, high) in uncertainty.intervals.items():
         assert (low + high) / 2 == pytest.approx(scores.values[metric])
         assert low < high

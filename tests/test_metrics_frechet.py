@@ -19,6 +19,7 @@ from torch_fidelity.metric_fid import (
 
 from cmrepro.metrics.frechet import (
     StreamingMoments,
+    check_gaussian,
     fid_infinity,
     fid_of_parts,
     frechet_distance,
@@ -143,6 +144,26 @@ def test_equals_other_tools_on_the_same_features() -> None:
     assert got == pytest.approx(peer, rel=1e-10)  # float64 throughout
     for distance in (cleanfid_frechet_distance, pytorch_fid_frechet_distance):  # they add 1e-6 I
         assert got == pytest.approx(distance(*moments(x1), *moments(x2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [10, 300, 1300])
+def test_a_set_against_itself(count: int) -> None:
+    """0 for fewer and for more images than dimensions; the check costs less than the distance."""
+    itself = moments(random_features(count, 256, seed=1))
+    assert abs(frechet_distance(*itself, *itself)) < 1e-6
+    check_gaussian(*itself)
+
+
+def test_a_covariance_has_no_negative_eigenvalue_but_by_rounding() -> None:
+    variances, basis = np.logspace(0, -3, 50), random_rotation(50)
+    for smallest, is_refused in ((-1e-2, True), (-1e-4, True), (-1e-6, False), (0, False)):
+        sigma = basis * np.append(variances[:-1], smallest) @ basis.T
+        symmetric = (sigma + sigma.T) / 2
+        if is_refused:
+            with pytest.raises(ValueError, match="least eigenvalue is negative"):
+                check_gaussian(np.zeros(50), symmetric)
+        else:
+            check_gaussian(np.zeros(50), symmetric)
 
 
 # FID by number of images and at infinity

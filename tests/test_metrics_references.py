@@ -15,6 +15,7 @@ from cmrepro.data import ImageDataset, open_images
 from cmrepro.files import array_sha256, sha256
 from cmrepro.metrics import accumulate, reference_files
 from cmrepro.metrics.extractors import Features, extract, load_extractor
+from cmrepro.metrics.frechet import frechet_distance
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceStatistics, write_statistics
 from cmrepro.metrics.references import (
@@ -72,9 +73,8 @@ def test_a_reference_holds_the_moments_and_a_seeded_choice_of_features(
 ) -> None:
     features = extract(IMAGES, load_extractor(PROTOCOL.extractor)).features
     np.testing.assert_allclose(built.mu, features.mean(axis=0, dtype=np.float64), rtol=1e-12)
-    # float32 is what the file holds of sigma, float16 of the features.
-    sigma = np.cov(features.astype(np.float64), rowvar=False).astype(np.float32)
-    np.testing.assert_allclose(built.sigma, sigma, rtol=1e-6, atol=1e-9)
+    sigma = np.cov(features.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(built.sigma, sigma, rtol=1e-9, atol=1e-12)
     rows = np.sort(np.random.RandomState(3).permutation(12)[:5])
     np.testing.assert_array_equal(built.features, features[rows].astype(np.float16))
     assert built.metadata == ReferenceMetadata(
@@ -95,6 +95,8 @@ def test_a_reference_holds_the_moments_and_a_seeded_choice_of_features(
     assert loaded.metadata == built.metadata and loaded.warnings(PROTOCOL) == []
     assert loaded.for_record().sha256 == sha256(tmp_path / "saved.npz")
     assert loaded.for_record().name == "saved"
+    # The same images against themselves, of fewer than dimensions.
+    assert abs(frechet_distance(built.mu, built.sigma, loaded.mu, loaded.sigma)) < 1e-6
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,8 @@ def test_a_stream_gives_what_an_array_gives(small: Protocol) -> None:
             (got.spatial_mu, got.spatial_sigma, spatial.astype(np.float64)),
         ]:
             np.testing.assert_allclose(mu, expected.mean(axis=0))
-            # 1e-6: rounding to float32.
             covariance = np.cov(expected, rowvar=False)
-            np.testing.assert_allclose(sigma, covariance, rtol=1e-6, atol=1e-6 * covariance.max())
+            np.testing.assert_allclose(sigma, covariance, rtol=1e-9, atol=1e-9 * covariance.max())
         assert got.metadata.images_sha256 == array_sha256(whole)
         rows = np.sort(np.random.RandomState(0).permutation(5000)[:4])
         np.testing.assert_array_equal(got.real_features(small), features[rows].astype(np.float16))
@@ -186,6 +187,22 @@ def test_a_file_without_metadata_is_taken_on_trust_with_a_warning(tmp_path: path
     for name, lacking in [("torch-fidelity", "kid"), ("adm", "sfid")]:
         with pytest.raises(ValueError, match=f"theirs lacks the features for {lacking}"):
             reference.require_protocol(load_protocol(name))
+
+
+def test_a_file_that_exists_wins_over_a_name(
+    small: Protocol, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not over the protocol's own reference."""
+    monkeypatch.chdir(tmp_path)
+    name = EMBEDDED.reference
+    write_statistics(pathlib.Path(name), build_reference(NOISE, small, dataset="x", split="y"))
+    assert load_reference(small, name).metadata.dataset_split == "x-y"
+    assert load_reference(EMBEDDED).metadata.dataset_split == name
+    with pytest.raises(ValueError, match=r"(?s)^.{,300}$") as caught:
+        load_reference(small, "r.npz")
+    assert "no such file either" in str(caught.value)
+    with pytest.raises(ValueError, match=r"cache is a folder, .*`cmrepro references build`"):
+        load_reference(small, "cache")
 
 
 def test_features_of_stored_images_are_extracted_once(

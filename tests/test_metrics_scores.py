@@ -18,6 +18,7 @@ from cmrepro.metrics.scores import (
     kernel_distance,
     manifold_scores,
     mean_estimate,
+    within_range,
 )
 from cmrepro.settings import InceptionScoreSettings, KernelSettings, Metric
 
@@ -35,6 +36,14 @@ def test_inception_score_of_known_distributions() -> None:
     # A probability that underflows to 0 for all images of a part: 0 log 0 is 0.
     missing = np.array([[0.0, 0.0, -1e4], [0.0, 0.0, -1e4]])
     assert inception_score(missing, InceptionScoreSettings(num_splits=1)).value == 1
+
+
+def test_rounding_ends_at_the_edge_of_a_range() -> None:
+    for metric, value, expected in (
+        ("is", 1 - 1e-15, 1), ("is", 0.99, 0.99), ("fid", -2e-3, 0), ("fid", -1.0, -1.0),
+        ("recall", 1 + 1e-12, 1), ("kid", -1e-12, -1e-12), ("is", 1 + 1e-15, 1 + 1e-15),
+    ):  # fmt: skip
+        assert within_range(metric, value) == expected
 
 
 def test_parts_of_a_given_size_end_with_a_smaller_one() -> None:

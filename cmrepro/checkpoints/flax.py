@@ -48,8 +48,10 @@ LEAVES = {
 AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
-def read_flax_checkpoint(path: Path) -> tuple[dict[str, NDArray[Any]], int]:
-    """The EMA weights of an official checkpoint, by the flax tree's path joined by "/", and steps.
+def read_flax_checkpoint(
+    path: Path, key: str = EMA_TREE
+) -> tuple[dict[str, NDArray[Any]], int | None]:
+    """The weights in the tree `key`, by the flax tree's path joined by "/", and steps if stated.
 
     The file is read once from front to back. Memory holds the weights (read-only) and one more
     array: the other trees are skipped.
@@ -61,19 +63,21 @@ def read_flax_checkpoint(path: Path) -> tuple[dict[str, NDArray[Any]], int]:
             # This bounds what a length in a crafted file can allocate.
             unpacker = msgpack.Unpacker(file, ext_hook=_decode, max_buffer_size=max(size, 2**16))
             for _ in range(unpacker.read_map_header()):
-                if (name := unpacker.unpack()) in (EMA_TREE, "step"):
+                if (name := unpacker.unpack()) in (key, "step"):
                     content[name] = unpacker.unpack()
                 else:
-                    unpacker.skip()
-        if content.keys() != {EMA_TREE, "step"}:
-            raise ValueError(f"it lacks {EMA_TREE} or step")
-        return dict(_flatten(content[EMA_TREE])), int(content["step"])
-    # The decoder reports malformed content by any of these.
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+                    content[name] = unpacker.skip()
+        tree, step = content.get(key), content.get("step")
+        weights, steps = dict(_flatten(tree)), None if step is None else int(step)
+    except Exception as error:  # the decoder reports malformed content by nearly any of these
         raise ValueError(
             f"{path} is cut off or not a flax checkpoint of the official CIFAR-10 code "
-            f"({str(error) or type(error).__name__}); download it again"
+            f"({str(error)[:150] or type(error).__name__}); download it again"
         ) from error
+    if not weights:
+        found = ", ".join(map(str, content))
+        raise ValueError(f"{path} has no weights under {key}; name one of {found[:99]} with --key")
+    return weights, steps
 
 
 def _decode(code: int, data: bytes) -> Any:
@@ -81,6 +85,8 @@ def _decode(code: int, data: bytes) -> Any:
     if code not in (1, 3):
         raise ValueError(f"it has a msgpack extension of type {code}")
     shape, name, buffer = msgpack.unpackb(data)
+    if name == "bfloat16":  # the upper half of a float32
+        return (np.frombuffer(buffer, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
     return np.frombuffer(buffer, name).reshape(shape)
 
 
@@ -90,6 +96,8 @@ def _flatten(tree: Any, path: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
         for name, branch in tree.items():
             yield from _flatten(branch, f"{path}/{name}" if path else str(name))
     elif isinstance(tree, np.ndarray):
+        if tree.dtype not in (np.float16, np.float32, np.float64):
+            raise ValueError(f"{path} is {tree.dtype}, allowed are floats")
         yield path, tree
 
 

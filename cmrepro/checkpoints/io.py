@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ def save_checkpoint(
         name: tensor.detach().to("cpu", tensor.dtype if name in buffers else dtype).contiguous()
         for name, tensor in (weights or network.state_dict()).items()
     }
+    require_finite(stored, f"{path} in {dtype}")
     # One key, since safetensors writes several in random order: equal models give equal files.
     metadata = {FORMAT: json.dumps(to_builtins(info), sort_keys=True)}
     with atomic_path(path) as temporary:
@@ -55,9 +57,14 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a valid safetensors file ({error}); copy or download it again"
-        ) from error
+        found = f"{path} is not a valid safetensors file ({str(error)[:150]})"
+        raise ValueError(f"{found}; copy or download it again") from error
+
+
+def is_ours(path: Path) -> bool:
+    """True for a safetensors file of this project, of any version of its format."""
+    with _opened(path) as file:
+        return any(key.startswith("cmrepro-checkpoint") for key in file.metadata() or {})
 
 
 def read_info(path: Path) -> CheckpointInfo:
@@ -66,16 +73,31 @@ def read_info(path: Path) -> CheckpointInfo:
         metadata = file.metadata() or {}
     if FORMAT not in metadata:
         raise ValueError(
-            f"{path} has header '{', '.join(metadata) or 'none'}', allowed is '{FORMAT}'; train "
-            "again, or convert the original file with 'cmrepro checkpoints convert'"
+            f"{path} has header '{', '.join(metadata)[:80] or 'none'}', allowed is '{FORMAT}'; "
+            "train again, or convert the original file with 'cmrepro checkpoints convert'"
         )
-    return convert(CheckpointInfo, json.loads(metadata[FORMAT]), str(path))
+    try:
+        fields = msgspec.json.decode(metadata[FORMAT])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"{path} has a damaged header ({error}); copy it again") from error
+    return convert(CheckpointInfo, fields, str(path))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped: they take memory when they are used."""
     with _opened(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def require_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that are not finite floating-point numbers; names the first."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            got = f"{source} has {name} in {tensor.dtype}"
+            raise ValueError(f"{got}, allowed are floating-point weights; save them as such")
+        if not tensor.float().isfinite().all():
+            advice = "use another checkpoint, or a --dtype of a larger range"
+            raise ValueError(f"{source} has NaN or infinity in {name}; {advice}")
 
 
 def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

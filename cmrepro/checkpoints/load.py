@@ -10,8 +10,8 @@ from msgspec.structs import asdict
 from torch import nn
 
 from cmrepro.checkpoints import convert
-from cmrepro.checkpoints.diffusers import weights_file
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info
+from cmrepro.checkpoints.locate import weights_files
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.files import make_folder, sha256
@@ -34,7 +34,7 @@ class CheckpointModel(PreconditionedModel):
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:
         """Header, file name and checksum, for the provenance of its samples."""
-        checksum = sha256(weights_file(self.path))
+        checksum = sha256(*weights_files(self.path))
         return Checkpoint(**asdict(self.info), file=self.path.name, sha256=checksum)
 
     @property
@@ -100,7 +100,7 @@ def contents(name: str) -> dict[str, Any]:
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
     return {
         "format": kind,
-        "bytes": weights_file(path).stat().st_size,
+        "bytes": sum(file.stat().st_size for file in weights_files(path)),
         "num_parameters": sum(tensor.numel() for tensor in weights.values()),
         "dtype": ", ".join(sorted(types)),
         "step": step,

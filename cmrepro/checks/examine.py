@@ -1,5 +1,6 @@
 """Kinds of files, their findings, and the table of both."""
 
+import contextlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +25,13 @@ def kind_of(file: str) -> Kind:
     path = Path(file)
     if path.suffix == ".json":
         return "record"
-    if path.suffix == ".pkl":
+    if path.suffix in (".pkl", ".pickle"):
         return "statistics"
-    if path.suffix == ".npz" and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return "statistics" if "mu.npy" in archive.namelist() else "sample set"
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if "mu.npy" in archive.namelist():
+            return "statistics"
     is_images = path.is_dir() and not any(path.glob("**/diffusion_pytorch_model*"))
-    return "sample set" if is_images or path.suffix in (".npz", ".zip") else "checkpoint"
+    return "sample set" if is_images or path.suffix in (".npz", ".npy", ".zip") else "checkpoint"
 
 
 def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Findings], list[str]]:

@@ -50,6 +50,7 @@ def inspect(checkpoint: str, format_: str) -> None:
 @click.argument("source")
 @click.option("--network", help="Preset of the network.")
 @click.option("--parameterization", type=click.Choice(["boundary", "edm"]))
+@click.option("--key", help="State dict to read among several in SOURCE, e.g. ema.")
 @click.option("--dtype", default="float32", type=click.Choice(["float32", "float16", "bfloat16"]))
 @click.option("--two-step-time", type=float, help="Second sampling time to write into the file.")
 @click.option("--out", type=PATH, help="Default for a released name: the cache.")
@@ -57,9 +58,9 @@ def inspect(checkpoint: str, format_: str) -> None:
 def convert(source: str, out: Path | None, overwrite: bool, dtype: str, **options: Any) -> None:
     """Write SOURCE as a checkpoint of this suite (safetensors).
 
-    SOURCE is the name of a released checkpoint, a .pt or flax file of the official code, a
-    diffusers folder, or a checkpoint of this suite. --network and --parameterization (consistency
-    function "boundary", or EDM denoiser "edm") are for files that do not say.
+    SOURCE is the name of a released checkpoint, a state dict (.pt or safetensors, also sharded), a
+    flax file, a diffusers folder, or a checkpoint of this suite. --network and --parameterization
+    (consistency function "boundary", or EDM denoiser "edm") are for files that do not say.
     """
     if out:
         require_new(out, overwrite)

@@ -25,13 +25,14 @@ from cmrepro.records import FOLDER, RunRecord, Stated, write_record
 @click.option("--intervals", is_flag=True, help="Give 95 % intervals of the scores.")
 @click.option("--explain", "explained", nargs=2, metavar="A B", help="Protocols to compare.")
 @click.option("--real", help="Real images, for --explain between different extractors.")
+@options.CHANNELS_FIRST
 @options.DEVICE
 @options.QUIET
 @options.FORMAT
 @options.OUT
 @options.OVERWRITE
 def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments: Any) -> None:
-    """Score SAMPLES (.npz, folder or zip of images) and write records to results/records.
+    """Score SAMPLES (.npz, .npy, folder, zip or LMDB) and write records to results/records.
 
     Several --protocol score in one pass; give --reference once per protocol, or not at all.
     --model, --nfe, --seed, --times and, of its training, --trained-on, --images-seen and
@@ -59,7 +60,7 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     from cmrepro.sampling import read_provenance
 
     protocols = [load_protocol(name) for name in explained or arguments.pop("protocol")]
-    images = open_images(samples)
+    images = open_images(samples, channels_first=arguments.pop("channels_first"))
     if explained:
         real_images, device = open_images(real) if real else None, arguments["device"]
         options.print_rows(explain(images, *protocols, real=real_images, device=device), format_)
@@ -135,11 +136,19 @@ def fetch(name: str) -> None:
 @options.PROTOCOL
 @click.option("--dataset", required=True, help="Name of the data set, e.g. cifar10-jpeg.")
 @click.option("--split", required=True, help="Part of the data set, e.g. train.")
+@options.CHANNELS_FIRST
 @options.DEVICE
 @options.QUIET
 @options.OUT_NPZ
 @options.OVERWRITE
-def build(data_path: str, protocol: str, out: Path, overwrite: bool, **settings: str) -> None:
+def build(
+    data_path: str,
+    protocol: str,
+    channels_first: bool,
+    out: Path,
+    overwrite: bool,
+    **settings: str,
+) -> None:
     """Write statistics of the images at DATA_PATH to FILE.npz; images are read batch by batch."""
     options.require_new(out, overwrite)
 
@@ -149,7 +158,7 @@ def build(data_path: str, protocol: str, out: Path, overwrite: bool, **settings:
     from cmrepro.metrics.reference_files import write_statistics
     from cmrepro.metrics.references import build_reference
 
-    loaded, images = load_protocol(protocol), open_images(data_path)
+    loaded, images = load_protocol(protocol), open_images(data_path, None, None, channels_first)
     with process_group() as rank:
         built = build_reference(images, loaded, progress=True, **settings)
     if rank == 0:

@@ -17,7 +17,6 @@ PATH = click.Path(path_type=Path)
 OUT = click.option(
     "--out", type=PATH, metavar="DIR", default=Path(), help="Folder of results/ and REPORT.md."
 )
-OUT_NPZ = click.option("--out", type=PATH, metavar="FILE.npz", required=True)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace different files.")
 FORMAT = click.option("--format", "format_", type=click.Choice(FORMATS), default="table")
 PROTOCOL = click.option("--protocol", default="embedded", help="Name, or .toml file of your own.")
@@ -37,6 +36,17 @@ def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def _npz(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    """The path of a file that ends in .npz."""
+    if value.suffix != ".npz" or value.is_dir():
+        raise click.BadParameter(f"got {value}; allowed is a file ending in .npz")
+    return value
+
+
+OUT_NPZ = click.option("--out", type=PATH, metavar="FILE.npz", required=True, callback=_npz)
+CHANNELS_FIRST = click.option(
+    "--channels-first", is_flag=True, help="Images in an .npy or .npz are (N, 3, H, W)."
+)
 DEVICE = click.option("--device", default="cpu", callback=_device, help="cpu, cuda, cuda:N, …")
 
 

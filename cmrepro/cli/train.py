@@ -18,6 +18,7 @@ from cmrepro.training.recipes import load_recipe
 @click.option("--name", help="Name of the checkpoint (default: the recipe's).")
 @click.option("--teacher", help="EDM checkpoint: a name or a path.")
 @click.option("--data", help="Data set: a path or a name (default: the recipe's).")
+@click.option("--channels-first", is_flag=True, help="Arrays of --data are (N, 3, H, W).")
 @click.option("--set", "settings", multiple=True, help="Changes, added up: KEY=VALUE,…")
 @click.option("--seed", default=0)
 @click.option("--resume", is_flag=True, help="Continue from the newest state in --out, if any.")
@@ -49,6 +50,7 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: A
         --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3 \\
         -m cmrepro train RECIPE --device cuda --resume --out FOLDER
     """  # noqa: D301
+    channels_first = arguments.pop("channels_first")
     changes = options.parse_settings(arguments.pop("settings"))
     for key in changes.keys() & {"name", "variant", "method"}:
         raise ValueError(f"got --set {key}=…, which identifies the recipe; leave it out")
@@ -79,7 +81,7 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: A
     with process_group() as rank:
         model = load_model(teacher, device) if teacher else None
         training = Training(changed, seed, model, device, **how)
-        images = training_images(data or changed.dataset, image_size)
+        images = training_images(data or changed.dataset, image_size, channels_first)
         path = run(training, images, out, provenance=provenance(), **arguments)
     if rank == 0:
         click.echo(f"wrote {path}, the states, log and previews beside it")

@@ -11,7 +11,13 @@ from cmrepro.metrics.accumulate import Accumulator, accumulate
 from cmrepro.metrics.extractors import ImageBatches
 from cmrepro.metrics.frechet import fid_infinity, fid_of_parts, frechet_distance
 from cmrepro.metrics.reference_files import FEATURE_METRICS, ReferenceStatistics
-from cmrepro.metrics.scores import Estimate, inception_score, kernel_distance, manifold_scores
+from cmrepro.metrics.scores import (
+    Estimate,
+    inception_score,
+    kernel_distance,
+    manifold_scores,
+    within_range,
+)
 from cmrepro.records import Uncertainty
 from cmrepro.settings import MANIFOLD_METRICS, Extractor, Metric, Protocol
 
@@ -74,8 +80,12 @@ def score(
     for task, count in zip(tasks, counts, strict=True):
         generated = accumulators[task.protocol.extractor, count]
         classified = accumulators.get((task.protocol.logits_extractor, count), generated)
-        values, uncertainty = _scores(task, generated, classified.logits, intervals, device)
-        warnings = [*_warnings(count, images.num_images, task.protocol)]
+        raw, uncertainty = _scores(task, generated, classified.logits, intervals, device)
+        values = {metric: within_range(metric, value) for metric, value in raw.items()}
+        moved = (metric for metric in values if values[metric] != raw[metric])
+        edge = "by rounding, recorded as the edge of its range"
+        warnings = [f"{m} was {raw[m]:.17g} {edge}, {values[m]:g}" for m in moved]
+        warnings += _warnings(count, images.num_images, task.protocol)
         warnings += task.reference.warnings(task.protocol)
         sums = generated.digest.hexdigest(), checksums[count], set_sha256
         results.append(Scores(values, count, warnings, *sums, uncertainty if intervals else None))

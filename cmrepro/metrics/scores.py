@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 
+from cmrepro.records import RANGES
 from cmrepro.settings import InceptionScoreSettings, KernelSettings, Metric
 
 NORMAL_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+# The FID of a set against itself is -7e-4 where its singular covariance was rounded to float32.
+ROUNDING = {"fid": 1e-2, "sfid": 1e-2}
 BLOCK = 2048  # rows and columns of a block of distances: 33 MB in float64
 
 
@@ -35,6 +38,13 @@ class Estimate(NamedTuple):
 def mean_estimate(values: np.ndarray) -> Estimate:
     """Mean of N values, with the standard error std / sqrt(N)."""
     return Estimate(float(np.mean(values)), float(np.std(values) / np.sqrt(len(values))))
+
+
+def within_range(metric: Metric, value: float) -> float:
+    """The value, put on the edge of the metric's range where rounding left it outside."""
+    low, high = RANGES.get(metric, (-np.inf, np.inf))
+    edge = min(max(value, low), high)
+    return edge if abs(edge - value) < ROUNDING.get(metric, 1e-9) else value
 
 
 def inception_score(logits: np.ndarray, settings: InceptionScoreSettings) -> Estimate:
