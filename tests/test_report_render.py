@@ -111,7 +111,7 @@ def test_bad_input_is_one_line(run, tmp_path: Path) -> None:
     assert (code, err.count("\n")) == (2, 1) and "no records in" in err
     make_results(tmp_path)
     log = tmp_path / "results/training/demo-cifar10-cd.jsonl"
-    log.write_text(log.read_text()[:-5])  # copied while it was written
+    log.write_text("no JSON\n" + log.read_text())
     code, _, err = run("report", "--out", tmp_path)
     assert (code, err.count("\n")) == (2, 1) and str(log) in err
 
@@ -202,7 +202,7 @@ def test_own_models_stand_beside_the_papers_rows_with_grid_and_curve(tmp_path: P
     write_grid(tmp_path / "results/samples/my-net_nfe1.png", np.zeros((1, 8, 8, 3), np.uint8))
     log = tmp_path / "results/training/my-net.jsonl"
     log.parent.mkdir()
-    log.write_text(json.dumps({"images": 32, "loss": 0.5}))
+    log.write_text(json.dumps({"images": 32, "loss": 0.5}) + "\n{")  # and a torn line
     write_report(tmp_path)
     report = (tmp_path / "REPORT.md").read_text()
     section = report.partition("## Your models")[2].partition("\n## ")[0]

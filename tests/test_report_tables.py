@@ -99,18 +99,6 @@ def test_infinity_in_json_is_refused() -> None:
         render([{"fid": float("inf")}], "json")
 
 
-def test_rows_of_claims_and_deviations() -> None:
-    rows = {row["id"]: row for row in claims_rows([])}
-    absolute = [row for row in rows.values() if row["kind"] == "absolute"]
-    assert len(absolute) == 44 and all(row["published"] and row["margin"] for row in absolute)
-    assert rows["song2023/table2/imagenet64/ct/nfe1/fid"]["published"] == "13.0"
-    assert all(r["better"] and r["worse"] for r in rows.values() if r["kind"] == "ordering")
-    found = deviations_rows()
-    assert {row["row"] for row in found} - {None} == set(range(1, 33))
-    assert all(row[key] for row in found for key in ("paper", "released", "where", "action"))
-    assert not any(value == "" for row in found for value in row.values())
-
-
 def test_claims_with_their_verdicts(run, tmp_path: pathlib.Path) -> None:
     steps, cd = "song2023/ordering/cd-2-steps-better-than-1/cifar10", "song2023/table1/cd/nfe1/fid"
     code, out, _ = run("claims", "--out", tmp_path, "--format", "json")

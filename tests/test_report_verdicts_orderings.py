@@ -10,7 +10,6 @@ from scipy import stats
 
 from cmrepro.paper import claim
 from cmrepro.report.results import claims_rows
-from cmrepro.report.statistics import probability_better
 from cmrepro.report.verdicts import ordering_verdict
 
 PLACE = "song2023/ordering/{}/cifar10"
@@ -60,7 +59,7 @@ def test_the_reason_says_how_many_and_how_sure():
     assert gain.mean - gain.half_width == pytest.approx(low)
     assert gain.mean + gain.half_width == pytest.approx(high)
     assert verdict.reason.startswith("FD 90.33 against 101, better by 10.67 ± ")
-    [note] = verdict.notes  # and no P(better), which is 1 for all that 3 seeds can tell
+    [note] = verdict.notes
     assert note.startswith("paired by seed alone")  # 2 steps draw more noise than 1
 
 
@@ -77,10 +76,7 @@ def test_an_inconclusive_one_says_how_many_seeds_would_decide():
     assert verdict.answer == "inconclusive"
     # Mean 1 and sd 1.155, an effect of 0.87: a paired t test at 80 % power needs 13 pairs.
     assert verdict.seeds_to_decide == 13
-    *_, better, decide = verdict.notes
-    assert "13 seeds would decide with power 80 %" in decide
-    probability, low, _ = probability_better(1.0, 2 / 3**0.5, 4)
-    assert f"2 of 4 seeds; P(better with a new seed) {probability:.2f} ({low:.2f} to" in better
+    assert "13 seeds would decide with power 80 %" in verdict.notes[-1]
 
 
 def simulated(claimed, better, worse, gains):
@@ -143,19 +139,12 @@ def test_solvers_are_compared_at_equal_n():
     assert ordering_verdict(HEUN, rising + euler).answer == "not measured"
 
 
-def test_schedules_against_fixed_values():
-    fixed = {"num_scales": 120, "target_ema": 0.99, "s0": None, "s1": None, "mu0": None}
-    records = demo("ct", [90, 91, 92]) + demo("ct", [100, 102, 101], suffix="-fixed", **fixed)
-    claimed = claim(PLACE.format("ct-adaptive-better-than-fixed"))
-    assert ordering_verdict(claimed, records).answer == "holds at demo scale"
-
-
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
         ({"learning_rate": 3e-4}, "learning_rate 0.0004 for the better, 0.0003 for the worse"),
         ({"s1": 20}, "s1 10 for the better, 20 for the worse"),
-        ({"changes": {TRAINING + "teacher_sha256": "b" * 64}}, "teacher aaaaaaaaaa for the be"),
+        ({"changes": {TRAINING + "teacher_sha256": "b" * 64}}, "teacher_sha256 aaaaaaaaaa for"),
         ({"changes": {TRAINING + "total_steps": 5}}, "total_steps 10 for the better, 5 for the"),
         ({"changes": {"checkpoint.network": "other"}}, "network demo for the better, other for"),
     ],
@@ -249,13 +238,6 @@ def test_two_methods_may_be_trained_otherwise_and_the_verdict_says_so():
     assert "images_seen 320 for the better, 640 for the worse" in note
     assert "initialisation teacher for the better, random for the worse" in note
     assert "distance l2 for the better, efficientnet for the worse" in note
-
-
-def test_scores_of_other_images_are_not_paired():
-    more = [demo_record("ct", 1, seed, 100.0, num_images=500) for seed in range(3)]
-    verdict = ordering_verdict(CD_CT, demo("cd", [90, 91, 92]) + more)
-    assert verdict.answer == "not comparable"
-    assert "num_images 2,000 for the better, 500 for the worse" in verdict.reason
 
 
 def test_nfe_of_two_different_checkpoints_are_not_comparable():

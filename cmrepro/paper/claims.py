@@ -14,30 +14,10 @@ from typing import Any, ClassVar, Literal
 from msgspec.structs import asdict
 
 from cmrepro import settings
-from cmrepro.paper.tables import FOLDER, Printed, ResultRow, hyperparameters, result_rows
-from cmrepro.schema import Positive, Struct, convert, read_toml, unknown
+from cmrepro.paper.tables import FOLDER, METRICS, Printed, ResultRow, hyperparameters, result_rows
+from cmrepro.schema import Positive, Struct, convert, lookup, read_toml
 
-Ablated = Literal["distance", "solver", "num_scales", "target_ema"]
 Value = str | int | float
-# Recipe fields that the ablations change, with the row of Table 3 that has their value.
-ABLATED: dict[Ablated, str | None] = {
-    "distance": None,  # in the text, so in claims.toml
-    "solver": "ODE solver",
-    "num_scales": "N",
-    "target_ema": "mu",
-}
-
-
-class Metric(Struct, frozen=True, kw_only=True):
-    """A score's label and its better direction."""
-
-    label: str
-    better: Literal["lower", "higher"]
-
-    @property
-    def higher_is_better(self) -> bool:
-        """True if more is better."""
-        return self.better == "higher"
 
 
 class Setting(Struct, frozen=True):
@@ -97,7 +77,7 @@ class AbsoluteClaim(Model, frozen=True, kw_only=True):
     def statement(self) -> str:
         """The claim in words."""
         steps = f"{self.setting.nfe} step{'s' * (self.setting.nfe > 1)}"
-        return f"{metrics()[self.setting.metric].label} of {self.method}, {steps}"
+        return f"{METRICS[self.setting.metric]} of {self.method}, {steps}"
 
     @property
     def images_seen(self) -> int:
@@ -129,39 +109,9 @@ def _file() -> dict[str, Any]:
 
 
 @functools.cache
-def metrics() -> Mapping[str, Metric]:
-    """Label and better direction of each metric (Section 6)."""
-    return convert(dict[str, Metric], _file()["metrics"], "claims.toml")
-
-
-@functools.cache
 def _models() -> dict[str, Model]:
     """Model of each recipe."""
     return convert(dict[str, Model], _file()["model"], "claims.toml")
-
-
-@functools.cache
-def ablated_fields(
-    recipe: str, changes: tuple[tuple[str, Value], ...] = (), demo: bool = False
-) -> Mapping[str, Value | None] | None:
-    """Values of a setting's recipe, with its changes, in the fields of `ABLATED`.
-
-    None where a field follows a schedule or does not apply, and None for all of them if there is
-    no such recipe. In the demo's recipes another distance stands in for LPIPS.
-    """
-    found: dict[str, Value | None] = dict.fromkeys(ABLATED)
-    if demo:
-        recipes = _file()["demo"]["recipes"]
-        changed = {field: stand_ins()[v].value if v in stand_ins() else v for field, v in changes}
-        return found | recipes[recipe] | changed if recipe in recipes else None
-    if (model := _models().get(recipe)) is None:
-        return None
-    rows = {row.name: row.cells.get(model.table3, "") for row in hyperparameters()}
-    found["distance"] = model.distance
-    for name, row in ABLATED.items():
-        if row and (cell := rows[row]):
-            found[name] = cell.lower() if name == "solver" else Printed(cell).value
-    return found | dict(changes)
 
 
 class StandIn(Struct, frozen=True, kw_only=True):
@@ -284,10 +234,7 @@ def _ordering(entry: dict[str, Any], slug: str) -> Ordering:
 
 def claim(id: str) -> Claim:
     """The claim with this id."""
-    by_id = {claim.id: claim for claim in claims()}
-    if id not in by_id:
-        raise ValueError(unknown("claim", id, by_id, "cmrepro claims"))
-    return by_id[id]
+    return lookup("claim", id, {claim.id: claim for claim in claims()}, "cmrepro claims")
 
 
 class Deviation(Struct, frozen=True, kw_only=True):

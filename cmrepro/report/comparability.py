@@ -6,22 +6,22 @@ verdicts and `cmrepro compare` alike. Other questions have their own answers in 
 `RunRecord.identity` tells runs apart, `differences` lists all that differs in their files.
 """
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from cmrepro.paper import (
-    ABLATED,
     AbsoluteClaim,
     Setting,
-    ablated_fields,
     claims,
     demo_datasets,
     learning_rates,
+    stand_ins,
 )
 from cmrepro.records import RunRecord, TrainingRun
 from cmrepro.schema import Struct, to_builtins
-from cmrepro.settings import Metric
+from cmrepro.training.recipes import load_recipe, recipe_names
 
 Value = str | int | float | bool | None
 Facts = dict[str, Value]
@@ -31,6 +31,7 @@ SCORED = ("protocol", "reference", "num_images", "scale", "dataset", "network")
 SCORING = (*SCORED[:3], "reference_sha256")  # of a pair of records: claims state no checksum
 TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
 IMAGES = ("dataset_sha256", "dataset_files_sha256")  # checksums of what was trained on
+ABLATED = ("distance", "solver", "num_scales", "target_ema")  # recipe fields that ablations change
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
 # Recipe fields that can move a score; claims do not hold them.
@@ -78,11 +79,12 @@ def compare_facts(
         if silent:
             unknown[field] = f"{field} ({' and '.join(silent)})"
         elif values[0] != values[1]:
-            different[field] = f"{field} {in_words(values, names)}"
+            texts = [str(x)[:10] for x in values] if field.endswith("sha256") else [*values]
+            different[field] = f"{field} {in_words(texts, names)}"
     return Agreement(different, unknown)
 
 
-def in_words(values: tuple[object, object], names: tuple[str, str]) -> str:
+def in_words(values: Sequence[object], names: tuple[str, str]) -> str:
     """Two values with their places: "1,000 in the paper, 20 in the record"."""
     formats = {float: "g", int: ","}
     texts = [f"{value:{formats.get(type(value), '')}}" for value in values]
@@ -99,45 +101,38 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     if isinstance(score, RunRecord):
         known = _record_facts(score)
     else:
-        setting, shared = score.setting, ("num_images", "network", *TRAINING[:4], "selection")
-        known = {name: getattr(score, name) for name in shared}
-        known |= {"nfe": setting.nfe, "protocol": f"{setting.protocol}-v{score.protocol_version}"}
+        setting = score.setting
+        known = to_builtins(score) | {"nfe": setting.nfe, "images_seen": score.images_seen}
+        known["protocol"] = f"{setting.protocol}-v{score.protocol_version}"
         known |= dict.fromkeys(("reference", "dataset"), score.training_data)
         known |= {"scale": "paper", "stands_for": setting.recipe}
         known["weights"] = f"EMA {score.ema_rate:.6g}"
-        known.update(ablated_fields(setting.recipe, setting.changes) or {})
+        known |= ablated_fields(setting.recipe, setting.changes) or {}
     for name in known.keys() & {*ABLATED, *RECIPE}:
         if known[name] is None:  # a recipe field without a value is known too
             known[name] = "by a schedule" if name in FOLLOWING else "none"
-    fields = (*FIELDS, *SAMPLING, *RECIPE, *IMAGES, "reference_sha256", "teacher")
-    return dict.fromkeys(fields) | known
+    fields = (*FIELDS, *SAMPLING, *RECIPE, *IMAGES, "reference_sha256", "teacher_sha256")
+    return {name: known.get(name) for name in fields}
 
 
 def _record_facts(record: RunRecord) -> Facts:
-    reference, checkpoint = record.reference, record.checkpoint
+    reference, checkpoint, training = record.reference, record.checkpoint, trained(record)
     images = f"{reference.dataset}-{reference.split}" if reference.dataset else reference.name
-    protocol = f"{record.protocol.name}-v{record.protocol.version}"
-    known: Facts = {"nfe": record.nfe, "num_images": record.num_images}
-    known["stands_for"] = record.model  # unless its training says otherwise
-    known |= {"protocol": protocol, "reference": images, **(ablated(record) or {})}
-    known["reference_sha256"] = reference.sha256 and reference.sha256[:10]
-    if sampler := record.sampler:
-        known |= {name: getattr(sampler, name) for name in SAMPLING[1:]}
-    if times := sampler.times if sampler else record.times:
-        known["times"] = times_in_words(times)
-    if record.training:
-        known |= to_builtins(record.training)
+    known: Facts = {"stands_for": record.model}  # unless its training says otherwise
+    recipe = checkpoint.recipe if checkpoint else None
+    for part in filter(None, (record.sampler, recipe, training or record.training)):
+        known |= to_builtins(part)
+    known.pop("distance", None)
+    known |= {"nfe": record.nfe, "num_images": record.num_images, **(ablated(record) or {})}
+    known["protocol"] = f"{record.protocol.name}-v{record.protocol.version}"
+    known |= {"reference": images, "reference_sha256": reference.sha256, "weights": None}
+    times = record.sampler.times if record.sampler else record.times
+    known["times"] = times_in_words(times) if times else None
     if checkpoint:
         known |= {"network": checkpoint.network, "selection": checkpoint.selection.rule}
-        known |= {name: getattr(checkpoint.recipe, name) for name in RECIPE if checkpoint.recipe}
-    if training := trained(record):
-        shared = ("scale", "dataset", "stands_for", *TRAINING[:4])
-        known |= {name: getattr(training, name) for name in shared}
+    if training:
         rate = training.ema_rate and f"EMA {training.ema_rate:.6g}"  # the digits of Table 3
         known["weights"] = rate if training.weights == "ema" else training.weights
-        known["teacher"] = training.teacher_sha256 and training.teacher_sha256[:10]
-        for name in IMAGES:
-            known[name] = (checksum := getattr(training, name)) and checksum[:10]
         if None not in (training.dataset_sha256, reference.images_sha256):
             # The images decide and not their name: those of the reference, or others of its name.
             if training.dataset_sha256 == reference.images_sha256:
@@ -229,7 +224,7 @@ def pair_agreement(
             found |= Agreement({}, {}, (note,))
         fields = [field for field in (*TRAINING, *MODEL) if field not in varied]
         found |= compare_facts(*known, fields, names)
-        further += [field for field in (*RECIPE, "teacher") if field not in varied]
+        further += [field for field in (*RECIPE, "teacher_sha256") if field not in varied]
         if not changed and a.nfe != b.nfe:  # of one model, or else two things vary
             found |= Agreement({"model": f"model {in_words((a.model, b.model), names)}"}, {})
     # Fields that not all state, without a remark where they do not.
@@ -273,7 +268,22 @@ def is_own(record: RunRecord) -> bool:
     return record.nfe is not None and not official and not imitates
 
 
-def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
+@functools.cache
+def ablated_fields(
+    recipe: str, changes: tuple[tuple[str, str | int | float], ...] = (), demo: bool = False
+) -> Facts | None:
+    """Values of a setting's recipe, with its changes, in the fields of `ABLATED`.
+
+    None if there is no such recipe. In the demo's recipes another distance stands in for LPIPS.
+    """
+    if (name := f"demo-{recipe}" if demo else recipe) not in recipe_names():
+        return None
+    found: Facts = {field: getattr(load_recipe(name), field) for field in ABLATED}
+    names = stand_ins() if demo else {}
+    return found | {field: names[x].value if x in names else x for field, x in changes}
+
+
+def ablated(record: RunRecord) -> Facts | None:
     """Values of a model's recipe in the fields of `ABLATED`; None where unknown."""
     if record.checkpoint and (recipe := record.checkpoint.recipe):
         return {name: getattr(recipe, name) for name in ABLATED}
@@ -286,7 +296,7 @@ def is_ablation(record: RunRecord) -> bool:
     """True if a model was trained with another value of an ablated field than its recipe's."""
     training = trained(record)
     fields = ablated_fields(training.stands_for, (), is_demo(record)) if training else None
-    return fields is not None and ablated(record) != fields
+    return None not in (fields, known := ablated(record)) and known != fields
 
 
 def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -297,54 +307,10 @@ def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
     return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 
-def group(records: Iterable[RunRecord], *ignored: str) -> list[list[RunRecord]]:
-    """Groups of records with the same metrics that differ in seed and ignored keys, by seed."""
+def group(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
+    """Groups of records with the same metrics that differ in their seed, which orders them."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
-        keys = ("seed", *(ignored if record.checkpoint else ()))  # else the name is all there is
-        shared = {k: v for k, v in record.identity.items() if k not in keys}
+        shared = {k: v for k, v in record.identity.items() if k != "seed"}
         found[repr((shared, sorted(record.scores)))].append(record)
     return sorted(found.values(), key=lambda g: (g[0].model, g[0].nfe or 0, repr(g[0].identity)))
-
-
-class Side(Struct, frozen=True):
-    """One model with one sampler under one protocol."""
-
-    first: RunRecord  # the record of the first seed; the others agree but in seed and scores
-    records: dict[int, RunRecord]  # record by seed, of the seeds that count
-    remark: str  # note on those that do not, "" where all do
-
-
-def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
-    """Sides with that number of evaluations and that score, in the order of models' names.
-
-    Scores of the seeds on which a checkpoint or its second time was chosen flatter the model and
-    do not count.
-    """
-    usable = [r for r in records if r.nfe == nfe and metric in r.scores]
-    found = []
-    for members in group(usable, "model"):
-        by_seed = {record.seed: record for record in members if record.seed is not None}
-        checkpoint = members[0].checkpoint
-        chosen_on = {*checkpoint.selection.seeds} if checkpoint else set()
-        if checkpoint and nfe > 1 and (times := checkpoint.two_step_selection):
-            chosen_on |= {*times.seeds}
-        left_out = ", ".join(str(seed) for seed in sorted(chosen_on & by_seed.keys()))
-        remark = f"without seed {left_out}, on which checkpoint or time was chosen"
-        counted = {seed: r for seed, r in by_seed.items() if seed not in chosen_on}
-        if by_seed:
-            found.append(Side(members[0], counted, remark if left_out else ""))
-    return found
-
-
-def setting_sides(records: Sequence[RunRecord], setting: Setting, demo: bool) -> list[Side]:
-    """Sides of the model of a setting, with its changes and no others, at that scale."""
-    wanted = ablated_fields(setting.recipe, setting.changes, demo)
-
-    def fits(record: RunRecord) -> bool:
-        fields = ablated(record) or {}  # a model of one's own has those of its recipe, if any
-        as_wanted = fields == wanted if wanted else {*setting.changes} <= {*fields.items()}
-        named = facts(record)["stands_for"] == setting.recipe
-        return as_wanted and named and is_demo(record) == demo
-
-    return [s for s in sides(records, setting.nfe, setting.metric) if fits(s.first)]

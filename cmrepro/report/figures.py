@@ -44,13 +44,12 @@ def figures(records: Sequence[RunRecord], results: Path) -> dict[str, dict[str, 
         drawn: dict[str, dict[str, Figure | None]] = {
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
-            "training": {
-                name: training_figure(name, path) for name, path in logs.items() if name not in own
-            },
-            "own_training": {
-                name: training_figure(name, path) for name, path in logs.items() if name in own
-            },
+            "training": {},
+            "own_training": {},
         }
+        for name, path in logs.items():
+            kind = "own_training" if name in own else "training"
+            drawn[kind][name] = training_figure(name, path)
         return {
             kind: {re.sub(r"[^\w.]+", "-", f"{kind}_{n}"): _svg(f) for n, f in named.items() if f}
             for kind, named in drawn.items()
@@ -129,13 +128,15 @@ def training_logs(out: Path) -> dict[str, Path]:
     return logs
 
 
-def training_figure(name: str, path: Path) -> Figure:
-    """Loss, and the number of time points N where it follows a schedule, against images seen."""
+def training_figure(name: str, path: Path) -> Figure | None:
+    """Loss, and N where it follows a schedule, against images seen; None without a whole line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         entries = [json.loads(line) for line in lines if line.endswith("\n")]  # not a torn one
     except ValueError as error:
         raise ValueError(f"{path} is not a log of training ({error})") from error
+    if not entries:
+        return None
     entries = entries[:: math.ceil(len(entries) / CURVE_POINTS)]
     xs, ys, ns = ([e.get(key) for e in entries] for key in ("images", "loss", "num_scales"))
     ax = (figure := Figure(figsize=(6, 3), layout="constrained")).add_subplot()

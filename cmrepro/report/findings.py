@@ -7,7 +7,7 @@ from typing import Any
 from cmrepro.paper import AbsoluteClaim, claims
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import SCORED, compare_facts, facts, group, is_own
-from cmrepro.report.results import means, protocol_of, ranked
+from cmrepro.report.results import counted_means, protocol_of, ranked
 from cmrepro.report.verdicts import Verdict
 
 Table = tuple[list[dict[str, Any]], list[str]]  # rows that name their notes by number, the notes
@@ -56,8 +56,7 @@ def own_table(records: Sequence[RunRecord]) -> Table:
             compared = compare_facts(facts(beside[0]), known, fields, sides)
             notes = [*compared.different.values()]
             notes += [f"not known: {text}" for text in compared.unknown.values()]
-        row = {"model": first.model, "nfe": first.nfe, **means(members, ("fid", "is"))}
-        row |= {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
+        row = {"model": first.model, "nfe": first.nfe, **counted_means(members, ("fid", "is"))}
         row |= {"paper's FID": ", ".join(printed)}
         rows.append((row | {"verdict": "not comparable" if notes else "comparable"}, notes))
     return _numbered(rows)

@@ -12,10 +12,11 @@ from markupsafe import Markup
 
 from cmrepro.data.grids import REAL
 from cmrepro.files import atomic_path, sha256
+from cmrepro.paper import deviations
 from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report import findings, results
 from cmrepro.report.comparability import anchors, is_demo, is_own
-from cmrepro.report.tables import LABELS, deviations_rows, later_work_rows, render
+from cmrepro.report.tables import LABELS, later_work_rows, render
 from cmrepro.report.verdicts import verdicts
 from cmrepro.schema import flat, to_builtins
 
@@ -115,9 +116,8 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     tables |= {"results": results.results_rows(records), "verdicts": results.claims_rows(records)}
     tables |= {"later_work": later_work_rows(), "models": results.model_rows(records)}
     ledger = ("id", "item", "paper", "released", "action")
-    code = ("table3", "training", "evaluation")
-    deviations = [row for row in deviations_rows() if row["group"] in code]
-    tables["deviations"] = [{name: row[name] for name in ledger} for row in deviations]
+    ours = [row for row in deviations() if row.group in ("table3", "training", "evaluation")]
+    tables["deviations"] = [{name: getattr(row, name) for name in ledger} for row in ours]
     real = {"real images": str(REAL)} if (out / REAL).exists() else {}
     samples: dict[bool, dict[str, str]] = {True: {}, False: real}  # by is_own
     by_nfe = {(r.model, r.nfe): is_own(r) for r in records if r.nfe is not None}

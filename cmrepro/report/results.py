@@ -1,10 +1,9 @@
 """Records as rows: means over seeds, the paper's Tables 1 and 2 with our scores, the models."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
+from cmrepro.paper import METRICS, AbsoluteClaim, claims, result_rows
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import (
     against_claim,
@@ -20,7 +19,6 @@ from cmrepro.report.tables import LABELS
 from cmrepro.report.verdicts import Verdict, verdicts
 from cmrepro.settings import Metric
 
-PAPER_METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
 AS_PUBLISHED = "as published"  # methods that this suite does not have
 RECIPE_COLUMNS = (
     *("method", "distance", "solver", "num_scales", "s0", "s1", "target_ema", "mu0"),
@@ -66,9 +64,17 @@ def interval_ends(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict
     row: dict[str, float] = {}
     for metric in (metric for metric in shown if metric in members[0].scores):
         found = summary(members, metric)
-        ends = found.mean - found.half_width, found.mean + found.half_width
-        row |= {metric: found.mean, f"{metric}_low": ends[0], f"{metric}_high": ends[1]}
+        row |= {metric: found.mean, f"{metric}_low": found.low, f"{metric}_high": found.high}
     return row
+
+
+def counted_means(
+    members: Sequence[RunRecord], shown: Sequence[Metric], prefix: str = ""
+) -> dict[str, str]:
+    """Means of a group of records under prefix + label, their number and their protocol."""
+    cells = {f"{prefix}{name}": mean for name, mean in means(members, shown).items()}
+    first = members[0]
+    return cells | {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
 
 
 def results_rows(
@@ -116,7 +122,7 @@ def paper_rows(
     for row in result_rows(number):
         printed: dict[str, Any] = {"dataset": row.dataset} if number == 2 else {}
         printed |= {"method": row.method, "nfe": row.nfe}
-        printed |= {metrics()[m].label: str(row.scores.get(m, "")) for m in columns}
+        printed |= {METRICS[m]: str(row.scores.get(m, "")) for m in columns}
         model = models.get((row.dataset, row.method))
         made = [(r, t) for r in records if r.nfe == row.nfe and (t := trained(r))]
         ours = [r for r, t in made if t.stands_for == model and not is_ablation(r)]
@@ -133,19 +139,13 @@ def paper_rows(
                 if c.setting.metric in first.scores
             ]
             cells = {"ours": first.model + (f" ({settings})" if settings else "")}
-            cells |= _our_cells(members, columns)
+            cells |= counted_means(members, columns, "our ")
             cells |= {"verdict": ", ".join(dict.fromkeys(answers))}
             rows.append(PaperRow(printed | cells, members))
     context = {a.id: a for row in rows for r in row.records[:1] for a in anchors(r, records)}
-    rows += [PaperRow({"ours": a.model} | _our_cells([a], columns), [a]) for a in context.values()]
+    for a in context.values():
+        rows.append(PaperRow({"ours": a.model} | counted_means([a], columns, "our "), [a]))
     return rows
-
-
-def _our_cells(members: Sequence[RunRecord], columns: Sequence[Metric]) -> dict[str, str]:
-    """Our scores in the columns of a table of the paper."""
-    cells = {f"our {name}": mean for name, mean in means(members, columns).items()}
-    first = members[0]
-    return cells | {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
 
 
 def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -162,8 +162,7 @@ def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
         row |= dict.fromkeys(("score", "difference", "low", "high", "seeds"))
         if mean:
             row |= {"score" if absolute else "difference": mean.mean, "seeds": mean.n}
-            if not math.isnan(mean.half_width):
-                row |= {"low": mean.mean - mean.half_width, "high": mean.mean + mean.half_width}
+            row |= {"low": mean.low, "high": mean.high} if mean.n > 1 else {}
         row |= {"reason": verdict.reason, "note": "; ".join([*verdict.notes, *claim.notes])}
         row |= {"kind": claim.kind} | dict.fromkeys(("published", "margin", "better", "worse"))
         if isinstance(claim, AbsoluteClaim):
@@ -179,13 +178,13 @@ def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a record, those of one group beside each other."""
-    rows = []
-    for record in (record for members in group(records) for record in members):
-        row = {"record": record.id} | {n: getattr(record, n) for n in ("model", "nfe", "seed")}
-        row |= {LABELS[m]: f"{record.scores[m]:.5g}" for m in LABELS if m in record.scores}
-        row |= {"num_images": f"{record.num_images:,}", "protocol": protocol_of(record)}
-        rows.append(row)
-    return rows
+    return [
+        {"record": r.id, "model": r.model, "nfe": r.nfe, "seed": r.seed}
+        | {LABELS[m]: f"{r.scores[m]:.5g}" for m in LABELS if m in r.scores}
+        | {"num_images": f"{r.num_images:,}", "protocol": protocol_of(r)}
+        for members in group(records)
+        for r in members
+    ]
 
 
 def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:

@@ -3,23 +3,20 @@
 import csv
 import io
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
-from cmrepro.paper import deviations, later_work
+from cmrepro.paper import METRICS, deviations, read_csv
 from cmrepro.schema import to_builtins
-from cmrepro.settings import METRICS, Metric
+from cmrepro.settings import Metric
 
 FORMATS = ("table", "md", "csv", "json", "latex")
-LABELS: dict[Metric, str] = {metric: metric for metric in METRICS}
-LABELS |= {"fid": "FD", "sfid": "sFD", "is": "IS", "kid": "KID"}
-# Longer texts are wrapped in a terminal and get a column of fixed width in LaTeX.
-WRAP_COLUMNS = 60
-LEAST_COLUMNS = 16  # texts are wrapped no narrower
-PADDING = 2  # spaces by which tabulate makes a column wider than its heading
+LABELS: dict[Metric, str] = METRICS | {"fid": "FD", "sfid": "sFD"}
+LONG = 60  # longer texts get a column of fixed width in LaTeX
+WRAPPED = (60, 45, 35, 27, 20, 16)  # widths of texts to try in a terminal
+WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}  # ids can be copied
 MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*<`"})
 
 
@@ -41,7 +38,7 @@ def render(rows: Sequence[Mapping[str, Any]], format: str, width: int | None = N
         writer.writerows(rows)
         return buffer.getvalue()
     cells = [[_line(row.get(name)) for name in columns] for row in rows]
-    wide = [any(len(row[i]) > WRAP_COLUMNS for row in cells) for i in range(len(columns))]
+    wide = [any(len(row[i]) > LONG for row in cells) for i in range(len(columns))]
     if format == "md":
         cells = [[text.translate(MARKDOWN) for text in row] for row in cells]
         columns = [name.translate(MARKDOWN) for name in columns]
@@ -56,38 +53,16 @@ def render(rows: Sequence[Mapping[str, Any]], format: str, width: int | None = N
 
 
 def _plain(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int | None) -> str:
-    """A table for a terminal; no word is broken, so that ids can be copied."""
-    lines = [[f"{name}{PADDING * '_'}" for name in columns], *cells]
-    texts = [*zip(*lines, strict=True)]
-    least = [max(map(len, " ".join(column).split(" "))) for column in texts]
-    wanted = [max(map(len, column)) for column in texts]
-    for limit in range(WRAP_COLUMNS, LEAST_COLUMNS, -1):
-        widths = [max(a, min(b, limit)) for a, b in zip(least, wanted, strict=True)]
-        if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
-            break
-    else:
-        return _blocks(columns, cells, width or 0)
-    wrap: Any = {"break_long_words": False, "break_on_hyphens": False}
-    lines = [
-        [textwrap.fill(x, n, **wrap) for x, n in zip(row, widths, strict=True)] for row in lines
-    ]
-    headers = [name[:-PADDING] for name in lines[0]]
-    return tabulate(lines[1:], headers, tablefmt="simple", disable_numparse=True) + "\n"
-
-
-def _blocks(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> str:
-    """A block of names and values for each row, without the values that are empty."""
-    label = max(map(len, columns))
-    indent: Any = {"subsequent_indent": " " * (label + 2), "break_on_hyphens": False}
-    blocks = [
-        "".join(
-            textwrap.fill(text, width, initial_indent=f"{name:{label}}  ", **indent) + "\n"
-            for name, text in zip(columns, row, strict=True)
-            if text
-        )
-        for row in cells
-    ]
-    return "\n".join(blocks)
+    """A table for a terminal, or blocks of names and values where it is too narrow for one."""
+    for limit in WRAPPED:
+        limits: Any = {"maxcolwidths": limit, "maxheadercolwidths": limit, **WHOLE_WORDS}
+        text = tabulate(cells, columns, "simple", disable_numparse=True, **limits)
+        if width is None or max(map(len, text.splitlines()), default=0) <= width:
+            return text + "\n"
+    room = [None, max(1, (width or 0) - max(map(len, columns)) - 2)]
+    pairs = [[pair for pair in zip(columns, row, strict=True) if pair[1]] for row in cells]
+    blocks: Any = {"tablefmt": "plain", "disable_numparse": True, "maxcolwidths": room}
+    return "\n".join(tabulate(block, **blocks, **WHOLE_WORDS) + "\n" for block in pairs)
 
 
 def _line(value: object) -> str:
@@ -108,4 +83,4 @@ def deviations_rows() -> list[dict[str, Any]]:
 def later_work_rows() -> list[dict[str, Any]]:
     """Results of later few-step models, for context: other training, other protocols."""
     names = ("dataset", "method", "nfe", "fid", "images_seen", "paper", "arxiv", "verified")
-    return [{n: getattr(row, n) for n in names} | {"fid": str(row.fid)} for row in later_work()]
+    return [{name: row.get(name) for name in names} for row in read_csv("later_work.csv")]

@@ -7,16 +7,23 @@ number is a mean over all seeds: no claim of this paper is a minimum over runs.
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.paper import AbsoluteClaim, Claim, Ordering, Setting, claims, metrics, stand_ins
+from cmrepro.paper import (
+    LOWER_IS_BETTER,
+    AbsoluteClaim,
+    Claim,
+    Ordering,
+    Setting,
+    claims,
+    stand_ins,
+)
 from cmrepro.records import NOISE, RunRecord
 from cmrepro.report import comparability, statistics
-from cmrepro.report.comparability import NAMES, Agreement, Side, facts
+from cmrepro.report.comparability import NAMES, Agreement, facts
 from cmrepro.report.statistics import MOST_SEEDS, POWER, Summary, half_width, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.schema import Struct
@@ -25,6 +32,51 @@ from cmrepro.settings import Metric
 HOLDS = {True: "holds at demo scale", False: "reproduced"}
 DOES_NOT_HOLD = {True: "does not hold at demo scale", False: "not reproduced"}
 UNTRAINED_SHARE = 0.1  # of noise's FD: a model that is no further from it did not train
+
+
+class Side(Struct, frozen=True):
+    """One model with one sampler under one protocol."""
+
+    first: RunRecord  # the record of the first seed; the others agree but in seed and scores
+    records: dict[int, RunRecord]  # record by seed, of the seeds that count
+    remark: str  # note on those that do not, "" where all do
+
+
+def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
+    """Sides with that number of evaluations and that score, in the order of models' names.
+
+    Scores of the seeds on which a checkpoint or its second time was chosen flatter the model and
+    do not count.
+    """
+    usable = [r for r in records if r.nfe == nfe and metric in r.scores]
+    found = []
+    for members in comparability.group(usable):
+        by_seed = {record.seed: record for record in members if record.seed is not None}
+        checkpoint = members[0].checkpoint
+        chosen_on = {*checkpoint.selection.seeds} if checkpoint else set()
+        if checkpoint and nfe > 1 and (times := checkpoint.two_step_selection):
+            chosen_on |= {*times.seeds}
+        left_out = ", ".join(str(seed) for seed in sorted(chosen_on & by_seed.keys()))
+        remark = f"without seed {left_out}, on which checkpoint or time was chosen"
+        counted = {seed: r for seed, r in by_seed.items() if seed not in chosen_on}
+        if by_seed:
+            found.append(Side(members[0], counted, remark if left_out else ""))
+    return found
+
+
+def setting_sides(records: Sequence[RunRecord], setting: Setting, demo: bool) -> list[Side]:
+    """Sides of the model of a setting, with its changes and no others, at that scale."""
+    wanted = comparability.ablated_fields(setting.recipe, setting.changes, demo)
+
+    def fits(record: RunRecord) -> bool:
+        fields = (
+            comparability.ablated(record) or {}
+        )  # a model of one's own has those of its recipe, if any
+        as_wanted = fields == wanted if wanted else {*setting.changes} <= {*fields.items()}
+        named = facts(record)["stands_for"] == setting.recipe
+        return as_wanted and named and comparability.is_demo(record) == demo
+
+    return [s for s in sides(records, setting.nfe, setting.metric) if fits(s.first)]
 
 
 class Verdict(Struct, frozen=True):
@@ -67,7 +119,7 @@ def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verd
     setting = claim.setting
     compared = [
         (side, comparability.against_claim(claim, side.first))
-        for side in comparability.sides(records, setting.nfe, setting.metric)
+        for side in sides(records, setting.nfe, setting.metric)
         if facts(side.first)["stands_for"] == setting.recipe
     ]
     if not compared:
@@ -125,7 +177,7 @@ def _inconclusive(
     seeds = statistics.seeds_to_decide(*observed)
     count = f"more than {MOST_SEEDS:,}" if seeds is None else f"{seeds}"
     text = f"were mean and spread as observed, {count} seeds would decide with power"
-    notes = (*notes, f"{text} {100 * POWER:.0f} %")
+    notes = (*notes, f"{text} {100 * POWER:.0f} % or more")
     return Verdict("inconclusive", reason, estimate, notes, seeds_to_decide=seeds)
 
 
@@ -151,7 +203,7 @@ def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
     missing: list[Sequence[Setting]] = []
     found: list[Verdict] = []
     for demo in (True, False):
-        candidates = [comparability.setting_sides(records, x, demo) for x in settings]
+        candidates = [setting_sides(records, x, demo) for x in settings]
         missing.append([x for x, of in zip(settings, candidates, strict=True) if not of])
         if not missing[-1]:
             found.insert(0, _by_candidates(claim, candidates, demo, records))
@@ -164,17 +216,20 @@ def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
 def _by_candidates(
     claim: Ordering, candidates: list[list[Side]], demo: bool, records: Sequence[RunRecord]
 ) -> Verdict:
-    """Verdict where every setting has records; the choice among them never depends on scores."""
+    """Verdict where every setting has records; the choice among them never depends on scores.
 
-    def pairs_of(combination: Sequence[Side]) -> list[_Pair]:
-        better, *others = combination
-        worse_sides = zip(claim.worse, others, strict=True)
-        return [_pair((claim.better, worse), (better, x), records) for worse, x in worse_sides]
+    The better side is the first for which every setting has a worse one that agrees with it: those
+    of more images first, then of more seeds, then of models named like their recipes.
+    """
 
-    combinations = sorted(product(*candidates), key=_preference, reverse=True)
-    tried = map(pairs_of, combinations)
-    alike = (pairs for pairs in tried if not any(pair.agreement.different for pair in pairs))
-    pairs = next(alike, None) or pairs_of(combinations[0])
+    def pair_with(better: Side, worse: Setting, others: list[Side]) -> _Pair:
+        pairs = [_pair((claim.better, worse), (better, side), records) for side in others]
+        return min(pairs, key=lambda pair: bool(pair.agreement.different))
+
+    better_sides, *worse_sides = [sorted(x, key=_preference, reverse=True) for x in candidates]
+    settings = [*zip(claim.worse, worse_sides, strict=True)]
+    tried = [[pair_with(better, *setting) for setting in settings] for better in better_sides]
+    pairs = min(tried, key=lambda pairs: any(pair.agreement.different for pair in pairs))
     changes = [value for side in (claim.better, *claim.worse) for _, value in side.changes]
     replaced = [stand_ins()[v] for v in dict.fromkeys(changes) if demo and v in stand_ins()]
     stand_in = ", ".join(f"{x.by} for {x.name}" for x in replaced)
@@ -189,11 +244,11 @@ def _by_candidates(
     return verdict.replace(reason=features + verdict.reason, stand_in=stand_in)
 
 
-def _preference(sides: Sequence[Side]) -> tuple[int, int, int]:
-    """Greater for more images, then more seeds, then more models named like their recipes."""
-    firsts = [side.first for side in sides]
-    named = [r for r in firsts if (c := r.checkpoint) and c.recipe and c.recipe.name == r.model]
-    return firsts[0].num_images, sum(len(side.records) for side in sides), len(named)
+def _preference(side: Side) -> tuple[int, int, bool]:
+    checkpoint = side.first.checkpoint
+    recipe = checkpoint.recipe if checkpoint else None
+    named = recipe is not None and recipe.name == side.first.model
+    return side.first.num_images, len(side.records), named
 
 
 def _pair(
@@ -240,22 +295,18 @@ def _gains(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(2, n) scores by side and seed, and (n,) gains of the first side over the second."""
     scores = np.array([[s.records[seed].scores[metric] for seed in seeds] for s in pair])
-    return scores, (scores[0] - scores[1]) * (1 if metrics()[metric].higher_is_better else -1)
+    return scores, (scores[0] - scores[1]) * (-1 if metric in LOWER_IS_BETTER else 1)
 
 
 def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
     """Verdict where all pairs are comparable and have two seeds or more."""
     confidence = 1 - statistics.ALPHA / len(pairs)
     halves = [half_width(np.std(p.gains, ddof=1), len(p.gains), confidence) for p in pairs]
-    denied = [
-        pair
-        for pair, half in zip(pairs, halves, strict=True)
-        if pair.gains.mean() + half < 0 and not pair.failure
-    ]
     failed = [pair for pair in pairs if pair.failure]
+    trained = [(p, half) for p, half in zip(pairs, halves, strict=True) if not p.failure]
+    denied = [pair for pair, half in trained if pair.gains.mean() + half < 0]
     summaries = [(pair, summarise(list(pair.gains))) for pair in denied[:1] or failed[:1] or pairs]
     closest, gain = min(summaries, key=lambda found: found[1].mean - found[1].half_width)
-    sd, wins = float(np.std(closest.gains, ddof=1)), int((closest.gains > 0).sum())
     better, worse = closest.scores.mean(axis=1)
     size = Summary(abs(gain.mean), gain.half_width, gain.n)
     text = (
@@ -264,10 +315,6 @@ def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
         f"{'better' if gain.mean >= 0 else 'worse'} by {size} (95 % interval, {gain.n} seeds)"
     )
     notes = tuple(dict.fromkeys(note for pair in pairs for note in pair.agreement.notes))
-    if 0 < wins < gain.n:  # else P is 0 or 1 within what so few seeds can tell
-        value, low, high = statistics.probability_better(gain.mean, sd, gain.n)
-        better_with = f"better with {wins} of {gain.n} seeds; P(better with a new seed)"
-        notes = (*notes, f"{better_with} {value:.2f} ({low:.2f} to {high:.2f})")
     if denied:
         return Verdict(DOES_NOT_HOLD[demo], text, gain, notes)
     if failed:
@@ -275,4 +322,5 @@ def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
         return Verdict("inconclusive", closest.failure, gain, (text, *notes), failure)
     if gain.mean > gain.half_width:
         return Verdict(HOLDS[demo], text, gain, notes)
+    sd = float(np.std(closest.gains, ddof=1))
     return _inconclusive(text, gain, (gain.mean, 0.0, sd), notes)
