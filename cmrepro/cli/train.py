@@ -26,7 +26,6 @@ from cmrepro.training.recipes import load_recipe
 @click.option("--threads", type=options.COUNT, help="CPU threads (default: all cores).")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--micro-batch", type=options.COUNT, help="Images of one forward pass.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the networks.")
 @click.option("--save-every", type=options.COUNT, default=500, help="Steps between states.")
 @click.option("--keep", type=options.COUNT, default=2, help="Number of states to keep.")
 @click.option("--sample-every", default=2000, help="Steps between previews; 0: none.")
@@ -37,9 +36,9 @@ from cmrepro.training.recipes import load_recipe
 def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: Any) -> None:
     """Train RECIPE: an EDM teacher, CD or CT.
 
-    --sample-every writes previews: a grid of samples and a quick score. By default precision is
-    the recipe's (fp16 where it has mixed precision) and each forward pass uses the paper's
-    per-device batch; gradients are accumulated to the recipe's batch size.
+    --sample-every writes previews, grids of samples. By default precision is the recipe's (fp16
+    where it has mixed precision) and each forward pass uses the paper's per-device batch;
+    gradients are accumulated to the recipe's batch size.
 
     Ctrl-C (exit code 130) and SIGTERM (143) save and end the run; --resume continues it. The
     processes of torchrun share every batch, whose size is the recipe's for any number of them,
@@ -71,7 +70,7 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: A
         torch.set_num_threads(threads)
     image_size = lookup("network", changed.network, IMAGE_SIZES)
     device, teacher, seed, data = map(arguments.pop, ("device", "teacher", "seed", "data"))
-    how = {key: arguments.pop(key) for key in ("precision", "micro_batch", "compiled")}
+    how = {key: arguments.pop(key) for key in ("precision", "micro_batch")}
     if arguments.pop("planned"):
         parts = plan(changed, device, **how)
         # A table shows each part when it is known; the other formats are one document.

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from cmrepro.consistency.distances import LPIPS
 from cmrepro.consistency.parameterization import PreconditionedModel
@@ -26,16 +25,22 @@ def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> Iterator[list[
     and synthetic images. `settings` are those of `Training`.
     """
     with torch.device("meta"):  # parameters without values, which take no time
-        training, *others = _training(recipe, "meta", precision="fp32")
-    millions = sum(p.numel() for p in training.online.parameters()) / 1e6
-    held = held_bytes(training, *others) / 1e9
+        num_parameters = sum(p.numel() for p in build_network(recipe.network).parameters())
+    has_target = recipe.method != "edm" and recipe.target_ema != 0
+    copies = 5 + has_target + needs_teacher(recipe)  # weights, average, gradients, two moments
     yield _rows(
-        network=f"{recipe.network}, {millions:,.1f} million parameters",
-        memory=f"{held:.3g} GB of weights, averages, gradients and optimizer",
+        network=f"{recipe.network}, {num_parameters / 1e6:,.1f} million parameters",
+        memory=f"{4e-9 * copies * num_parameters:.3g} GB of networks, gradients and optimizer",
         steps=f"{recipe.total_steps:,}",
         images=f"{recipe.total_steps * recipe.batch_size:,} in batches of {recipe.batch_size:,}",
     )
-    training, *_ = _training(recipe, device, **settings)
+    teacher = distance = None
+    if needs_teacher(recipe):
+        teacher = PreconditionedModel(build_network(recipe.network), "edm", recipe.sigma_data)
+        teacher = teacher.to(device).eval()
+    if recipe.distance in ("lpips", "lpips-average"):
+        distance = LPIPS(pretrained=False)
+    training = Training(recipe, 0, teacher, device, distance=distance, **settings)
     micro_batch = min(training.micro_batch, recipe.batch_size)
     training.recipe = recipe.replace(batch_size=micro_batch)
     batch = BatchSource(synthetic(16, IMAGE_SIZES[recipe.network]), training.recipe, 0).batch(0)
@@ -63,25 +68,3 @@ def plan(recipe: Recipe, device: str = "cpu", **settings: Any) -> Iterator[list[
 
 def _rows(**values: str) -> list[dict[str, str]]:
     return [{"quantity": quantity, "value": value} for quantity, value in values.items()]
-
-
-def _training(
-    recipe: Recipe, device: str, **settings: Any
-) -> tuple[Training, nn.Module | None, nn.Module | None]:
-    """A training, its teacher and its LPIPS, all with random weights."""
-    teacher = None
-    if needs_teacher(recipe):
-        teacher = PreconditionedModel(build_network(recipe.network), "edm", recipe.sigma_data)
-        teacher = teacher.to(device).eval()
-    distance = LPIPS(pretrained=False) if recipe.distance in ("lpips", "lpips-average") else None
-    if recipe.distance == "efficientnet" and device == "meta":
-        recipe = recipe.replace(distance="l2")  # its weights are read from a file, with values
-    training = Training(recipe, 0, teacher, device, distance=distance, **settings)
-    return training, teacher, distance
-
-
-def held_bytes(training: Training, *others: nn.Module | None) -> int:
-    """Bytes of weights, averages, gradients, RAdam's moments and other models."""
-    models = {training.online, training.target, training.ema, *filter(None, others)}
-    held = [tensor for model in models for tensor in model.state_dict().values()]
-    return sum(t.nbytes for t in held) + 3 * sum(p.nbytes for p in training.online.parameters())

@@ -55,16 +55,14 @@ def save_state(training: Training, checksums: Checksums, folder: Path, keep: int
 
 
 def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
-    """Put a folder's newest whole state into `training`; False if it has no state."""
-    states = state_files(folder)
-    newest = next(filter(is_whole, states), None) if training.rank == 0 else None
+    """Put a folder's newest state into `training`; False if it has no state."""
+    newest = next(iter(state_files(folder)), None) if training.rank == 0 else None
+    if newest and not is_whole(newest):
+        raise ValueError(f"{newest} is damaged; delete it to resume from the one before")
     if (path := broadcast(newest)) is None:
-        if not states:
-            if training.rank == 0:
-                print(f"no state in {folder}; starting with the first step", file=sys.stderr)
-            return False
-        names = ", ".join(map(str, states))
-        raise ValueError(f"{names}: cut off or damaged; start again in another folder")
+        if training.rank == 0:
+            print(f"no state in {folder}; starting with the first step", file=sys.stderr)
+        return False
     state = torch.load(path, map_location="cpu", weights_only=True)
     recipe, step = training.recipe, state["step"]
     stored = convert(Recipe, state["recipe"], str(path))
@@ -86,9 +84,6 @@ def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
         getattr(training, name).load_state_dict(state[name])
     training.step, training.duration_s = step, state["duration_s"]
     if training.rank == 0:
-        for damaged in states[: states.index(path)]:
-            damaged.rename(f"{damaged}.damaged")
-            print(f"{damaged} is cut off or damaged; resuming from {path}", file=sys.stderr)
         for pattern in (".state-*.pt.*", ".*.safetensors.*", ".tmp??????"):
             for unfinished in folder.glob(pattern):  # by a killed process
                 unfinished.unlink()
