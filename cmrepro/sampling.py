@@ -218,17 +218,11 @@ def write_sample_set(
     images: NDArray[np.uint8],
     provenance: SampleProvenance,
     labels: NDArray[np.int64] | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Write images as `arr_0` of an .npz, classes as `arr_1` (ADM's names), provenance beside."""
-    beside = provenance_path(path)
-    if path.exists() and not overwrite:
-        if beside.is_file() and read_json(SampleProvenance, beside) == provenance:
-            return
-        raise ValueError(f"{path} is there already; choose another --out, or add --overwrite")
     with atomic_path(path) as temporary:  # it ends in .npz too, as np.savez wants it
         np.savez(temporary, images) if labels is None else np.savez(temporary, images, labels)
-    with atomic_path(beside) as temporary:
+    with atomic_path(provenance_path(path)) as temporary:
         temporary.write_text(to_json(provenance), encoding="utf-8")
 
 

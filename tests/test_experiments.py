@@ -5,7 +5,6 @@ import pytest
 from tiny_checkpoint import save_tiny
 
 from cmrepro.checkpoints.load import load_model
-from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.data import ImageDataset
 from cmrepro.experiments.reproduce import Suite, load_suite, reproduce
 from cmrepro.experiments.run import evaluate
@@ -65,15 +64,3 @@ def test_suites():
         load_suite("cifar-10", "demo")
     with pytest.raises(ValueError, match="unknown profile 'full'"):
         load_suite("cifar10", "full")
-
-
-@pytest.mark.parametrize("dataset", ["cifar10", "imagenet64"])
-def test_the_papers_suites_run_what_was_released(dataset):
-    suite = load_suite(dataset, "paper")
-    protocol = load_protocol(suite.protocol)
-    assert suite.num_images == protocol.num_images == 50_000
-    assert protocol.to_uint8 == "truncate"
-    for name, nfe in suite.checkpoints.items():
-        released = released_checkpoints()[name]
-        assert released.training.dataset == f"{dataset}-train"
-        assert nfe == (1 if released.two_step_time is None else 2)

@@ -11,7 +11,7 @@ COMMANDS = {
     "table3": ("tables", "Table 3, from the recipes that training uses."),
     "claims": ("report", "Claims of the paper, with the verdicts so far."),
     "deviations": ("tables", "Deviations of the official code from the paper."),
-    "recipe": ("tables", "Recipes: list, show."),
+    "recipe": ("tables", "All recipes, or every field of one."),
     "checkpoints": ("checkpoints", "Checkpoints: list, fetch, inspect, convert."),
     "train": ("train", "Train an EDM teacher, CD or CT."),
     "sample": ("sample", "Sample images from a checkpoint."),

@@ -87,7 +87,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
     if rank == 0:
         provenance = sampling.sample_provenance(model, settings, seed, samples)
         images, labels = samples.stages[-1], samples.labels
-        sampling.write_sample_set(out, images, provenance, labels, overwrite)
+        sampling.write_sample_set(out, images, provenance, labels)
         click.echo(f"wrote {out}\nwrote {sampling.provenance_path(out)}")
 
 

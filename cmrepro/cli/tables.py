@@ -1,4 +1,4 @@
-"""Tables that need neither records nor torch: `table3`, `deviations`, `recipe list|show`."""
+"""Tables that need neither records nor torch: `table3`, `deviations`, `recipe`."""
 
 import click
 
@@ -26,22 +26,10 @@ def deviations(format_: str) -> None:
     print_rows(deviations_rows(), format_)
 
 
-@click.group()
-def recipe() -> None:
-    """Recipes: list, show."""
-
-
-@recipe.command("list")
-@FORMAT
-def list_recipes(format_: str) -> None:
-    """All recipes: name, method, data set, network, size of the training."""
-    print_rows(recipe_list(), format_)
-
-
-@recipe.command()
-@click.argument("name")
+@click.command()
+@click.argument("name", required=False)
 @VARIANT
 @FORMAT
-def show(name: str, variant: Variant, format_: str) -> None:
-    """Every field of recipe NAME, with the deviation behind each that differs in the variants."""
-    print_rows(recipe_rows(name, variant), format_)
+def recipe(name: str | None, variant: Variant, format_: str) -> None:
+    """All recipes; or every field of recipe NAME, with the deviation behind each that differs."""
+    print_rows(recipe_rows(name, variant) if name else recipe_list(), format_)
