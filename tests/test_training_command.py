@@ -83,8 +83,8 @@ def test_a_plan_multiplies_and_writes_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Training, "train_step", interrupted)
-    code, out, _ = run(*arguments, "--set", settings, "--format", "table")
-    assert code == 130
+    code, out, err = run(*arguments, "--set", settings, "--format", "table")
+    assert code == 130, err
     assert "1,000,000" in out  # known before the first timed step
 
 
