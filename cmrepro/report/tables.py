@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ FORMATS = ("table", "md", "csv", "json", "latex")
 LABELS: dict[Metric, str] = METRICS | {"fid": "FD", "sfid": "sFD"}
 LONG = 60  # longer texts get a column of fixed width in LaTeX
 WRAPPED = (60, 45, 35, 27, 20, 16)  # widths of texts to try in a terminal
-WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}  # ids can be copied
 MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*<`"})
 
 
@@ -55,14 +55,21 @@ def render(rows: Sequence[Mapping[str, Any]], format: str, width: int | None = N
 def _plain(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int | None) -> str:
     """A table for a terminal, or blocks of names and values where it is too narrow for one."""
     for limit in WRAPPED:
-        limits: Any = {"maxcolwidths": limit, "maxheadercolwidths": limit, **WHOLE_WORDS}
-        text = tabulate(cells, columns, "simple", disable_numparse=True, **limits)
+        headers, *lines = ([_wrapped(text, limit) for text in row] for row in (columns, *cells))
+        text = tabulate(lines, headers, "simple", disable_numparse=True)
         if width is None or max(map(len, text.splitlines()), default=0) <= width:
             return text + "\n"
-    room = [None, max(1, (width or 0) - max(map(len, columns)) - 2)]
-    pairs = [[pair for pair in zip(columns, row, strict=True) if pair[1]] for row in cells]
-    blocks: Any = {"tablefmt": "plain", "disable_numparse": True, "maxcolwidths": room}
-    return "\n".join(tabulate(block, **blocks, **WHOLE_WORDS) + "\n" for block in pairs)
+    room = max(1, (width or 0) - max(map(len, columns)) - 2)
+    rows = (zip(columns, row, strict=True) for row in cells)
+    blocks = ([(name, _wrapped(text, room)) for name, text in row if text] for row in rows)
+    style: Any = {"tablefmt": "plain", "disable_numparse": True}
+    return "\n".join(tabulate(block, **style) + "\n" for block in blocks)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Lines of whole words, so that ids can be copied."""
+    # tabulate's own wrapping fails for "1,000,000".
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _line(value: object) -> str:
