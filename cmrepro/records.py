@@ -272,16 +272,6 @@ def read_records(folder: Path) -> list[RunRecord]:
     return list(records.values())
 
 
-def find_record(name: str | Path) -> RunRecord:
-    """The record in a file, or the one with this id in ./results/records."""
-    path = Path(name)
-    if not path.is_file():
-        known = {file.stem: file for file in FOLDER.glob("*.json")}
-        kind = f"record (no such file, nor in {FOLDER})"
-        path = schema.lookup(kind, str(name), known, f"ls {FOLDER}")
-    return read_record(path)
-
-
 def differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
     """Both values of every flat key in which two records differ; None where a key is missing."""
     first, second = schema.flat(schema.to_builtins(a)), schema.flat(schema.to_builtins(b))

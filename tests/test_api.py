@@ -18,7 +18,7 @@ from torch import nn
 
 import cmrepro
 from cmrepro.records import FOLDER, read_records
-from cmrepro.report.findings import own_table
+from cmrepro.report.results import own_table
 from cmrepro.sampling import class_labels, noise, to_uint8
 from cmrepro.training.recipes import load_recipe
 

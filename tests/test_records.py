@@ -11,7 +11,6 @@ from records_of import altered, altered_fields, demo_record, sha256_of
 from cmrepro.records import (
     FOLDER,
     RunRecord,
-    find_record,
     merge_records,
     read_record,
     read_records,
@@ -121,15 +120,6 @@ def test_a_folder_without_records_or_with_a_renamed_one_is_refused(tmp_path):
     write_record(RECORD, tmp_path).rename(tmp_path / "other.json")
     with pytest.raises(ValueError, match="rename the file"):
         read_records(tmp_path)
-
-
-def test_a_record_is_found_by_path_or_id(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    paths = [write_record(demo_record("cd", 1, seed, 1.0), FOLDER) for seed in range(5)]
-    assert find_record(paths[0]) == find_record(paths[0].stem)
-    with pytest.raises(ValueError, match=f"5 are known; 'ls {FOLDER}' lists them") as caught:
-        find_record(paths[0].stem.replace("nfe1", "nfe9"))
-    assert str(caught.value).count("nfe1") == 3
 
 
 def test_another_record_of_an_id_is_kept_unless_it_is_to_be_replaced(tmp_path):

@@ -12,8 +12,14 @@ from scipy import stats
 
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.paper import claim, claims
-from cmrepro.report.findings import own_table
-from cmrepro.report.results import claims_rows, model_rows, paper_rows, record_rows, results_rows
+from cmrepro.report.results import (
+    claims_rows,
+    model_rows,
+    own_table,
+    paper_rows,
+    record_rows,
+    results_rows,
+)
 from cmrepro.report.verdicts import absolute_verdict, verdicts
 from cmrepro.schema import flat, to_builtins
 
@@ -131,18 +137,6 @@ def test_an_unknown_field_is_named():
     assert verdict.notes == ("not known: weights (here), selection (here)",)
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_claim_takes_the_checkpoints_own_second_time(order):
-    own = [paper_record(TWO_STEPS, s, claim(TWO_STEPS).value + 0.001 * s) for s in range(3)]
-    better = [altered(r, {"sampler.times": [80.0, 20.0], "scores.fid": 1.0}) for r in own]
-    assert {r.id for r in own}.isdisjoint({r.id for r in better})
-    verdict = absolute_verdict(claim(TWO_STEPS), (own + better)[::order])
-    assert (verdict.answer, verdict.estimate.n) == ("reproduced", 3)
-    verdict = absolute_verdict(claim(TWO_STEPS), better)
-    assert verdict.answer == "not comparable"
-    assert "times 80 → 0.8 expected, 80 → 20 here" in verdict.reason
-
-
 # Records that count
 
 
@@ -171,17 +165,10 @@ def test_models_that_disagree_are_inconclusive():
 
 
 def test_a_demo_score_is_not_comparable_and_the_model_named_is_no_ablation():
-    ablation = altered(
-        demo_record("cd", 1, 0, 2000.0, model="a-nearer-model"),
-        {
-            "checkpoint.sha256": sha256_of("nearer"),
-            "checkpoint.recipe.distance": "lpips",
-            "checkpoint.training.images_seen": 409_600_000,
-        },
-    )
+    changes = {"checkpoint.sha256": sha256_of("l1"), "checkpoint.recipe.distance": "lpips"}
+    ablation = altered(demo_record("cd", 1, 0, 2000.0, model="an-ablation"), changes)
     verdict = absolute_verdict(claim(CD), [ablation, demo_record("cd", 1, 0, VALUE)])
-    assert verdict.answer == "not comparable"
-    assert verdict.reason.startswith("demo-cifar10-cd: ")
+    assert verdict.answer == "not comparable" and verdict.reason.startswith("demo-cifar10-cd: ")
     assert "scale paper in the paper, demo here" in verdict.notes
 
 
@@ -220,9 +207,3 @@ def test_no_valid_record_makes_verdicts_and_tables_fail(drawn):
     paper_rows(1, records, verdicts(records))
     for rows in (results_rows, record_rows, model_rows, own_table):
         rows(records)
-
-
-def test_there_is_a_verdict_for_every_claim():
-    found = verdicts([demo_record("cd", 1, 0, 2000.0)])
-    assert list(found) == [claim.id for claim in claims()]
-    assert all(verdict.reason and "\n" not in verdict.reason for verdict in found.values())

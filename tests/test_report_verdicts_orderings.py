@@ -17,7 +17,6 @@ STEPS = claim(PLACE.format("cd-2-steps-better-than-1"))
 CD_CT = claim(PLACE.format("cd-better-than-ct-nfe1"))
 L2 = claim(PLACE.format("cd-lpips-better-than-l2"))
 L1 = claim(PLACE.format("cd-l2-better-than-l1"))
-HEUN = claim(PLACE.format("cd-heun-better-than-euler"))
 SCALES = claim(PLACE.format("cd-num-scales-optimum"))
 CASES = 300
 NOISE = 0.038  # three standard errors of 300 cases at a rate of 5 %
@@ -68,15 +67,6 @@ def test_the_reason_says_which_metrics_order_the_other_way():
     for record in two:
         record.scores.update({"kid": 0.6, "is": 3.5, "recall": 0.2 - 0.1 * record.seed})
     assert ordering_verdict(STEPS, one + two).notes[-1] == "the other way with every seed: KID"
-
-
-def test_an_inconclusive_one_says_how_many_seeds_would_decide():
-    records = demo("cd", [101, 99, 101, 99]) + demo("cd", [99.0, 99.0, 99.0, 99.0], nfe=2)
-    verdict = ordering_verdict(STEPS, records)
-    assert verdict.answer == "inconclusive"
-    # Mean 1 and sd 1.155, an effect of 0.87: a paired t test at 80 % power needs 13 pairs.
-    assert verdict.seeds_to_decide == 13
-    assert "13 seeds would decide with power 80 %" in verdict.notes[-1]
 
 
 def simulated(claimed, better, worse, gains):
@@ -130,22 +120,12 @@ def test_an_ablation_is_matched_by_the_recipe_in_the_record():
     assert "distance = l1" in ordering_verdict(L1, base + unchanged).reason
 
 
-def test_solvers_are_compared_at_equal_n():
-    fixed = {"num_scales": 18, "s0": None, "s1": None}
-    heun = demo("cd", [90, 91, 92], suffix="-heun18", **fixed)
-    euler = demo("cd", [100, 102, 101], suffix="-euler18", solver="euler", **fixed)
-    rising = demo("cd", [80, 80, 80])
-    assert ordering_verdict(HEUN, heun + euler + rising).answer == "holds at demo scale"
-    assert ordering_verdict(HEUN, rising + euler).answer == "not measured"
-
-
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
         ({"learning_rate": 3e-4}, "learning_rate 0.0004 for the better, 0.0003 for the worse"),
         ({"s1": 20}, "s1 10 for the better, 20 for the worse"),
         ({"changes": {TRAINING + "teacher_sha256": "b" * 64}}, "teacher_sha256 aaaaaaaaaa for"),
-        ({"changes": {TRAINING + "total_steps": 5}}, "total_steps 10 for the better, 5 for the"),
         ({"changes": {"checkpoint.network": "other"}}, "network demo for the better, other for"),
     ],
 )
@@ -204,10 +184,7 @@ def test_a_side_within_a_tenth_of_noise_decides_nothing(better, worse, label):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (
-            {"dataset": "mine"},
-            "dataset cifar10-train or cifar10-jpeg-train expected, mine for the",
-        ),
+        ({"dataset": "mine"}, "dataset cifar10-train or cifar10-jpeg-train expected, mine for"),
         ({"dataset_sha256": "b" * 64}, "expected, other images named cifar10-jpeg-train for the"),
         ({"dataset": "mine", "dataset_sha256": "a" * 64}, None),  # the same under another name
     ],
@@ -299,14 +276,6 @@ def test_full_scale_records_reproduce_an_ordering():
     assert ordering_verdict(L2, cd + l2).answer == "reproduced"
     one = [*cd, *full("song2023/table1/cd/nfe2/fid", [2.9, 2.95, 2.92])]
     assert ordering_verdict(STEPS, one).answer == "reproduced"
-
-
-def test_the_evaluated_ct_checkpoint_is_comparable_and_its_deviation_is_named():
-    changes = {TRAINING + "total_steps": 740_000, TRAINING + "images_seen": 740_000 * 512}
-    records = full(CD, [3.5, 3.6, 3.55]) + full(CT, [8.7, 8.6, 8.8], changes)
-    verdict = ordering_verdict(CD_CT, records)
-    text = "total_steps 800,000 in the paper, 740,000 for the worse (deviation ct-cifar10-checkp"
-    assert verdict.answer == "reproduced" and text in str(verdict.notes)
 
 
 def test_the_demo_answers_where_a_model_of_the_papers_size_is_not_comparable():

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, PATH, print_rows
-from cmrepro.records import FOLDER, RunRecord, find_record, merge_records, read_record
+from cmrepro.records import FOLDER, RunRecord, merge_records, read_record
 from cmrepro.report.compare import compare as run
 from cmrepro.schema import json_schema
 
@@ -14,12 +14,12 @@ FILES = click.argument("files", nargs=-1, required=True, type=PATH)
 
 
 @click.command()
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
 @FORMAT
-def compare(first: str, second: str, format_: str) -> None:
-    """Explain the differences between records FIRST and SECOND (files, or ids)."""
-    compared = run(find_record(first), find_record(second))
+def compare(first: Path, second: Path, format_: str) -> None:
+    """Explain the differences between records FIRST and SECOND (files)."""
+    compared = run(read_record(first), read_record(second))
     print_rows([*compared.settings, *compared.scores], format_)
     why = "; ".join(compared.agreement.different.values())
     conclusion = [f"Not comparable: {why}." if why else "The scores are comparable."]

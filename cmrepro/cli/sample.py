@@ -14,7 +14,7 @@ import click
 
 from cmrepro.cli import options
 from cmrepro.cli.main import cli
-from cmrepro.records import FOLDER, find_record, read_record
+from cmrepro.records import FOLDER, read_record
 
 
 @click.command()
@@ -133,7 +133,7 @@ def search_times(
 
 
 @click.command()
-@click.argument("record")
+@click.argument("record", type=options.PATH)
 @click.option("--run", is_flag=True, help="Run the commands and compare the results.")
 @click.option("--samples", type=options.PATH, help="Sample set to score, not sampled again.")
 @click.option("--checkpoint", type=options.PATH, help="File of the checkpoint.")
@@ -144,15 +144,15 @@ def search_times(
 @options.QUIET
 @options.FORMAT
 def redo(
-    record: str, run: bool, out: Path | None, overwrite: bool, format_: str, **files: Path | None
+    record: Path, run: bool, out: Path | None, overwrite: bool, format_: str, **files: Path | None
 ) -> None:
-    """Print the commands that make RECORD (a file, or an id in results/records) again.
+    """Print the commands that make the RECORD in a file again.
 
     With --run they run, in a temporary folder unless --out names another, and their hashes and
     scores are compared with the record's. The exit code is 1 if the images differ on the same
     platform, or a score by more than 1e-4 of its value.
     """
-    recorded = find_record(record)
+    recorded = read_record(record)
 
     import torch
 

@@ -14,7 +14,7 @@ from cmrepro.data.grids import REAL
 from cmrepro.files import atomic_path, sha256
 from cmrepro.paper import deviations
 from cmrepro.records import FOLDER, RunRecord, read_records
-from cmrepro.report import findings, results
+from cmrepro.report import results
 from cmrepro.report.comparability import anchors, is_demo, is_own
 from cmrepro.report.tables import LABELS, later_work_rows, render
 from cmrepro.report.verdicts import verdicts
@@ -126,13 +126,13 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
             samples[own][f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"] = path
     demo = any(map(is_demo, records))
     return {
-        "orderings": findings.verdict_table(decided, "ordering"),
-        "printed": findings.verdict_table(decided, "absolute"),
-        "counts": findings.counts(decided),
-        "scale": findings.scale(records),
+        "orderings": results.verdict_table(decided, "ordering"),
+        "printed": results.verdict_table(decided, "absolute"),
+        "counts": results.counts(decided),
+        "scale": results.scale(records),
         "paper": paper,
         "measured": {k: [row.cells for row in rows if row.records] for k, rows in paper.items()},
-        "yours": findings.own_table(records),
+        "yours": results.own_table(records),
         "tables": tables,
         "records": results.record_rows(records),
         "runs": _runs(records),

@@ -158,16 +158,16 @@ def _decide_score(claim: AbsoluteClaim, side: Side, notes: Sequence[str]) -> Ver
         reason = f"{mean} of 1 seed against {against}; a spread needs at least 2 seeds"
         return Verdict("inconclusive", reason, mean, notes)
     distance, sd = mean.mean - claim.value, float(np.std(values, ddof=1))
-    reasons = {}
-    for percent in (90, 95):
-        half = half_width(sd, mean.n, percent / 100)
-        interval = f"{percent} % interval {mean.mean - half:.4g} to {mean.mean + half:.4g}"
-        reasons[percent] = f"{mean.mean:.4g} over {mean.n} seeds, {interval}, against {against}"
+    outside = statistics.is_outside(distance, claim.margin, sd, mean.n)
+    percent = 95 if outside else 90  # of the interval that decides
+    half = half_width(sd, mean.n, percent / 100)
+    interval = f"{percent} % interval {mean.mean - half:.4g} to {mean.mean + half:.4g}"
+    reason = f"{mean.mean:.4g} over {mean.n} seeds, {interval}, against {against}"
+    if outside:
+        return Verdict("not reproduced", reason, mean, notes)
     if statistics.is_equivalent(distance, claim.margin, sd, mean.n):
-        return Verdict("reproduced", reasons[90], mean, notes)
-    if statistics.is_outside(distance, claim.margin, sd, mean.n):
-        return Verdict("not reproduced", reasons[95], mean, notes)
-    return _inconclusive(reasons[90], mean, (distance, claim.margin, sd), notes)
+        return Verdict("reproduced", reason, mean, notes)
+    return _inconclusive(reason, mean, (distance, claim.margin, sd), notes)
 
 
 def _inconclusive(
