@@ -130,13 +130,6 @@ def test_the_official_ct_file_is_comparable_and_its_deviation_is_named():
         assert "740,000 here (deviation ct-cifar10-checkpoint)" in verdict.notes[0]
 
 
-def test_an_unknown_field_is_named():
-    unknown = {TRAINING + "weights": "not stated", "checkpoint.selection.rule": "as released"}
-    verdict = verdict_on(CD, NEAR, unknown)
-    assert verdict.answer == "reproduced"
-    assert verdict.notes == ("not known: weights (here), selection (here)",)
-
-
 # Records that count
 
 
@@ -162,14 +155,6 @@ def test_models_that_disagree_are_inconclusive():
         "cifar10-cd reproduced",
         "other not reproduced",
     ]
-
-
-def test_a_demo_score_is_not_comparable_and_the_model_named_is_no_ablation():
-    changes = {"checkpoint.sha256": sha256_of("l1"), "checkpoint.recipe.distance": "lpips"}
-    ablation = altered(demo_record("cd", 1, 0, 2000.0, model="an-ablation"), changes)
-    verdict = absolute_verdict(claim(CD), [ablation, demo_record("cd", 1, 0, VALUE)])
-    assert verdict.answer == "not comparable" and verdict.reason.startswith("demo-cifar10-cd: ")
-    assert "scale paper in the paper, demo here" in verdict.notes
 
 
 BASES = [

@@ -134,11 +134,10 @@ def demo_datasets(recipe: str) -> tuple[str, ...]:
     return (data, *_file()["demo"]["training_data"].get(data, ()))
 
 
-def learning_rates(recipe: str, demo: bool) -> Mapping[str, float]:
-    """The paper's learning rates by distance, where they depend on it; demo: of stand-ins too."""
-    rates = _file()["learning_rates"].get(recipe, {})
-    also = {stand_ins()[d].value: rate for d, rate in rates.items() if demo and d in stand_ins()}
-    return rates | also
+def learning_rates(recipe: str) -> Mapping[str, float]:
+    """The paper's learning rates by distance, stand-ins too, where they depend on it."""
+    rates: dict[str, float] = _file()["learning_rates"].get(recipe, {})
+    return rates
 
 
 class ClaimsFile(Struct, frozen=True, kw_only=True):

@@ -237,8 +237,7 @@ def _learning_rates(
     """Remark on the rates of two distances that allows them; None where there is none to make."""
     own = known[0]["learning_rate"], known[1]["learning_rate"]
     recipe, demo = str(known[0]["stands_for"]), is_demo(record)
-    by_distance = learning_rates(recipe, demo)
-    paper = [by_distance.get(str(fact["distance"])) for fact in known]
+    paper = [learning_rates(recipe).get(str(fact["distance"])) for fact in known]
     if not (isinstance(own[0], float) and isinstance(own[1], float)):
         return None
     if own[0] == own[1]:
