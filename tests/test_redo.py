@@ -92,7 +92,7 @@ def test_a_denoiser_made_again_is_the_same(run):
     assert run("evaluate", "edm.npz", "--num-images", 12)[0] == 0
     [path] = pathlib.Path("results/records").iterdir()
     assert read_record(path).num_sampled == 14
-    rows, _ = redone(run, path.stem)
+    rows, _ = redone(run, path)
     assert {row["same"] for row in rows.values()} == {"yes"}
 
 

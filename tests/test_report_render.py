@@ -255,10 +255,11 @@ def test_the_verdict_stands_beside_the_records_that_decide_it() -> None:
     claimed = "song2023/table1/cd/nfe2/fid"
     own = [paper_record(claimed, seed, 2.93 + 0.001 * seed) for seed in range(2)]
     other = [altered(record, {"sampler.times": [80.0, 20.0]}) for record in own]
-    l1 = {"checkpoint.sha256": sha256_of("l1"), "checkpoint.recipe.distance": "l1"}
+    other_file = {"checkpoint.sha256": sha256_of("ablation")}
+    l1 = other_file | {"checkpoint.recipe.distance": "l1"}
     released = {"checkpoint.recipe": None, "checkpoint.training.distance": "l2"}
     ablations = [altered(demo_record("cd", 2, 0, 90, model="an-ablation"), l1)]
-    ablations += [paper_record(claimed, 0, 5.0, released)]  # in no row of the paper
+    ablations += [paper_record(claimed, 0, 5.0, other_file | released)]  # in no row of the paper
     records = [*own, *other, demo_record("cd", 2, 0, 90), *ablations]
     rows = [row.cells for row in paper_rows(1, records, verdicts(records))]
     found = {r["ours"]: r["verdict"] for r in rows if (r["method"], r["nfe"]) == ("CD", 2)}
