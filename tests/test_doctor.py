@@ -14,7 +14,7 @@ from records_of import demo_record
 from cmrepro.checks import images as module
 from cmrepro.checks.examine import examine
 from cmrepro.checks.findings import Findings, Settings
-from cmrepro.checks.images import channel_order, examine_images, is_copy, value_range
+from cmrepro.checks.images import channel_order, examine_images, value_range
 from cmrepro.checks.installed import file_state
 from cmrepro.checks.records import examine_record, examine_samples
 from cmrepro.cli.doctor import doctor
@@ -41,12 +41,12 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[Images, Images]:
-    """Test images of CIFAR-10 without loss, and training images; skips where they are absent."""
+def real() -> Images:
+    """Test images of CIFAR-10 without loss; skips where they are absent."""
     if not LOSSLESS.is_file():
         pytest.skip("needs ../shared/data")
     with np.load(LOSSLESS, allow_pickle=False) as arrays:
-        return arrays["test_images"][:NUM_IMAGES], arrays["train_images"][: 2 * NUM_IMAGES]
+        return arrays["test_images"][:NUM_IMAGES]
 
 
 def found(findings: Findings) -> list[str]:
@@ -64,31 +64,23 @@ def test_value_ranges() -> None:
         assert value_range(wrong.astype(np.uint8)) is not None
 
 
-PLANTS: dict[str, Callable[[Images, Images], Images]] = {
-    "channel-order": lambda x, real: x[..., ::-1].copy(),
-    "duplicates": lambda x, real: x[np.arange(len(x)) % 40],
-    "copies": lambda x, real: np.concatenate([x[:90], real[: len(x) - 90]]),
+PLANTS: dict[str, Callable[[Images], Images]] = {
+    "channel-order": lambda x: x[..., ::-1].copy(),
+    "duplicates": lambda x: x[np.arange(len(x)) % 40],
 }
 
 
 @pytest.mark.parametrize("cause", PLANTS)
 def test_a_planted_fault_is_found(cause: str, real: Any) -> None:
-    images = ImageDataset("planted", PLANTS[cause](*real))
-    findings = examine_images(images, Settings(EMBEDDED, real=ImageDataset("real", real[1])))
+    images = ImageDataset("planted", PLANTS[cause](real))
+    findings = examine_images(images, Settings(EMBEDDED))
     assert found(findings) == ["too-few-images", cause]
 
 
 def test_clean_images_have_no_finding(real: Any) -> None:
-    settings = Settings(EMBEDDED.replace(num_images=NUM_IMAGES), real=ImageDataset("", real[1]))
-    findings = examine_images(ImageDataset("", real[0]), settings)
-    assert (found(findings), len(findings)) == ([], 5)
-
-
-def test_copies_lie_nearer_than_real_images_do() -> None:
-    generator = np.random.default_rng(0)
-    real, others = generator.normal(size=(2, 40, 30)).astype(np.float32)
-    features = np.concatenate([real[:10] + np.float32(1e-3), others])
-    assert is_copy(features, real).tolist() == [True] * 10 + [False] * 40
+    settings = Settings(EMBEDDED.replace(num_images=NUM_IMAGES))
+    findings = examine_images(ImageDataset("", real), settings)
+    assert (found(findings), len(findings)) == ([], 4)
 
 
 def test_channels_are_swapped_where_fid_falls_by_more_than_chance() -> None:

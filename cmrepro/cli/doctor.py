@@ -3,13 +3,13 @@
 import click
 
 from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, QUIET, print_rows
+from cmrepro.metrics.protocols import load_protocol
 
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @PROTOCOL
 @click.option("--reference", help="Name or file of reference statistics; default: the protocol's.")
-@click.option("--real", help="Real images to check for copies; default: the reference's.")
 @DEVICE
 @QUIET
 @FORMAT
@@ -17,7 +17,6 @@ def doctor(
     files: tuple[str, ...],
     protocol: str,
     reference: str | None,
-    real: str | None,
     device: str,
     format_: str,
 ) -> None:
@@ -29,13 +28,10 @@ def doctor(
     from cmrepro.checks.examine import examine, finding_rows
     from cmrepro.checks.findings import Settings
     from cmrepro.checks.installed import installed_rows
-    from cmrepro.data import open_images
-    from cmrepro.metrics.protocols import load_protocol
 
     errors: list[str] = []
     if files:
-        images = open_images(real) if real else None
-        settings = Settings(load_protocol(protocol), reference, images, device)
+        settings = Settings(load_protocol(protocol), reference, device)
         findings, errors = examine(files, settings)
         rows = finding_rows(findings)
     else:
