@@ -234,7 +234,7 @@ def test_wrong_usage_of_heavy_commands_needs_no_torch():
     """So that it is told within a second."""
     commands = {
         ("evaluate", "x.npz", "--real", "c"): "UsageError",
-        ("sample", CD, "--out", "x.png"): "ValueError",
+        ("sample", CD, "--out", "x.png"): "BadParameter",
         ("search-times", CD, "--method", "binary"): "BadParameter",
         ("reproduce",): "MissingParameter",
         ("redo", "no-such-record"): "ValueError",

@@ -35,7 +35,7 @@ def test_every_option_reaches_the_training(
 ) -> None:
     arguments = ["train", "demo-cifar10-ct", "--data", images, "--out", tmp_path / "run"]
     arguments += ["--micro-batch", 2, "--precision", "bf16", "--seed", 3]
-    arguments += ["--save-every", 2, "--keep", 2, "--sample-every", 3, "--name", "mine"]
+    arguments += ["--save-every", 2, "--sample-every", 3, "--name", "mine"]
     arguments += ["--set", "network=tiny,batch_size=5", "--set", "distance=l2,schedule_steps=6"]
     code, out, err = run(*arguments, "--set", "total_steps=6")
     assert code == 0, err

@@ -33,7 +33,6 @@ def test_the_log_holds_progress_and_schedules(tmp_path: pathlib.Path) -> None:
         assert entry["mu"] == pytest.approx(math.exp(2 * math.log(0.9) / num_scales))
         # PyTorch's first, halved where a gradient overflowed; 20 steps do not raise it.
         assert entry["loss_scale"] in (65536, 32768, 16384)
-        assert entry["images_per_s"] > 0
     assert log[-1]["duration_s"] >= log[0]["duration_s"] >= 0
 
 

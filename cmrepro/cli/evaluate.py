@@ -6,7 +6,9 @@ from typing import Any
 import click
 
 from cmrepro.cli import options
+from cmrepro.data import load_dataset, open_images
 from cmrepro.files import require_writable
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, RunRecord, Stated, write_record
 
 
@@ -51,12 +53,10 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
         raise click.UsageError("--real is for --explain; leave it out, or give --explain A B")
     require_writable(out / FOLDER)
 
-    from cmrepro.data import open_images
     from cmrepro.distributed import process_group
     from cmrepro.experiments.explain import explain
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.experiments.run import write_results
-    from cmrepro.metrics.protocols import load_protocol
     from cmrepro.sampling import read_provenance
 
     protocols = [load_protocol(name) for name in explained or arguments.pop("protocol")]
@@ -98,9 +98,7 @@ def anchors(data_path: str, protocol: str, seed: int, out: Path, overwrite: bool
     """Score real images at DATA_PATH, the same blurred, and noise: points of reference."""
     require_writable(out / FOLDER)
 
-    from cmrepro.data import load_dataset
     from cmrepro.experiments.anchors import anchor_records
-    from cmrepro.metrics.protocols import load_protocol
 
     loaded = load_protocol(protocol)
     for record in anchor_records(load_dataset(data_path), loaded, seed):
@@ -152,9 +150,7 @@ def build(
     """Write statistics of the images at DATA_PATH to FILE.npz; images are read batch by batch."""
     options.require_new(out, overwrite)
 
-    from cmrepro.data import open_images
     from cmrepro.distributed import process_group
-    from cmrepro.metrics.protocols import load_protocol
     from cmrepro.metrics.reference_files import write_statistics
     from cmrepro.metrics.references import build_reference
 

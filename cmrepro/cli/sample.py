@@ -14,6 +14,7 @@ import click
 
 from cmrepro.cli import options
 from cmrepro.cli.main import cli
+from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, read_record
 
 
@@ -115,7 +116,6 @@ def search_times(
 
     from cmrepro.checkpoints.convert import convert
     from cmrepro.checkpoints.load import load_model
-    from cmrepro.metrics.protocols import load_protocol
     from cmrepro.search import METRIC, search_time
 
     model = load_model(checkpoint, how["device"])

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cmrepro.cli import options
+from cmrepro.data import training_images
 from cmrepro.schema import lookup
 from cmrepro.settings import Variant
 from cmrepro.training.recipes import load_recipe
@@ -27,7 +28,6 @@ from cmrepro.training.recipes import load_recipe
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--micro-batch", type=options.COUNT, help="Images of one forward pass.")
 @click.option("--save-every", type=options.COUNT, default=500, help="Steps between states.")
-@click.option("--keep", type=options.COUNT, default=2, help="Number of states to keep.")
 @click.option("--sample-every", default=2000, help="Steps between previews; 0: none.")
 @click.option("--plan", "planned", is_flag=True, help="Size and estimated duration; no training.")
 @options.QUIET
@@ -58,7 +58,6 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: A
     import torch
 
     from cmrepro.checkpoints.load import load_model
-    from cmrepro.data import training_images
     from cmrepro.distributed import process_group
     from cmrepro.networks.presets import IMAGE_SIZES
     from cmrepro.provenance import provenance

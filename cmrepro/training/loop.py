@@ -39,7 +39,6 @@ def train(
     save_every: int = 500,  # steps between states
     log_every: int = 50,  # steps between lines of the log; the first and the last have one too
     sample_every: int = 2000,  # steps between grids of samples; 0 for none
-    keep: int = 2,  # number of states to keep
     provenance: Provenance | None = None,  # code and machine, for the checkpoint
 ) -> Path:
     """Train to the recipe's last step and write the checkpoint of the averaged weights.
@@ -73,7 +72,7 @@ def train(
 
     def save() -> None:
         if rank == 0:
-            save_state(training, checksums, out, keep)
+            save_state(training, checksums, out)
             info = checkpoint_info(training, checksums, dataset, provenance)
             save_checkpoint(checkpoint, training.ema.network, info)
 
@@ -127,7 +126,6 @@ class Log:
     def __init__(self, training: Training, dataset: ImageSource, out: Path, model: str) -> None:
         self.training, self.dataset, self.out, self.model = training, dataset, out, model
         self._losses: list[float] = []
-        self._last = time.perf_counter()
         if training.rank == 0:
             trim_log(out / "log.jsonl", training.step)
         ends = {"initial": training.step, "total": training.recipe.total_steps}
@@ -140,21 +138,19 @@ class Log:
         self.bar.update()
         if training.rank > 0 or (step % log_every and step not in (1, recipe.total_steps)):
             return
-        mean, now = statistics.fmean(self._losses), time.perf_counter()
-        num_images = len(self._losses) * recipe.batch_size  # since the last line
+        mean = statistics.fmean(self._losses)
         entry = {
             "model": self.model,
             "step": step,
             "images": step * recipe.batch_size,
             "loss": mean,
             "duration_s": round(training.duration_s, 1),
-            "images_per_s": round(num_images / (now - self._last), 2),
             "learning_rate": learning_rate_at(recipe, step - 1),
             "loss_scale": training.scaler.get_scale(),
         }
         if training.method.parameterization == "boundary":
             entry["num_scales"], entry["mu"] = scales_and_mu(recipe, step - 1)
-        self._losses, self._last = [], now
+        self._losses = []
         with open(self.out / "log.jsonl", "a") as file:
             file.write(json.dumps(entry) + "\n")
         self.bar.set_postfix(loss=f"{mean:.4g}", refresh=False)

@@ -19,15 +19,14 @@ from cmrepro.files import atomic_path
 from cmrepro.records import CheckpointInfo, Provenance, TrainingRun
 from cmrepro.schema import convert, to_builtins
 from cmrepro.settings import Recipe
-from cmrepro.training.methods import learning_rate_at, two_step_time
+from cmrepro.training.methods import two_step_time
 from cmrepro.training.step import Training
 
 Checksums = dict[str, str | None]  # dataset_sha256, teacher_sha256
 PARTS = ("online", "target", "ema", "optimizer", "scaler")  # objects with a state of their own
-RATE = "learning_rate at that step"
 FIXES = {
     "schedule_steps": "N(k) and mu(k) follow it; leave it out to keep that of the run",
-    RATE: "linear_decay_share fixes its decay before the end; keep total_steps of the run",
+    "total_steps": "linear_decay_share fixes the decay before the end; keep that of the run",
 }
 
 
@@ -36,8 +35,8 @@ def state_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.pt"), reverse=True)
 
 
-def save_state(training: Training, checksums: Checksums, folder: Path, keep: int) -> None:
-    """Write folder/state-STEP.pt, then delete all states but the newest `keep`."""
+def save_state(training: Training, checksums: Checksums, folder: Path) -> None:
+    """Write folder/state-STEP.pt, then delete all states but this one and the one before."""
     state = {"recipe": to_builtins(training.recipe), "checksums": checksums}
     state |= {
         name: getattr(training, name) for name in ("seed", "precision", "step", "duration_s")
@@ -50,7 +49,7 @@ def save_state(training: Training, checksums: Checksums, folder: Path, keep: int
             torch.save(state, file)
         except RuntimeError as error:  # PyTorch raises it while it closes a file it cannot write
             raise (error.__context__ or error) from None
-    for path in state_files(folder)[keep:]:
+    for path in state_files(folder)[2:]:
         path.unlink()
 
 
@@ -71,8 +70,8 @@ def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
         recipe = training.recipe = recipe.replace(schedule_steps=kept)
         if training.rank == 0:
             print(f"N(k) and mu(k) continue with schedule_steps = {kept}", file=sys.stderr)
-    found = _course(stored, step) | state["checksums"]
-    expected = _course(recipe, step) | checksums
+    found = _course(stored) | state["checksums"]
+    expected = _course(recipe) | checksums
     for key in ("seed", "precision"):
         found[key], expected[key] = state[key], getattr(training, key)
     for key, value in expected.items():
@@ -99,12 +98,11 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _course(recipe: Recipe, step: int) -> dict[str, Any]:
-    """Everything of a recipe that its first `step` steps depend on: its end may be another."""
+def _course(recipe: Recipe) -> dict[str, Any]:
+    """Everything of a recipe but its end, unless steps before the end depend on that."""
     return to_builtins(recipe) | {
-        "total_steps": None,
+        "total_steps": recipe.linear_decay_share and recipe.total_steps,
         "schedule_steps": recipe.s0 and (recipe.schedule_steps or recipe.total_steps),
-        RATE: learning_rate_at(recipe, step),
     }
 
 
