@@ -26,8 +26,7 @@ from cmrepro.training.recipes import table3_rows
 if TYPE_CHECKING:
     from torch import nn
 
-    from cmrepro.checkpoints.load import CheckpointModel
-    from cmrepro.checkpoints.wrapped import WrappedModel
+    from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
 
 # Functions that need torch import it when they are called; tables do without.
 
@@ -69,7 +68,7 @@ def wrap(
     are `model`, its name (by default the module's class), and of its training `dataset`,
     `images_seen` and `batch_size`.
     """
-    from cmrepro.checkpoints.wrapped import WrappedModel
+    from cmrepro.checkpoints.load import WrappedModel
 
     provenance = SampleProvenance(model=type(module).__name__).stating(**stated)
     info = CheckpointInfo(

@@ -73,6 +73,20 @@ def short(name: object, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
 
 
+@contextlib.contextmanager
+def one_line_errors(path: object, fault: str, advice: str = "") -> Iterator[None]:
+    """ValueError in the place of any error of a block that reads a file.
+
+    Damaged files make readers raise nearly everything, in any number of lines.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("ValueError: ")
+        start, end = f"{short(path, 80)} {fault}: ", f"; {advice}" * bool(advice)
+        raise ValueError(start + short(text, 290 - len(start + end)) + end) from error
+
+
 def array_sha256(array: NDArray[Any]) -> str:
     """Hexadecimal SHA-256 of an array's values in C order."""
     return hashlib.sha256(array.tobytes()).hexdigest()

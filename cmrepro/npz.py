@@ -1,6 +1,7 @@
 """Images in an .npz or .npy, uint8 (N, H, W, 3), under ADM's key `arr_0`, read batch by batch."""
 
 import contextlib
+import io
 import math
 import os
 import zipfile
@@ -69,21 +70,17 @@ def image_batches(
 ) -> Iterator[NDArray[np.uint8]]:
     """Images start to stop - 1 in batches (B, H, W, 3); the last one may be smaller."""
     with open_images(path, channels_first) as array:
-        num_images, *image_shape = array.shape
+        file, (num_images, *image_shape) = array.file, array.shape
         image_bytes = math.prod(image_shape)
         end = num_images if stop is None else stop
-        whole: NDArray[np.uint8] | None = None
         if array.column_major:  # the first values of all images come first
-            whole = np.frombuffer(array.file.read(), np.uint8).reshape(array.shape, order="F")
-        else:
-            array.file.seek(start * image_bytes, os.SEEK_CUR)
+            whole = np.frombuffer(file.read(), np.uint8).reshape(array.shape, order="F")
+            file = io.BytesIO(whole.tobytes())
+        file.seek(start * image_bytes, os.SEEK_CUR)
         for first in range(start, end, batch_size):
             count = min(batch_size, end - first)
-            if whole is None:
-                pixels = np.frombuffer(array.file.read(count * image_bytes), np.uint8)
-                batch = pixels.reshape(count, *image_shape)
-            else:
-                batch = whole[first : first + count]
+            pixels = np.frombuffer(file.read(count * image_bytes), np.uint8)
+            batch = pixels.reshape(count, *image_shape)
             yield np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if channels_first else batch)
         array.file.read(1)  # at the end of the file, zipfile compares its checksum
 

@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.load import CheckpointModel
-from cmrepro.checkpoints.wrapped import WrappedModel
+from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times

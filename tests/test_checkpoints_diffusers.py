@@ -65,13 +65,6 @@ def pipeline(case: str) -> ConsistencyModelPipeline:
     return pipe
 
 
-@pytest.fixture
-def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A pipeline's folder of "cond"."""
-    pipeline("cond").save_pretrained(tmp_path / "folder")
-    return tmp_path / "folder"
-
-
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "older weight file"])
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_folder_gives_the_same_weights_and_images(
@@ -127,20 +120,15 @@ def test_names_and_shapes_of_the_full_size_networks(name: str) -> None:
     assert name != "adm-imagenet64" or unet_config(name).items() >= PUBLISHED.items()
 
 
-def change(config: pathlib.Path, **changes: Any) -> None:
-    """Change keys of a JSON file; None removes one."""
-    content = json.loads(config.read_text()) | changes
-    config.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
-
-
-def test_a_network_alone_as_in_the_older_folders(
-    folder: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_a_network_alone_as_in_the_older_folders(tmp_path: pathlib.Path) -> None:
     """Their configurations lack a key; nothing but a pipeline states the parameterization."""
-    change(folder / "unet" / "config.json", attn_norm_num_groups=None)
-    out = tmp_path / "x.safetensors"
+    pipeline("cond").unet.save_pretrained(tmp_path)
+    config, out = tmp_path / "config.json", tmp_path / "x.safetensors"
+    content = json.loads(config.read_text())
+    del content["attn_norm_num_groups"]
+    config.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="give --parameterization boundary"):
-        convert(folder / "unet", out)
-    info = load_model(convert(folder / "unet", out, parameterization="edm")).info
+        convert(tmp_path, out)
+    info = load_model(convert(tmp_path, out, parameterization="edm")).info
     assert (info.network, info.parameterization) == ("cond", "edm")
     assert info.converted and info.converted.format == "diffusers"

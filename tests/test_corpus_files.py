@@ -9,7 +9,7 @@ import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import msgpack
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from official_files import TINY, ema_tree, packed, use_small_networks, weights_of
+from official_files import TINY, flax_file, use_small_networks, weights_of
 from safetensors.torch import load_file, save
 from test_metrics_reference_files import ADM, IMAGES, MU, SIGMA, TTUR
 from torch import Tensor
@@ -27,8 +27,6 @@ from cmrepro.checkpoints.diffusers import to_diffusers, unet_config
 from cmrepro.checkpoints.io import FORMAT
 from cmrepro.checkpoints.load import load_model
 from cmrepro.metrics.reference_files import read_statistics
-from cmrepro.networks.ncsnpp import NCSNpp
-from cmrepro.networks.presets import build_network
 
 
 def message_of(error: Exception, folder: pathlib.Path) -> str:
@@ -138,20 +136,6 @@ def torch_file(content: Any, **settings: Any) -> bytes:
 def index(*names: str) -> bytes:
     """Index of shards."""
     return json.dumps({"metadata": {}, "weight_map": dict(enumerate(names))}).encode()
-
-
-def flax_file(dtype: torch.dtype = torch.float32, **state: Any) -> bytes:
-    """The weights of "tiny-flax" in a type, as the EMA, with other parts of a training state."""
-
-    def bfloat16(value: np.ndarray) -> msgpack.ExtType:
-        content = (value.shape, "bfloat16", (value.view("<u4") >> 16).astype("<u2").tobytes())
-        return msgpack.ExtType(1, msgpack.packb(content))
-
-    stored = torch.float16 if dtype == torch.float16 else torch.float32
-    weights = {n: x.to(dtype).to(stored).contiguous() for n, x in weights_of("tiny-flax").items()}
-    tree = ema_tree(weights, cast(NCSNpp, build_network("tiny-flax")))
-    default = bfloat16 if dtype == torch.bfloat16 else packed
-    return msgpack.packb({"params_ema": tree} | state, default=default)
 
 
 class Hostile:

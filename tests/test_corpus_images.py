@@ -50,8 +50,10 @@ def folder(path: pathlib.Path, content: Files) -> pathlib.Path:
     return path
 
 
-def archive(path: pathlib.Path, *contents: Files, mode: int = 0) -> pathlib.Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+def archive(
+    path: pathlib.Path, *contents: Files, mode: int = 0, compression: int = zipfile.ZIP_DEFLATED
+) -> pathlib.Path:
+    with zipfile.ZipFile(path, "w", compression) as file:
         for name, data in (pair for content in contents for pair in content.items()):
             info = zipfile.ZipInfo(name)
             info.external_attr = mode << 16
@@ -208,6 +210,7 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 
 IHDR = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)  # 8x8, 16 bits, RGB
 RGB16 = png((b"IHDR", IHDR), (b"IDAT", zlib.compress(bytes(8 * 49))), (b"IEND", b""))
+PNG_END = encoded(PIXELS[0])[-12:]
 FRAMES = [Image.fromarray(x) for x in PIXELS[1:3]]
 FOUR = PIXELS[:4].transpose(0, 3, 1, 2)
 
@@ -235,6 +238,7 @@ REFUSED: dict[str, Maker] = {
     r"0.png is \(8, 8\), 1.png is \(4, 8\)": image(encoded(PIXELS[0, :4])),
     "decode 1.png": image(encoded(PIXELS[0])[:60]),
     "decode 1.png .wrong checksum": image(encoded(PIXELS[0])[:-1] + b"x"),
+    "decode 1.png .broken PNG file": image(encoded(PIXELS[0])[:-13] + b"x" + PNG_END),
     "decode 1.png .no image: it is empty": image(b""),
     "decode 1.png .no image: it starts with b'<html>'": image(b"<html>"),
     "decode a.heic": row(folder, files() | {"a.heic": b"1"}),
@@ -243,6 +247,8 @@ REFUSED: dict[str, Maker] = {
     "differ by 2 names, e.g. 1.png": labelled(b"1.png", b"7.png"),
     "dataset.json cannot be read": labelled(b" 1]", b" 10000000000000000000000]"),
     "dataset.json cannot be": labelled(LABELS, b'{"a":' + b"[" * 99999),
+    "dataset.json cannot be.*labels": labelled(LABELS, b"{}"),
+    r"cannot be read: .*int.*float.*\[0\]\[1\]": labelled(b" 0]", b" 0.5]"),
     "both give labels": row(folder, files() | {"dataset.json": LABELS, "a/dataset.json": LABELS}),
     "more is a link that leads nowhere": row(linked, "gone"),
     "remove the link": row(linked, ""),

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import pickle
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -36,13 +35,6 @@ FEATURES = np.arange(2 * DIM, dtype=np.float32).reshape(2, DIM)
 BUILT = ReferenceStatistics(MU, SIGMA, FEATURES, METADATA)
 
 
-def check_refused(path: pathlib.Path, message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        read_statistics(path)
-    assert re.search(message, str(error.value)), str(error.value)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
-
-
 def test_writing_and_reading_changes_nothing(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "noise.npz"
     spatial = {"spatial_mu": MU_S, "spatial_sigma": SIGMA_S}
@@ -57,13 +49,9 @@ def test_writing_and_reading_changes_nothing(tmp_path: pathlib.Path) -> None:
         assert file["sigma"].shape == (DIM, DIM)
 
 
-def test_adms_files(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "VIRTUAL.npz"
-    np.savez_compressed(path, **ADM, mu_clip=MU, sigma_clip=SIGMA, arr_1=np.arange(10))
-    loaded = read_statistics(path)
-    np.testing.assert_array_equal(loaded.spatial_mu, MU_S)
-    np.testing.assert_array_equal(loaded.spatial_sigma, SIGMA_S)
-    assert loaded.num_images == 10
+def test_adms_files_hold_images(tmp_path: pathlib.Path) -> None:
+    np.savez_compressed(tmp_path / "VIRTUAL.npz", **ADM)
+    assert read_statistics(tmp_path / "VIRTUAL.npz").num_images == 10
 
 
 class Malicious:
@@ -85,7 +73,8 @@ def test_nothing_in_a_pickle_is_executed(tmp_path: pathlib.Path, protocol: int) 
         ((getattr, np.ndarray, "tofile"), "getattr"),
     ]:
         path.write_bytes(pickle.dumps({"fid": {**TTUR, "mu": Malicious(*call)}}, protocol))
-        check_refused(path, rf"it calls \S*{name}")
+        with pytest.raises(ValueError, match=rf"it calls \S*{name}"):
+            read_statistics(path)
         assert not ran.exists()
 
 
@@ -97,5 +86,6 @@ def test_a_pickle_cannot_change_numpy(tmp_path: pathlib.Path) -> None:
     )
     path = tmp_path / "bad.pkl"
     path.write_bytes(attack)
-    check_refused(path, "does not hold reference statistics")
+    with pytest.raises(ValueError, match="does not hold reference statistics"):
+        read_statistics(path)
     np.testing.assert_array_equal(pickle.loads(before), MU)

@@ -119,7 +119,7 @@ def read_contents(
     else:
         for file in files:
             tensors |= _state_dict(file) if _format(file) == "torch" else io.read_weights(file)
-        if path.is_dir() or diffusers.is_diffusers(tensors):
+        if path.is_dir() or "time_embedding.linear_1.weight" in tensors:
             kind, tensors = "diffusers", diffusers.renamed(tensors)
             fields = diffusers.folder_fields(path)
         elif kind == "safetensors" and io.is_ours(files[0]):
@@ -159,7 +159,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         leaves = schema.flat(content if isinstance(content, Mapping) else {})
-    except Exception as error:  # a crafted file can make the unpickler raise anything
+    except Exception as error:  # in many lines, of which one says what the file holds
         found = re.search(
             r"GLOBAL [\w.]+|(PytorchStreamReader|file in archive) [^\n]{,80}", str(error)
         )

@@ -6,7 +6,7 @@ there. The other networks have no counterpart in diffusers.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,6 @@ def from_diffusers(weights: Mapping[str, Tensor], network_name: str) -> dict[str
         tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
         result[name] = tensor.reshape(parameter.shape)
     return result
-
-
-def is_diffusers(names: Iterable[str]) -> bool:
-    """True for the names of a `UNet2DModel`'s parameters."""
-    return "time_embedding.linear_1.weight" in names
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmrepro.files import atomic_path
+from cmrepro.files import atomic_path, one_line_errors
 from cmrepro.records import CheckpointInfo
 from cmrepro.schema import convert, to_builtins
 
@@ -39,11 +39,9 @@ def save_checkpoint(
     require_finite(stored, f"{path} in {dtype}")
     # One key, since safetensors writes several in random order: equal models give equal files.
     metadata = {FORMAT: json.dumps(to_builtins(info), sort_keys=True)}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata)
-        except SafetensorError as error:  # wraps the system's errors
-            raise ValueError(f"cannot write {path} ({error}); free space") from error
+    # safetensors raises an error of its own for the system's, e.g. a full disk.
+    with atomic_path(path) as temporary, one_line_errors(path, "cannot be written"):
+        save_file(stored, temporary, metadata)
 
 
 def bundled_checkpoints() -> dict[str, Path]:
@@ -54,11 +52,8 @@ def bundled_checkpoints() -> dict[str, Path]:
 
 def _opened(path: Path) -> Any:
     """A safetensors file; refuses a truncated or other file."""
-    try:
+    with one_line_errors(path, "is not a valid safetensors file", "copy or download it again"):
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        found = f"{path} is not a valid safetensors file ({str(error)[:150]})"
-        raise ValueError(f"{found}; copy or download it again") from error
 
 
 def is_ours(path: Path) -> bool:
@@ -76,10 +71,8 @@ def read_info(path: Path) -> CheckpointInfo:
             f"{path} has header '{', '.join(metadata)[:80] or 'none'}', allowed is '{FORMAT}'; "
             "train again, or convert the original file with 'cmrepro checkpoints convert'"
         )
-    try:
+    with one_line_errors(path, "has a damaged header", "copy it again"):
         fields = msgspec.json.decode(metadata[FORMAT])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"{path} has a damaged header ({error}); copy it again") from error
     return convert(CheckpointInfo, fields, str(path))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints by name: the known ones, the contents of one, the model of one."""
+"""Checkpoints by name: the known ones, the contents of one, the model of one; own modules."""
 
 import functools
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from msgspec.structs import asdict
-from torch import nn
+from torch import Tensor, nn
 
 from cmrepro.checkpoints import convert
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info
@@ -45,6 +45,34 @@ class CheckpointModel(PreconditionedModel):
     def __repr__(self) -> str:
         function = "f" if self.parameterization == "boundary" else "D"
         return f"CheckpointModel({self.path.stem}, {function}(x_t, t), {self.image_size} px)"
+
+
+class WrappedModel(nn.Module):
+    """Any f(x_t, t), which is sampled like the model of a checkpoint."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        image_size: int,
+        num_classes: int,
+        info: CheckpointInfo,
+        provenance: SampleProvenance,
+    ) -> None:
+        super().__init__()
+        self.module, self.image_size, self.num_classes = module, image_size, num_classes
+        self.info, self.provenance, self.sigma_min = info, provenance, info.sigma_min
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of noisy ones and their times (B,), by the module."""
+        x: Tensor = self.module(x_t, t) if labels is None else self.module(x_t, t, labels)
+        if not isinstance(x, Tensor) or x.shape != x_t.shape or not torch.isfinite(x).all():
+            found = f"{tuple(x.shape)} with NaN" if isinstance(x, Tensor) else type(x).__name__
+            needed = f"a tensor {tuple(x_t.shape)} of finite values in [-1, 1]"
+            raise ValueError(f"the module returned {found} at t = {t[0]:g}, needed is {needed}")
+        return x.float()
+
+    def __repr__(self) -> str:
+        return f"WrappedModel({self.provenance.model}, {self.image_size} px)"
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:

@@ -9,8 +9,10 @@ from cmrepro.schema import read_json
 
 WEIGHTS = "diffusion_pytorch_model"
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
-SUFFIXES = "safetensors|pt|pth|ckpt|bin|msgpack|index.json"
-WEIGHTS_FILE = re.compile(rf"^checkpoint_\d+$|\.({SUFFIXES})$")
+# Safetensors before pickles, one file before shards, and before variants the plain name.
+PLAIN = ["safetensors", "safetensors.index.json", "bin", "bin.index.json"]
+SUFFIXES = [*PLAIN, "*.safetensors", "safetensors.index.*.json", "*.bin", "bin.index.*.json"]
+WEIGHTS_FILE = re.compile(r"^checkpoint_\d+$|\.(safetensors|pt|pth|ckpt|bin|msgpack|index.json)$")
 ORBAX = {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"}
 
 
@@ -58,16 +60,12 @@ def unet_folder(path: Path) -> Path:
 
 def _weights_in(folder: Path) -> Path:
     """Weights in a folder by diffusers' names; a variant (fp16) where there are no others."""
-    names = [f.name for f in folder.glob(f"{WEIGHTS}*") if not SHARD.search(f.name)]
-    known = [name for name in names if re.search(r"\.(safetensors|bin)(\.|$)", name)]
-    # Safetensors before pickles, one file before shards, and of both the plain name.
-    plain = re.compile(rf"{WEIGHTS}\.(safetensors|bin)(\.index\.json)?")
-    ranks = {n: (plain.fullmatch(n) is None, ".bin" in n, ".index." in n) for n in known}
-    best = [name for name in known if ranks[name] == min(ranks.values())]
-    if len(best) == 1:
-        return folder / best[0]
-    if best:
-        raise ValueError(f"{folder} has several variants; give a file: {_some(best)}")
+    for suffix in SUFFIXES:
+        found = [f.name for f in folder.glob(f"{WEIGHTS}.{suffix}") if not SHARD.search(f.name)]
+        if len(found) > 1:
+            raise ValueError(f"{folder} has several variants; give a file: {_some(found)}")
+        if found:
+            return folder / found[0]
     raise ValueError(f"{folder} has no {WEIGHTS}.safetensors; download the folder again")
 
 

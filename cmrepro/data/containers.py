@@ -18,7 +18,6 @@ import re
 import stat
 import struct
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from cmrepro.data.lmdb import Database
-from cmrepro.files import short
+from cmrepro.files import one_line_errors, short
 
 FORMATS = ["PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "TGA", "QOI"]
 READ = ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .tga"
@@ -43,6 +42,7 @@ IMAGE_START = re.compile(
     rb"|....ftyp(?:avif|heic|mif1)|\0\0\0\x0cj[PX]|\xff\x0a|v/1\x01|8BPS",
     re.DOTALL,
 )
+PNG_END = b"IEND\xae\x42\x60\x82"  # last chunk, with its checksum
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"}
 DEEP = re.compile(r"(?!BGR).*;(12|16|32)")  # Pillow's modes of a file; it reads "RGB;16B" as RGB
 MAX_PIXELS = 1 << 26  # 268 MB in Pillow's memory; a damaged header may state more
@@ -100,7 +100,7 @@ def zip_files(path: Path) -> Container:
     def archive(process: int) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
-    try:
+    with one_line_errors(path, "is not a complete zip file", "write it again"):
         infos = archive(os.getpid()).infolist()
         with open(path, "rb") as file:
             file.seek(max(os.path.getsize(path) - (1 << 16) - 22, 0))
@@ -108,9 +108,6 @@ def zip_files(path: Path) -> Container:
         # The stated number, which zipfile does not compare, goes up to 2^16 - 1.
         if (count := struct.unpack_from("<H", end, 6)[0]) not in (len(infos) % (1 << 16), 65535):
             raise ValueError(f"{len(infos)} of {count} files")
-    except Exception as error:  # zipfile raises nearly everything for a damaged one
-        fault = f"is not a complete zip file ({short(error)})"
-        raise ValueError(f"{short(path, 80)} {fault}; write it again") from error
     by_name: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.replace("\\", "/")  # of Windows
@@ -127,12 +124,8 @@ def zip_files(path: Path) -> Container:
 
 def lmdb_files(path: Path) -> Container:
     """Values of an LMDB by their keys, as LSUN is published: each an encoded image."""
-    try:
+    with one_line_errors(path, "is not a whole LMDB", "fetch it again"):
         files = Database(path)
-    except (ValueError, struct.error) as error:
-        raise ValueError(
-            f"{short(path, 80)} is not a whole LMDB ({error}); fetch it again"
-        ) from error
     others = [
         key
         for key in files.keys
@@ -157,7 +150,7 @@ def _container(
     """Images among files, and their labels."""
 
     def is_image(name: str) -> bool:
-        with open_(name) as file:
+        with one_line_errors(name, "cannot be read", "replace it"), open_(name) as file:
             return IMAGE_START.match(file.read(HEAD_BYTES)) is not None
 
     left_out: list[str] = []
@@ -176,20 +169,17 @@ def _container(
         raise ValueError(f"{short(edm[0])} and {short(edm[1])} both give labels; remove one")
     if edm:
         left_out.remove(edm[0])
-        with open_(edm[0]) as file:
-            labels = _edm_labels(image_names, edm[0], file.read())
-    else:
-        labels = _folder_labels(image_names)
+    labels = _edm_labels(image_names, edm[0], open_) if edm else _folder_labels(image_names)
     return Container(image_names, labels, open_, length, sorted(left_out))
 
 
-def _edm_labels(image_names: Sequence[str], path: str, text: bytes) -> Labels:
+def _edm_labels(
+    image_names: Sequence[str], path: str, open_: Callable[[str], IO[bytes]]
+) -> Labels:
     """Labels by EDM's dataset.json, which names files from its own folder on."""
-    try:
-        labels = msgspec.json.decode(text, type=_EdmLabels).labels
-    except (msgspec.DecodeError, RecursionError) as error:
-        allowed = '{"labels": [[FILE, CLASS], …]} with integer classes, or {"labels": null}'
-        raise ValueError(f"dataset.json cannot be read ({error}); allowed is {allowed}") from error
+    allowed = 'allowed is {"labels": [[FILE, CLASS], …]} with integer classes, or {"labels": null}'
+    with one_line_errors(path, "cannot be read", allowed), open_(path) as file:
+        labels = msgspec.json.decode(file.read(), type=_EdmLabels).labels
     if labels is None:
         return None
     folder = path.removesuffix("dataset.json")
@@ -230,8 +220,10 @@ def read_image(name: str, files: Container) -> Image.Image:
             data = file.read()
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if not (fault := _fault(image)):
-            if image.format == "PNG":
-                _check_png(data)
+            if image.format == "PNG":  # Pillow leaves the checksums out when it reads pixels
+                Image.open(io.BytesIO(data)).verify()
+                if PNG_END not in data:
+                    raise ValueError("wrong checksum at its end")
             image.load()
             if image.has_transparency_data:
                 image = image.convert("RGBA")
@@ -258,18 +250,6 @@ def _fault(image: Image.Image) -> str:
         if DEEP.match(str(raw)) or (tile.codec_name.startswith("ppm") and more and more[0] > 255):
             return "has channels of more than 8 bits"
     return "" if image.mode in MODES else f"is {image.mode}"
-
-
-def _check_png(data: bytes) -> None:
-    """Compare the checksums of a PNG's critical chunks, which Pillow leaves out for pixels."""
-    start, kind = 8, b""
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, start)
-        end = start + 8 + length
-        [checksum] = struct.unpack_from(">I", data, end)
-        if kind[:1].isupper() and zlib.crc32(data[start + 4 : end]) != checksum:
-            raise ValueError(f"wrong checksum of {kind!r}")
-        start = end + 4
 
 
 def centre_square(image: Image.Image, size: int) -> NDArray[np.uint8]:

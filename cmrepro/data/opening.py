@@ -49,12 +49,7 @@ def open_images(
         raise ValueError(f"no data set at '{shown}'; {ALLOWED}")
     absolute = Path(os.path.abspath(path))
     name = name or (absolute.name if path.is_dir() else absolute.stem)
-    try:
-        files = _files(path)
-    except ValueError:
-        raise
-    except Exception as error:  # of a file that is opened to see what it is
-        raise ValueError(f"{shown} cannot be read ({short(error)}); check it") from error
+    files = _files(path)
     if files is None:
         return SampleSet(path, name, channels_first)
     others = f"{len(files.left_out)} hidden or other files"

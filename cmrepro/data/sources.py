@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmrepro import npz
 from cmrepro.data.containers import Container, Labels, centre_square, read_image
-from cmrepro.files import short
+from cmrepro.files import one_line_errors, short
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
 
@@ -123,7 +123,7 @@ class SampleSet(ImageSource):
     def __init__(self, path: Path, name: str, channels_first: bool = False) -> None:
         self.path, self.channels_first = path, channels_first
         labels = None
-        try:
+        with one_line_errors(path, "is not a sample set"):
             with npz.open_images(path, channels_first) as images:
                 shape = images.shape
             if channels_first:
@@ -137,8 +137,6 @@ class SampleSet(ImageSource):
                 if labels.max() > np.iinfo(np.int64).max:
                     raise ValueError(f"arr_1 has class {labels.max()}, must be below 2^63")
                 labels = labels.astype(np.int64)
-        except Exception as error:  # of damaged files, numpy, zipfile and zlib raise nearly all
-            raise ValueError(f"{short(path, 80)} is not a sample set: {error}") from error
         super().__init__(name, shape, labels)
 
     def take(self, indices: Indices) -> Images:
@@ -146,9 +144,5 @@ class SampleSet(ImageSource):
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
         """Images read one after the other, none of them twice."""
-        try:
+        with one_line_errors(self.path, "is damaged", "write it again"):
             yield from npz.image_batches(self.path, batch_size, start, stop, self.channels_first)
-        except Exception as error:
-            raise ValueError(
-                f"{short(self.path, 80)} is damaged ({short(error)}); write it again"
-            ) from error

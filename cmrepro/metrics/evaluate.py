@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -85,8 +84,7 @@ def score(
         moved = (metric for metric in values if values[metric] != raw[metric])
         edge = "by rounding, recorded as the edge of its range"
         warnings = [f"{m} was {raw[m]:.17g} {edge}, {values[m]:g}" for m in moved]
-        warnings += _warnings(count, images.num_images, task.protocol)
-        warnings += task.reference.warnings(task.protocol)
+        warnings += _warnings(count, images.num_images, task)
         sums = generated.digest.hexdigest(), checksums[count], set_sha256
         results.append(Scores(values, count, warnings, *sums, uncertainty if intervals else None))
     return results
@@ -126,8 +124,7 @@ def _scores(
     ends: dict[Metric, tuple[float, float]] = {m: x.interval for m, x in estimates.items()}
     infinity = fid_infinity(fid_parts) if fid_parts else None
     if infinity:  # the FID of all images has its standard error
-        half = NormalDist().inv_cdf(0.975) * infinity.standard_error
-        ends["fid"] = values["fid"] - half, values["fid"] + half
+        ends["fid"] = Estimate(values["fid"], infinity.standard_error).interval
     uncertainty = Uncertainty(
         intervals={metric: ends[metric] for metric in metrics if metric in ends},
         fid_by_num_images=fid_parts,
@@ -149,8 +146,9 @@ def num_scored(available: int, protocol: Protocol, requested: int | None = None)
     return count
 
 
-def _warnings(count: int, available: int, protocol: Protocol) -> Iterator[str]:
+def _warnings(count: int, available: int, task: Task) -> Iterator[str]:
     """Reasons to read the scores of the first `count` images with care."""
+    protocol, reference = task.protocol, task.reference
     if count < available:
         yield f"the first {count:,} of {available:,} images are scored, not a random subset"
     expected = f"{count:,} images where protocol {protocol.name} has"
@@ -162,3 +160,12 @@ def _warnings(count: int, available: int, protocol: Protocol) -> Iterator[str]:
         yield f"{count:,} images for {dim:,} dimensions: {singular}"
     if protocol.kernel and count < protocol.kernel.subset_size:
         yield f"KID from subsets of {expected} {protocol.kernel.subset_size:,}"
+    if reference.metadata.extractor is None or reference.metadata.dataset is None:
+        trusted = "its extractor, resize and data set are taken on trust"
+        yield f"reference {reference.name} does not say what it was made of: {trusted}"
+    stored, features = protocol.stored_features, reference.features
+    num_real = reference.num_images if features is None else len(features)
+    if stored and num_real not in (0, stored.num_images):
+        expected = f"protocol {protocol.name} has {stored.num_images:,}"
+        affected = "KID, precision and recall depend on it"
+        yield f"features of {num_real:,} real images where {expected}: {affected}"

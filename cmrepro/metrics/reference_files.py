@@ -9,13 +9,12 @@ and `sigma`), EDM and EDM2 (.pkl), and ADM (.npz with `mu_s`, `sigma_s` and 10,0
 which have no metadata, are read too. A file's format is known by its first bytes.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cmrepro import npz
-from cmrepro.files import atomic_path, cache_folder, first_bytes, sha256
+from cmrepro.files import atomic_path, cache_folder, first_bytes, one_line_errors, sha256
 from cmrepro.metrics.extractors import BATCH_SIZE, extract, load_extractor
 from cmrepro.metrics.frechet import check_features, check_gaussian
 from cmrepro.schema import convert, to_builtins, to_json
@@ -88,19 +87,6 @@ class ReferenceStatistics:
             fix = "build one with `cmrepro references build`, or leave these metrics out"
             raise ValueError(f"reference {self.name} lacks the features for {lacking}; {fix}")
 
-    def warnings(self, protocol: Protocol) -> list[str]:
-        """Reasons to read scores against these statistics with care, one line each."""
-        warnings, stored = [], protocol.stored_features
-        if self.metadata.extractor is None or self.metadata.dataset is None:
-            trusted = "its extractor, resize and data set are taken on trust"
-            warnings.append(f"reference {self.name} does not say what it was made of: {trusted}")
-        count = self.num_images if self.features is None else len(self.features)
-        if stored and count not in (0, stored.num_images):
-            expected = f"protocol {protocol.name} has {stored.num_images:,}"
-            affected = "KID, precision and recall depend on it"
-            warnings.append(f"features of {count:,} real images where {expected}: {affected}")
-        return warnings
-
     def real_features(self, protocol: Protocol, device: str = "cpu") -> np.ndarray:
         """Features of M real images; those of images in the file are extracted once and cached."""
         if self.features is None:
@@ -110,7 +96,7 @@ class ReferenceStatistics:
             cached = cache_folder() / "features" / f"{self.name}-{digest}.npy"
             if not cached.is_file():
                 network = load_extractor(protocol.extractor, device)
-                with _one_line_errors(self.path):
+                with one_line_errors(self.path, "is damaged", "fetch it again"):
                     batches = npz.image_batches(self.path, BATCH_SIZE)
                     parts = [extract(batch, network).features for batch in batches]
                 with atomic_path(cached) as temporary:
@@ -139,23 +125,13 @@ def read_statistics(path: Path) -> ReferenceStatistics:
         allowed = f"an .npz or .pkl of mu and sigma; {BUILD} makes one of images"
         raise ValueError(f"{path} is a folder, allowed is {allowed}")
     start = first_bytes(path)
-    with _one_line_errors(path):
+    fault, fix = "does not hold reference statistics", f"{BUILD} makes them of images"
+    with one_line_errors(path, fault, f"{fix}, or fetch it again"):
         if start.startswith(b"PK"):
             return _read_npz(path)
         if start[0] in b"\x80(}":  # pickled dicts of protocols 2 and later, 0, and 1
             return _read_pickle(path)
         raise ValueError("it is neither an .npz nor a pickle")
-
-
-@contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
-    """Turn every error of a wrong or damaged file into a ValueError of one line."""
-    try:
-        yield
-    except Exception as error:  # damaged files raise nearly everything
-        text = f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("ValueError: ")
-        fault = f"{path} does not hold reference statistics ({text[:150]})"
-        raise ValueError(f"{fault}; {BUILD} makes them of images, or fetch it again") from error
 
 
 def _read_npz(path: Path) -> ReferenceStatistics:
