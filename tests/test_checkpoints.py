@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import pathlib
-from typing import Any
 
 import golden
 import pytest
@@ -64,24 +63,10 @@ def weights() -> dict[str, Tensor]:
 @pytest.fixture
 def path(tmp_path: pathlib.Path, weights: dict[str, Tensor]) -> pathlib.Path:
     """A good checkpoint."""
-    return written(tmp_path / "a.safetensors", weights)
-
-
-def written(path: pathlib.Path, weights: dict[str, Tensor]) -> pathlib.Path:
     network = build_network("tiny")
     network.load_state_dict(weights)
-    save_checkpoint(path, network, INFO)
-    return path
-
-
-def error_of(source: Any, out: pathlib.Path, **choices: Any) -> str:
-    """The one-line error of a conversion that leaves nothing behind."""
-    before = sorted(out.parent.iterdir())
-    with pytest.raises(ValueError) as caught:
-        convert(source, out, **choices)
-    assert "\n" not in str(caught.value)
-    assert sorted(out.parent.iterdir()) == before
-    return str(caught.value)
+    save_checkpoint(tmp_path / "a.safetensors", network, INFO)
+    return tmp_path / "a.safetensors"
 
 
 def test_fp32_comes_back_bit_for_bit(path: pathlib.Path, weights: dict[str, Tensor]) -> None:
@@ -114,9 +99,8 @@ def test_bundled_names_stand_for_their_files(name: str) -> None:
 
 
 def test_unknown_names_list_the_nearest(tmp_path: pathlib.Path) -> None:
-    message = error_of("imagenet64-cd-l3", tmp_path / "x")
-    assert "did you mean 'imagenet64-cd-l2'" in message and "checkpoints list" in message
-    assert "no such file either" in error_of(tmp_path / "missing", tmp_path / "x")
+    with pytest.raises(ValueError, match=r"no such file either.*mean 'imagenet64-cd-l2'.* list"):
+        convert("imagenet64-cd-l3", tmp_path / "x")
 
 
 @pytest.mark.parametrize("case", ["cond", "uncond"])
@@ -185,34 +169,8 @@ def test_a_second_time_and_its_selection_are_put_into_the_header(out: pathlib.Pa
     assert info.training == load_model(source).info.training
     info = read_info(convert(out, two_step_time=2.5, out=out.with_name("y")))
     assert (info.two_step_time, info.two_step_selection) == (2.5, None)  # given by hand
-    assert "allowed is between 0.002 and 80" in error_of(source, out, two_step_time=90)
-
-
-def test_each_parameter_that_does_not_fit_is_named(
-    out: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    good, path = weights_of("tiny"), tmp_path / "bad.pt"
-    without = {key: value for key, value in good.items() if key != "out.2.bias"}
-    for changed, message in (
-        (without, "it lacks parameter out.2.bias"),
-        (without | {"a": torch.zeros(1)}, "out.2.bias, it has a surplus parameter a"),
-        (good | {"b": torch.zeros(1), "a": torch.zeros(1)}, "surplus parameter a (and 1 more)"),
-        (good | {"out.2.bias": torch.zeros(4)}, "it has out.2.bias (4,), not (3,)"),
-    ):
-        torch.save(changed, path)
-        for choices in ({"network": "tiny"}, {}):
-            text = error_of(path, out, **choices)
-            assert str(path) in text and "'tiny'" in text and message in text
-
-
-def test_parameters_of_a_flax_file_have_their_official_names(
-    out: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    tree = {"Conv_9": {"bias": torch.zeros(3).numpy()}}
-    path = write_flax(tmp_path / "checkpoint_80", params_ema=tree)
-    assert "is not of network 'tiny'" in error_of(path, out, network="tiny")
-    text = error_of(path, out, network="tiny-flax")
-    assert "surplus parameter Conv_9/bias" in text and "lacks parameter AttnBlockpp_0" in text
+    with pytest.raises(ValueError, match=r"allowed is between 0\.002 and 80"):
+        convert(source, out, two_step_time=90)
 
 
 def test_two_networks_of_the_same_shapes_are_not_guessed(
@@ -220,16 +178,18 @@ def test_two_networks_of_the_same_shapes_are_not_guessed(
 ) -> None:
     monkeypatch.setitem(PRESETS, "twin", PRESETS["tiny"])
     source = write_torch(tmp_path / "tiny.pt")
-    message = error_of(source, out, parameterization="edm")
-    assert "tiny, twin" in message and "--network" in message
+    with pytest.raises(ValueError, match=r"tiny, twin.*--network"):
+        convert(source, out, parameterization="edm")
     convert(source, out, network="twin", parameterization="edm")
     assert read_info(out).network == "twin"
-    assert "got --network tiny" in error_of(out, tmp_path / "y.safetensors", network="tiny")
+    with pytest.raises(ValueError, match="got --network tiny"):
+        convert(out, tmp_path / "y.safetensors", network="tiny")
 
 
 def test_the_user_names_parameterization_and_output(
     source: pathlib.Path, out: pathlib.Path
 ) -> None:
-    assert "give --parameterization" in error_of(source, out)
+    with pytest.raises(ValueError, match="give --parameterization"):
+        convert(source, out)
     with pytest.raises(ValueError, match="give one with --out"):
         convert(source, parameterization="edm")

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from official_files import TINY, flax_file, use_small_networks, weights_of
 from safetensors.torch import load_file, save
+from test_corpus_images import DAMAGE, damaged
 from test_metrics_reference_files import ADM, IMAGES, MU, SIGMA, TTUR
 from torch import Tensor
 
@@ -233,6 +233,9 @@ def build_corpus() -> dict[str, tuple[Any, str]]:
         "statistics": (npz(TTUR), "file in archive is not"),
         "network": (ours(tiny, network="tinny"), "did you mean 'tiny'?"),
         "unknown key": (ours(tiny, colour=1), "unknown key 'colour'"),
+        "surplus": (torch_file(tiny | {"a": torch.zeros(1)}), "it has a surplus parameter a;"),
+        "shape": (ours(tiny | {"out.2.bias": torch.zeros(4)}), "has out.2.bias (4,), not (3,)"),
+        "flax surplus": (flax_file(params_ema={"a": {"b": np.ones(1)}}), "surplus parameter a/b"),
         "another network": (ours(tiny, network="deep"), "not of network 'deep': it lacks"),
         "NaN sigma": (ours(tiny, sigma_data=np.nan), "damaged header"),
         "deep header": (save(tiny, {FORMAT: "[" * 10**5}), "damaged header"),
@@ -337,41 +340,16 @@ def intact(kind: str) -> bytes:
     return makers[kind]()
 
 
-def damaged(content: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
-    """Bytes from a position on, counted from either end, replaced by others."""
-    result = bytearray(content)
-    for position, length, new in edits:
-        start = position % (len(result) + 1)
-        result[start : start + length] = new
-    return bytes(result)
-
-
-EDITS = st.lists(
-    st.tuples(
-        st.integers(-2000, 2000) | st.integers(0, 1 << 20),
-        st.sampled_from([0, 1, 1, 1, 4, 1 << 20]),
-        st.binary(max_size=9),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-def read_damaged(kind: str, edits: list[tuple[int, int, bytes]], path: pathlib.Path) -> None:
+@pytest.mark.parametrize("kind", READERS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
+@given(damage=DAMAGE)
+def test_damage(kind: str, damage: list[Any], small: None, tmp_path: pathlib.Path) -> None:
     """A damaged file is refused in one line, or, where nothing tells, read."""
-    path.write_bytes(damaged(intact(kind), edits))
+    path = tmp_path / (kind if "." in kind else "file")
+    path.write_bytes(damaged(intact(kind), damage))
     try:
         result = READERS[kind](path)
     except ValueError as error:
         message_of(error, path.parent)
     else:
         assert kind != "npz" or np.array_equal(result.sigma, SIGMA)  # by the zip's checksums
-
-
-@pytest.mark.parametrize("kind", READERS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
-@given(edits=EDITS)
-def test_damage(
-    kind: str, edits: list[tuple[int, int, bytes]], small: None, tmp_path: pathlib.Path
-) -> None:
-    read_damaged(kind, edits, tmp_path / (kind if "." in kind else "file"))

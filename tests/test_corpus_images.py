@@ -320,7 +320,17 @@ def test_the_advice_for_other_arrays(x: Any, expression: str, tmp_path: pathlib.
 
 
 FORMATS = ["png", "zip", "npz", "npy", "lmdb"]
-DAMAGE = st.lists(st.tuples(st.integers(0), st.binary(max_size=9), st.integers(0, 9)), min_size=1)
+LENGTHS = st.integers(0, 9) | st.just(1 << 20)
+DAMAGE = st.lists(st.tuples(st.integers(), LENGTHS, st.binary(max_size=9)), min_size=1, max_size=9)
+
+
+def damaged(content: bytes, damage: list[tuple[int, int, bytes]]) -> bytes:
+    """Bytes from a position on, counted from either end, replaced by others."""
+    result = bytearray(content)
+    for position, length, new in damage:
+        start = position % (len(result) + 1)
+        result[start : start + length] = new
+    return bytes(result) or b"?"
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -336,11 +346,7 @@ def test_damaged_files_give_all_images_or_one_line(
     if not path.exists():
         READ[name](path)
         path.with_name("whole").write_bytes(damaged_file(path).read_bytes())
-    data = bytearray(path.with_name("whole").read_bytes())
-    for position, values, removed in damage:
-        start = position % len(data)
-        data[start : start + removed] = values
-        data = data or bytearray(1)
+    data = damaged(path.with_name("whole").read_bytes(), damage)
     damaged_file(path).write_bytes(data[: None if length is None else length % len(data)])
     try:
         assert load_dataset(path).images.shape == PIXELS.shape

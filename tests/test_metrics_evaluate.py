@@ -202,12 +202,10 @@ def test_other_numbers_of_images_are_requested_and_warned_about(
     for requested, message in [
         (None, "59 images, protocol 'tiny' asks for 60"),
         (70, "59 images, num_images is 70"),
-        (9, "num_images is 9; allowed are 10 to 59"),
+        (9, "num_images is 9; allowed are 10 up to"),
     ]:
         with pytest.raises(ValueError, match=message):
             num_scored(59, PROTOCOL, requested)
-    with pytest.raises(ValueError, match=r"got 6 images, .*needed are 10"):
-        num_scored(6, PROTOCOL)
     more = PROTOCOL.replace(stored_features=StoredFeatures(num_images=90, seed=0))
     task = Task(more, REFERENCE, 12)
     [scores] = score_features(random_features(59, seed=4), [task], monkeypatch)

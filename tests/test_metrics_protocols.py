@@ -114,7 +114,6 @@ def test_a_users_file_adds_to_the_tables_of_the_package(tmp_path: pathlib.Path) 
         ("[weights.lab]", "[protocols.more]\n[weights.lab]", r"has 2 tables \[protocols.NAME\]"),
         ("num_images", "num_image", "'num_image'.*did you mean 'num_images'"),
         ('weights = "lab"', 'weights = "labb"', "unknown weights 'labb': did you mean 'lab'"),
-        ('extractor = "lab"', 'extractor = "la"', "unknown extractor 'la'"),
         ("inception-2015", "inception-2016", "unknown network 'inception-2016'"),
         ('url = "https://example.org/lab.pth"', "", "must have a package or a url"),
         ('["fid"]', '["fid", "fid"]', "each once"),

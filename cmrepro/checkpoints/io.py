@@ -103,17 +103,15 @@ def check_parameters(
 ) -> None:
     """Refuse weights whose names or shapes are not the expected ones; names the first of them."""
     want, got = shapes(expected), shapes(weights)
-    groups = {
-        "lacks parameter": sorted(want.keys() - got.keys()),
-        "has a surplus parameter": sorted(got.keys() - want.keys()),
-        "has": sorted(f"{k} {got[k]}, not {v}" for k, v in want.items() if got.get(k, v) != v),
-    }
-    if problems := [
-        f"it {problem} {names[0]}" + f" (and {len(names) - 1} more)" * (len(names) > 1)
-        for problem, names in groups.items()
-        if names
-    ]:
-        raise ValueError(
-            f"{source} is not of network '{network_name}': {', '.join(problems)}; "
-            "use a checkpoint of this network"
-        )
+    if differing := sorted(
+        (name in got, name in want, name)
+        for name in want.keys() | got.keys()
+        if want.get(name) != got.get(name)
+    ):
+        is_stored, is_wanted, name = differing[0]
+        fault = f"has {name} {got.get(name)}, not {want.get(name)}"
+        if not (is_stored and is_wanted):
+            fault = f"{'has a surplus' if is_stored else 'lacks'} parameter {name}"
+        others = f" and {len(differing) - 1} more differences" * (len(differing) > 1)
+        got_text = f"{source} is not of network '{network_name}': it {fault}{others}"
+        raise ValueError(f"{got_text}; use a checkpoint of this network")

@@ -131,11 +131,10 @@ class SampleSet(ImageSource):
             if "arr_1" in images.keys:
                 with np.load(path, allow_pickle=False) as arrays:
                     labels = arrays["arr_1"]
-                if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
+                is_integer = labels.dtype.kind in "iu" and labels.shape == shape[:1]
+                if not is_integer or labels.max() >= 2**63:
                     found = short(f"arr_1 is {labels.dtype} {labels.shape}")
-                    raise ValueError(f"{found}, must be integer class numbers {shape[:1]}")
-                if labels.max() > np.iinfo(np.int64).max:
-                    raise ValueError(f"arr_1 has class {labels.max()}, must be below 2^63")
+                    raise ValueError(f"{found}, must be integers {shape[:1]} below 2^63")
                 labels = labels.astype(np.int64)
         super().__init__(name, shape, labels)
 

@@ -51,8 +51,7 @@ def bundled_references() -> dict[str, Path]:
 
 def known_references() -> dict[str, RegisteredReference | Path]:
     """All references by name, those of the package by their paths."""
-    known: dict[str, RegisteredReference | Path] = {**registered_references()}
-    return known | {**bundled_references()}
+    return {**registered_references(), **bundled_references()}
 
 
 def fetch_reference(name: str) -> Path:
