@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
+LONGEST = 280  # of a message, characters
 RECORDED = "recorded at first download"  # stands for a checksum that nobody publishes
 
 
@@ -46,8 +47,26 @@ def _write_errors(path: Path, only: int | None = None) -> Iterator[None]:
     except OSError as error:
         if only not in (None, error.errno):
             raise
-        advice = f"{str(error.strerror).lower()}; choose another folder"
-        raise ValueError(f"cannot write {path}: {advice}") from error
+        where = "choose another folder"
+        if path.absolute().is_relative_to(cache_folder().absolute()):
+            where = "set CMREPRO_CACHE to another folder"
+        advice = f"{str(error.strerror).lower()}; {where}"
+        raise ValueError(f"cannot write {short(path, 120)}: {advice}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock of a folder for one run, which ends with its process; a second run is refused."""
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    try:
+        lock = FileLock(folder / ".cmrepro.lock").acquire(timeout=0)
+    except Timeout:
+        found = f"another run writes to {short(folder, 120)}"
+        raise ValueError(f"{found}; wait for its end, or choose another folder") from None
+    with lock:
+        yield
 
 
 @contextlib.contextmanager
@@ -141,7 +160,7 @@ def expected_checksum(path: Path, checksum: str) -> str | None:
 def cache_folder() -> Path:
     """Folder of downloads: `CMREPRO_CACHE`, or the user's cache folder."""
     if folder := os.environ.get("CMREPRO_CACHE"):
-        return Path(folder)
+        return Path(os.path.expanduser(folder))
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("cmrepro"))
@@ -159,8 +178,8 @@ def download(url: str, path: Path, checksum: str) -> Path:
     from filelock import FileLock
 
     part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             if not path.exists():  # another process may have fetched it
                 _fetch(url, part)

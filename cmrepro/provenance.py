@@ -46,10 +46,13 @@ def git_state() -> tuple[str | None, bool | None]:
     # A checkout of another user, as in many containers, is no reason to lose the commit.
     git = ["git", "-C", str(root), "-c", f"safe.directory={root}"]
     code = ("cmrepro", "pyproject.toml", "constraints.txt")
+    # Git's hooks set GIT_DIR and others, which would name another repository.
+    environment = {key: value for key, value in os.environ.items() if key[:4] != "GIT_"}
 
     def output(*arguments: str) -> str:
-        run = subprocess.run([*git, *arguments], capture_output=True, text=True, check=True)
-        return run.stdout.strip()
+        command, pipe = [*git, *arguments], subprocess.PIPE
+        run = subprocess.run(command, env=environment, stdout=pipe, stderr=pipe, check=True)
+        return run.stdout.decode().strip()
 
     try:
         return output("rev-parse", "HEAD"), bool(output("status", "--porcelain", "--", *code))

@@ -132,12 +132,13 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
     """Provenance of a sample set, in the JSON beside it (`samples.npz.provenance.json`)."""
 
     # Name of the checkpoint, or of the sample set where nothing more is known; in file names
-    model: Annotated[str, Meta(pattern="^[^/]+$")]
+    model: Annotated[str, Meta(pattern="^[^/]+$", max_length=100)]
     nfe: Positive | None = None  # network evaluations per image; None where unknown
     seed: NotNegative | None = None  # seed of the noise; None where unknown
     sampler: settings.SamplerSettings | None = None  # None for images from elsewhere
     checkpoint: Checkpoint | None = None  # what made them; None for images from elsewhere
-    times: tuple[float, ...] | None = None  # sampling times as stated, of images from elsewhere
+    # Sampling times as stated, of images from elsewhere
+    times: tuple[Annotated[float, Meta(gt=0, lt=1e9)], ...] | None = None
     training: StatedTraining | None = None  # of the model, where there is no checkpoint
     num_sampled: Positive | None = None  # images of the whole sample set
     sampling_device: str | None = None  # device that made them
@@ -261,9 +262,16 @@ def read_record(path: Path) -> RunRecord:
     return schema.convert(RunRecord, fields, str(path))
 
 
+def record_files(folder: Path) -> list[Path]:
+    """Records in a folder, by name; hidden files and JSON of other programs are left out."""
+    paths = sorted(path for path in folder.glob("*.json") if path.name[0] != ".")
+    ours = re.compile(f".*_{'[0-9a-f]' * 8}")
+    return [p for p in paths if ours.fullmatch(p.stem) or b"cmrepro" in p.read_bytes()]
+
+
 def read_records(folder: Path) -> list[RunRecord]:
     """All records of a folder, in the order of their file names, which are their ids."""
-    records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
+    records = {path: read_record(path) for path in record_files(folder)}
     if not records:
         raise ValueError(f"no records in {folder}; make some with 'cmrepro reproduce cifar10'")
     for path, record in records.items():
@@ -297,5 +305,5 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
 
 def merge_records(paths: Iterable[Path], folder: Path, overwrite: bool = False) -> list[Path]:
     """Write records from elsewhere (files or folders) into a folder, each under its id."""
-    files = [f for path in paths for f in (sorted(path.glob("*.json")) or [path])]
+    files = [f for path in paths for f in (record_files(path) or [path])]
     return [write_record(read_record(file), folder, overwrite) for file in files]

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
 from cmrepro.data import ImageSource
 from cmrepro.distributed import gather, rank_and_world_size, shard
-from cmrepro.files import array_sha256, atomic_path
+from cmrepro.files import array_sha256, atomic_path, short
 from cmrepro.networks.presets import CLIPPED_DENOISERS
 from cmrepro.progress import progress_bar
 from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
-from cmrepro.schema import read_json, to_json
+from cmrepro.schema import LARGEST, convert, read_json, to_json
 from cmrepro.settings import Rounding, SamplerSettings
 
 # Images of one forward pass. Convolutions may round differently in batches of another size, so it
@@ -119,9 +120,9 @@ def sample(
     Under `torchrun` every process samples its shard of the batches, and rank 0 gathers them; the
     others return no images. `progress` is the label of a progress bar.
     """
-    if num_images < 1 or seed < 0:
+    if not (1 <= num_images <= LARGEST and 0 <= seed <= LARGEST):
         found = f"got {num_images} images and seed {seed}"
-        raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0")
+        raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0, both below 2^63")
     device = _device(model)
     rank, world_size = rank_and_world_size()
     firsts = range(0, num_images, BATCH_SIZE)
@@ -227,9 +228,14 @@ def write_sample_set(
 
 def read_provenance(path: Path, images: ImageSource) -> SampleProvenance:
     """Provenance beside a sample set; without one, only the set's name."""
+    unknown = SampleProvenance(model=short(images.name, 100))
     if not (beside := provenance_path(path)).is_file():
-        return SampleProvenance(model=images.name)
-    provenance = read_json(SampleProvenance, beside)
+        return unknown
+    fields = read_json(object, beside)
+    if not (isinstance(fields, dict) and fields.keys() & SampleProvenance.__struct_fields__):
+        print(f"{short(beside, 120)} is no provenance of cmrepro's; ignored", file=sys.stderr)
+        return unknown
+    provenance = convert(SampleProvenance, fields, str(beside))
     if provenance.num_sampled not in (None, images.num_images):
         counts = f"{provenance.num_sampled} images, {path} has {images.num_images}"
         raise ValueError(f"{beside} is the provenance of {counts}; remove it or sample again")

@@ -47,7 +47,6 @@ def files_below(folder):
         (["train", "demo-cifar10-ct", "--set", "batchsize=5"], "batch_size"),
         (["sample", "demo-cifar10-cdd", "--out", "x.npz"], f"did you mean '{CD}'"),
         (["sample", CD, "--steps", "80,x", "--out", "x.npz"], "got --steps 80,x"),
-        (["sample", CD, "--num-images", "0", "--out", "x.npz"], "at least 1 image"),
         (["sample", CD, "--out", "x.png"], "ending in .npz"),
         (["sample", CD, "--device", "gpu", "--out", "x.npz"], "no device 'gpu'"),
         (["evaluate", "nothing.npz", "--device", "cuda:99"], "no device 'cuda:99'"),

@@ -98,8 +98,9 @@ def checkout(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib
     ],
 )
 def test_changed_and_new_code_make_a_checkout_dirty(
-    checkout: pathlib.Path, changed: str, dirty: bool
+    checkout: pathlib.Path, changed: str, dirty: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GIT_DIR", str(pathlib.Path(__file__).parents[1] / ".git"))  # as in hooks
     head = next((checkout / ".git" / "refs" / "heads").glob("*")).read_text().strip()
     assert git_state() == (head, False)
     (checkout / changed).write_text("changed")

@@ -3,6 +3,7 @@
 import click
 
 from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, QUIET, print_rows
+from cmrepro.files import LONGEST, short
 from cmrepro.metrics.protocols import load_protocol
 
 
@@ -39,6 +40,6 @@ def doctor(
     if rows:
         print_rows(rows, format_)
     for error in errors:
-        click.echo(f"cmrepro: {error}", err=True)
+        click.echo(f"cmrepro: {short(error, LONGEST)}", err=True)
     if errors:
         raise SystemExit(2)

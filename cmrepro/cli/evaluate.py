@@ -19,7 +19,7 @@ from cmrepro.records import FOLDER, RunRecord, Stated, write_record
 @click.option("--num-images", type=options.COUNT, help="Score the first N images.")
 @click.option("--model", help="Name of the model in the record.")
 @click.option("--nfe", type=options.COUNT, help="Network evaluations per image.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the noise.")
+@click.option("--seed", type=options.SEED, help="Seed of the noise.")
 @click.option("--times", callback=options.parse_times, help="Sampling times: t1,t2,…")
 @click.option("--trained-on", "dataset", help="Name of the training images: cifar10-train.")
 @click.option("--images-seen", type=options.COUNT, help="Images seen in training.")
@@ -90,7 +90,7 @@ def scores(record: RunRecord) -> dict[str, float]:
 @click.command()
 @click.argument("data_path")
 @options.PROTOCOL
-@click.option("--seed", default=0, help="Seed of the noise and of the choice of images.")
+@click.option("--seed", type=options.SEED, default=0, help="Seed of the noise and the subset.")
 @options.QUIET
 @options.OUT
 @options.OVERWRITE

@@ -11,8 +11,9 @@ import click
 
 from cmrepro.files import require_writable
 from cmrepro.report.tables import FORMATS, render
+from cmrepro.schema import LARGEST
 
-COUNT = click.IntRange(1)
+COUNT, SEED = click.IntRange(1, LARGEST), click.IntRange(0, LARGEST)
 PATH = click.Path(path_type=Path)
 OUT = click.option(
     "--out", type=PATH, metavar="DIR", default=Path(), help="Folder of results/ and REPORT.md."
@@ -91,7 +92,7 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"got --set {part}; allowed is KEY=VALUE[,KEY=VALUE…], each key once")
         try:
             settings[key] = None if value == "none" else tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             settings[key] = value
     return settings
 

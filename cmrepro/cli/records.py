@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, PATH, print_rows
-from cmrepro.records import FOLDER, RunRecord, merge_records, read_record
+from cmrepro.files import LONGEST, short
+from cmrepro.records import FOLDER, RunRecord, merge_records, read_record, record_files
 from cmrepro.report.compare import compare as run
 from cmrepro.schema import json_schema
 
@@ -48,7 +49,7 @@ def validate(files: tuple[Path, ...]) -> None:
 
     The exit code is 1 if a record is invalid, 2 if a file is missing or a folder holds no record.
     """
-    paths = [path for file in files for path in (sorted(file.glob("*.json")) or [file])]
+    paths = [path for file in files for path in (record_files(file) or [file])]
     code = 0
     for path in paths:
         try:
@@ -57,7 +58,7 @@ def validate(files: tuple[Path, ...]) -> None:
                 raise ValueError(f"{path}: {problem}; give records (.json) or their folder")
             read_record(path)
         except ValueError as error:
-            click.echo(str(error), err=True)
+            click.echo(short(error, LONGEST), err=True)
             code = max(code, 1 if path.is_file() else 2)
     if code:
         raise SystemExit(code)

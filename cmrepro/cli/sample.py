@@ -14,6 +14,7 @@ import click
 
 from cmrepro.cli import options
 from cmrepro.cli.main import cli
+from cmrepro.files import locked
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, read_record
 
@@ -42,8 +43,9 @@ def reproduce(
 
     require_own_report(out, overwrite)
     changes = {key: value for key, value in arguments.items() if value is not None}
-    records = run(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
-    written, *others = write_report(out, overwrite)
+    with locked(out / "results"):
+        records = run(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
+        written, *others = write_report(out, overwrite)
     options.print_rows(results_rows(records), "table")
     for warning in sorted({warning for record in records for warning in record.warnings}):
         click.echo(f"warning: {warning}", err=True)
@@ -54,8 +56,8 @@ def reproduce(
 @click.command()
 @click.argument("checkpoint")
 @click.option("--steps", default="1", help="1, 2 or times t1,t2,…; points of an EDM model's grid.")
-@click.option("--num-images", default=16)
-@click.option("--seed", default=0, help="Image i depends on (seed, i) alone.")
+@click.option("--num-images", type=options.COUNT, default=16)
+@click.option("--seed", type=options.SEED, default=0, help="Image i depends on (seed, i) alone.")
 @click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
 @click.option("--clip-denoised/--no-clip-denoised", default=None, help="Default: as released.")
 @options.DEVICE
@@ -79,6 +81,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
     from cmrepro.checkpoints.load import load_model
     from cmrepro.distributed import process_group
 
+    options.require_new(sampling.provenance_path(out), overwrite)
     model, seed = load_model(checkpoint, how["device"]), how["seed"]
     rounding, clip = how["to_uint8"], how["clip_denoised"]
     settings = sampling.sampler_settings(model.info, times, rounding, clip)
@@ -98,7 +101,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
 @click.option("--method", type=click.Choice(["ternary", "grid"]), default="ternary")
 @options.PROTOCOL
 @click.option("--num-images", type=options.COUNT, help="Images at each time.")
-@click.option("--seed", default=1000, help="Seed of the noise; at least 1000.")
+@click.option("--seed", type=options.SEED, default=1000, help="Seed of the noise; at least 1000.")
 @options.DEVICE
 @options.QUIET
 @options.FORMAT

@@ -1,5 +1,6 @@
 """Training: `train`."""
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import click
 
 from cmrepro.cli import options
 from cmrepro.data import training_images
+from cmrepro.files import locked
 from cmrepro.schema import lookup
 from cmrepro.settings import Variant
 from cmrepro.training.recipes import load_recipe
@@ -21,14 +23,14 @@ from cmrepro.training.recipes import load_recipe
 @click.option("--data", help="Data set: a path or a name (default: the recipe's).")
 @click.option("--channels-first", is_flag=True, help="Arrays of --data are (N, 3, H, W).")
 @click.option("--set", "settings", multiple=True, help="Changes, added up: KEY=VALUE,…")
-@click.option("--seed", default=0)
+@click.option("--seed", type=options.SEED, default=0)
 @click.option("--resume", is_flag=True, help="Continue from the newest state in --out, if any.")
 @options.DEVICE
 @click.option("--threads", type=options.COUNT, help="CPU threads (default: all cores).")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--micro-batch", type=options.COUNT, help="Images of one forward pass.")
 @click.option("--save-every", type=options.COUNT, default=500, help="Steps between states.")
-@click.option("--sample-every", default=2000, help="Steps between previews; 0: none.")
+@click.option("--sample-every", type=options.SEED, default=2000, help="Preview interval; 0: none.")
 @click.option("--plan", "planned", is_flag=True, help="Size and estimated duration; no training.")
 @options.QUIET
 @options.FORMAT
@@ -80,6 +82,7 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: A
         model = load_model(teacher, device) if teacher else None
         training = Training(changed, seed, model, device, **how)
         images = training_images(data or changed.dataset, image_size, channels_first)
-        path = run(training, images, out, provenance=provenance(), **arguments)
+        with locked(out) if rank == 0 else contextlib.nullcontext():
+            path = run(training, images, out, provenance=provenance(), **arguments)
     if rank == 0:
         click.echo(f"wrote {path}, the states, log and previews beside it")

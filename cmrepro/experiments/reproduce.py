@@ -6,7 +6,6 @@ from pathlib import Path
 from cmrepro.checkpoints.load import load_model
 from cmrepro.data import ImageDataset
 from cmrepro.experiments.run import evaluate, write_results
-from cmrepro.files import make_folder
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import RunRecord
 from cmrepro.sampling import sample, sample_provenance, sampler_settings
@@ -37,7 +36,6 @@ def reproduce(
     Writes out/results/records/*.json and out/results/samples/*.png (seed 0).
     """
     protocol = load_protocol(suite.protocol)
-    make_folder(out / "results")  # a bad folder is refused before the work
     records: list[RunRecord] = []
     for name, nfe in suite.checkpoints.items():
         model = load_model(name, device)

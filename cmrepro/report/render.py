@@ -22,6 +22,7 @@ from cmrepro.schema import flat, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
 SITE = Path("results/site")
+PAGES = f"records/*_{'[0-9a-f]' * 8}.html"  # of records; others there are foreign
 MARK = "Written by `cmrepro report`"
 # The package's checkpoints; their reader needs torch, which the report does without.
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
@@ -42,7 +43,7 @@ def write_report(out: Path, overwrite: bool = False) -> list[Path]:
 def require_own_report(out: Path, overwrite: bool) -> None:
     """Refuse a REPORT.md that is there and was not written by `write_report`."""
     report = out / "REPORT.md"
-    if report.is_file() and not overwrite and MARK not in report.read_text(encoding="utf-8"):
+    if report.is_file() and not overwrite and MARK not in report.read_text("utf-8", "replace"):
         raise ValueError(f"{report} is not by cmrepro; choose another folder, or overwrite it")
 
 
@@ -102,7 +103,7 @@ def _texts(out: Path) -> tuple[dict[str, str], list[str]]:
             file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
             bundled=bundled.is_file() and sha256(bundled) == checksum,
         )
-    pages = [path.relative_to(out).as_posix() for path in (out / SITE).rglob("*.html")]
+    pages = [path.relative_to(out).as_posix() for path in (out / SITE).glob(PAGES)]
     return texts, sorted(page for page in pages if page not in texts)
 
 
