@@ -47,11 +47,10 @@ def _write_errors(path: Path, only: int | None = None) -> Iterator[None]:
     except OSError as error:
         if only not in (None, error.errno):
             raise
-        where = "choose another folder"
-        if path.absolute().is_relative_to(cache_folder().absolute()):
-            where = "set CMREPRO_CACHE to another folder"
-        advice = f"{str(error.strerror).lower()}; {where}"
-        raise ValueError(f"cannot write {short(path, 120)}: {advice}") from error
+        in_cache = path.absolute().is_relative_to(cache_folder().absolute())
+        fix = f"{'set CMREPRO_CACHE to' if in_cache else 'choose'} another folder"
+        reason = f"cannot write {short(path, 120)}: {str(error.strerror).lower()}"
+        raise ValueError(f"{reason}; {fix}") from error
 
 
 @contextlib.contextmanager

@@ -50,8 +50,7 @@ def git_state() -> tuple[str | None, bool | None]:
     environment = {key: value for key, value in os.environ.items() if key[:4] != "GIT_"}
 
     def output(*arguments: str) -> str:
-        command, pipe = [*git, *arguments], subprocess.PIPE
-        run = subprocess.run(command, env=environment, stdout=pipe, stderr=pipe, check=True)
+        run = subprocess.run([*git, *arguments], env=environment, capture_output=True, check=True)
         return run.stdout.decode().strip()
 
     try:

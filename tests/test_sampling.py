@@ -195,7 +195,7 @@ def test_a_sample_set_has_its_provenance_beside_it(tmp_path, model):
     assert read_provenance(path, load_dataset(path)) == provenance
     with pytest.raises(ValueError, match="the provenance of 3 images"):
         read_provenance(path, ImageDataset("s", samples.stages[0][:2]))
-    provenance_path(path).write_text('{"modell": "x"}')
+    provenance_path(path).write_text('{"nfe": 1, "modell": "x"}')
     with pytest.raises(ValueError, match="unknown key 'modell': did you mean 'model'"):
         read_provenance(path, load_dataset(path))
     provenance_path(path).unlink()
