@@ -1,20 +1,18 @@
 """Checkpoints of ours and files of any format: what is written or converted comes back exactly."""
 
-import dataclasses
 import hashlib
 import pathlib
 
 import golden
 import pytest
 import torch
-from official_files import TINY, use_small_networks, weights_of, write_flax, write_torch
+from official_files import use_small_networks, weights_of, write_flax, write_torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cmrepro.checkpoints.convert import CONVERSION_VERSION, convert
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info, save_checkpoint
 from cmrepro.checkpoints.load import contents, find_checkpoint, load_model
-from cmrepro.networks.adm import UNet
 from cmrepro.networks.presets import PRESETS, build_network
 from cmrepro.records import CheckpointInfo, ConvertedFile
 from cmrepro.schema import to_builtins
@@ -34,7 +32,6 @@ INFO = CheckpointInfo(
 @pytest.fixture(autouse=True)
 def presets(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     use_small_networks(monkeypatch, tmp_path / "cache")
-    monkeypatch.setitem(PRESETS, "wide", (UNet, dataclasses.replace(TINY, num_channels=64)))
 
 
 @pytest.fixture(params=NETWORKS)

@@ -155,6 +155,7 @@ def replaced_pickle(file: bytes, content: Any) -> bytes:
     return new.getvalue()
 
 
+OLD = {"_use_new_zipfile_serialization": False}
 HEADER = {"network": "tiny", "parameterization": "edm", "sigma_min": 0.002, "sigma_max": 80.0}
 
 
@@ -188,7 +189,7 @@ def build_corpus() -> dict[str, tuple[Any, str]]:
         "plain": (save(tiny), ""),
         "bfloat16": (save({name: x.bfloat16() for name, x in tiny.items()}), ""),
         "float64": (torch_file({name: x.double() for name, x in tiny.items()}), ""),
-        "before torch 1.6": (torch_file(tiny, _use_new_zipfile_serialization=False), ""),
+        "before torch 1.6": (torch_file(tiny, **OLD), ""),
         "module": (torch_file({f"module.{name}": x for name, x in tiny.items()}), ""),
         "compiled": (torch_file({f"module._orig_mod.{name}": x for name, x in tiny.items()}), ""),
         "averaged": (save({f"model.{n}": x for n, x in tiny.items()} | {"n": torch.ones(1)}), ""),
@@ -248,7 +249,7 @@ def build_corpus() -> dict[str, tuple[Any, str]]:
         "pickle": (pickle.dumps({"ema": Hostile()}), "is a Python pickle"),
         "text pickle": (pickle.dumps({"ema": Hostile()}, 0), "is of no known format"),
         "hook": (torch_file(hook), "GLOBAL posix.mkdir"),
-        "hook before 1.6": (torch_file(hook, _use_new_zipfile_serialization=False), "posix.mkdir"),
+        "hook before 1.6": (torch_file(hook, **OLD), "posix.mkdir"),
         "hook in a folder": (unet | {f"{stem}.bin": torch_file(hook)}, "posix.mkdir"),
         "replaced pickle": (replaced_pickle(torch_file(tiny), Hostile()), "posix.mkdir"),
         "flax pickle": (
@@ -310,34 +311,25 @@ def test_checkpoints(small: None, tmp_path: pathlib.Path, monkeypatch: pytest.Mo
 
 # Damage
 
-READERS: dict[str, Callable[[pathlib.Path], Any]] = {
-    "npz": read_statistics,
-    "pickle": read_statistics,
-    "old pickle": read_statistics,
-    **dict.fromkeys(
-        ("ours", "torch", "old torch", "x.index.json"),
-        lambda path: read_checkpoint(path, network="tiny", parameterization="edm"),
-    ),
-    "flax": lambda path: read_checkpoint(path, network="tiny-flax", parameterization="edm"),
-    "config.json": lambda path: read_checkpoint(path.parent),
+
+def read(path: pathlib.Path) -> Any:
+    network = "tiny-flax" if path.name == "flax" else "tiny"
+    source = path.parent if path.name == "config.json" else path
+    return read_checkpoint(source, network=network, parameterization="edm")
+
+
+READERS: dict[str, tuple[Callable[[pathlib.Path], Any], Callable[[], bytes]]] = {
+    "npz": (read_statistics, lambda: npz(ADM | {"metadata": np.frombuffer(b"{}", np.uint8)})),
+    "pickle": (read_statistics, lambda: pickle.dumps({"num_images": 9, "fid": TTUR})),
+    "old pickle": (read_statistics, lambda: pickle.dumps(TTUR, 1)),
+    "ours": (read, lambda: ours(weights_of("tiny"))),
+    "torch": (read, lambda: torch_file({"ema": weights_of("tiny")})),
+    "old torch": (read, lambda: torch_file(weights_of("tiny"), **OLD)),
+    "flax": (read, lambda: flax_file(step=7)),
+    "config.json": (read, lambda: json.dumps(unet_config("tiny")).encode()),
+    "x.index.json": (read, lambda: index("a", "b")),
 }
-
-
-@functools.cache
-def intact(kind: str) -> bytes:
-    weights = weights_of("tiny")
-    makers: dict[str, Callable[[], bytes]] = {
-        "npz": lambda: npz(ADM | {"metadata": np.frombuffer(b'{"split": "all"}', np.uint8)}),
-        "pickle": lambda: pickle.dumps({"num_images": 9, "fid": TTUR}),
-        "old pickle": lambda: pickle.dumps(TTUR, 1),
-        "ours": lambda: ours(weights),
-        "torch": lambda: torch_file({"ema": weights}),
-        "old torch": lambda: torch_file(weights, _use_new_zipfile_serialization=False),
-        "flax": lambda: flax_file(step=7),
-        "config.json": lambda: json.dumps(unet_config("tiny")).encode(),
-        "x.index.json": lambda: index("a", "b"),
-    }
-    return makers[kind]()
+INTACT = functools.cache(lambda kind: READERS[kind][1]())
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -345,10 +337,12 @@ def intact(kind: str) -> bytes:
 @given(damage=DAMAGE)
 def test_damage(kind: str, damage: list[Any], small: None, tmp_path: pathlib.Path) -> None:
     """A damaged file is refused in one line, or, where nothing tells, read."""
-    path = tmp_path / (kind if "." in kind else "file")
-    path.write_bytes(damaged(intact(kind), damage))
+    path, weights = tmp_path / kind, tmp_path / "diffusion_pytorch_model.bin"
+    if kind == "config.json" and not weights.exists():
+        weights.write_bytes(torch_file(to_diffusers(weights_of("tiny"), TINY)))
+    path.write_bytes(damaged(INTACT(kind), damage))
     try:
-        result = READERS[kind](path)
+        result = READERS[kind][0](path)
     except ValueError as error:
         message_of(error, path.parent)
     else:
