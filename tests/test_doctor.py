@@ -144,7 +144,7 @@ def test_an_unusable_file_is_one_line(
         path.write_bytes(content)
     result = CliRunner().invoke(doctor, [str(path)])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert str(path) in result.stderr
+    assert name in result.stderr  # of a long path, both ends
 
 
 def test_other_files_are_examined_beside_an_unusable_one(tmp_path: pathlib.Path) -> None:
@@ -154,9 +154,7 @@ def test_other_files_are_examined_beside_an_unusable_one(tmp_path: pathlib.Path)
     result = CliRunner().invoke(doctor, [str(grey), str(good), "--format", "csv"])
     assert result.exit_code == 2
     assert {line.split(",")[0] for line in result.stdout.splitlines()} == {"file", str(good)}
-    assert result.stderr.startswith(
-        f"cmrepro: {grey} is not a sample set: arr_0 is uint8 (20, 8, 8)"
-    )
+    assert "grey.npz is not a sample set: arr_0 is uint8 (20, 8, 8)" in result.stderr
 
 
 def test_the_state_of_a_file(tmp_path: pathlib.Path) -> None:

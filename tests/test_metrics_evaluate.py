@@ -202,7 +202,7 @@ def test_other_numbers_of_images_are_requested_and_warned_about(
     for requested, message in [
         (None, "59 images, protocol 'tiny' asks for 60"),
         (70, "59 images, num_images is 70"),
-        (9, "num_images is 9; allowed are 10 up to"),
+        (9, "num_images is 9; allowed are 10 or more"),
     ]:
         with pytest.raises(ValueError, match=message):
             num_scored(59, PROTOCOL, requested)

@@ -140,8 +140,8 @@ def num_scored(available: int, protocol: Protocol, requested: int | None = None)
     least = max((parts and parts.num_splits) or 2, manifold.neighborhood + 1 if manifold else 2)
     if not least <= count <= available:
         source = f"protocol '{protocol.name}' asks for" if requested is None else "num_images is"
-        allowed = f"allowed are {least} up to the images there are (num_images)"
-        raise ValueError(f"got {available} images, {source} {count}; {allowed}, or sample more")
+        allowed = f"allowed are {least} or more, and no more than there are images"
+        raise ValueError(f"got {available} images, {source} {count}; {allowed}: set num_images")
     return count
 
 
