@@ -72,7 +72,7 @@ def test_a_record_knows_what_was_sampled_and_refuses_another_statement(tmp_path)
             cmrepro.evaluate(images, **named, **{key: value})
     with pytest.raises(ValueError, match="'nfes': did you mean 'nfe'"):
         cmrepro.evaluate(images, **named, nfes=2)
-    with pytest.raises(ValueError, match="got 12 images, num_images is 13; allowed are 10 or more"):
+    with pytest.raises(ValueError, match="num_images is 13; allowed are 10 or more"):
         cmrepro.evaluate(images, num_images=13)
     cmrepro.save(record, images, tmp_path)
     assert read_records(tmp_path / FOLDER) == [record]
