@@ -24,7 +24,7 @@ test-gate: $(STAMP)  ## the gate on planted and on unchanged code: half an hour
 reproduce-cifar10: $(STAMP)  ## sample, score and compare with the paper, into runs/reproduce-cifar10/
 	$(BIN)/cmrepro reproduce cifar10 --out runs/reproduce-cifar10 $(ARGS)
 
-bench: $(STAMP)  ## the regression gate: speed and scores (ARGS=--full for full sizes, --update for new baselines)
+bench: $(STAMP)  ## the regression gate: speed and scores (ARGS=--full for full sizes, --update for baselines of this machine, --update-scores)
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
 report: $(STAMP)  ## the committed REPORT.md, tables and figures from the records in results/

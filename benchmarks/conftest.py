@@ -41,7 +41,10 @@ def kind_of(machine: dict[str, str]) -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("regression gate")
     group.addoption(
-        "--update", action="store_true", help="store the measured values as the new baselines"
+        "--update", action="store_true", help="store this machine's ratios and images as baselines"
+    )
+    group.addoption(
+        "--update-scores", action="store_true", help="store the scores, which all machines share"
     )
     group.addoption("--full", action="store_true", help="run the full sizes too")
     group.addoption("--baselines", type=Path, default=FOLDER, help="folder of the baselines")
@@ -58,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
         kind_of(description),
         description,
         config.getoption("--update"),
+        config.getoption("--update-scores"),
     )
 
 
@@ -79,16 +83,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     config = terminalreporter.config
     baselines = config.stash[BASELINES]
     terminalreporter.section("regression gate")
-    if baselines.update and not config.getoption("collectonly"):
+    if (baselines.update or baselines.update_scores) and not config.getoption("collectonly"):
         baselines.write()
         terminalreporter.line(
-            f"wrote {baselines.machine_file} and {baselines.scores_file}; a change of a score, of "
-            "images or of a speed needs a line in CHANGELOG.md with both values:"
+            "a change of a score, of images or of a speed needs a line in CHANGELOG.md with both "
+            "values:"
         )
     elif not baselines.known:
         terminalreporter.line(
             f"no baseline for this kind of machine ({baselines.kind}): speeds are compared with "
             "their bounds only; pytest benchmarks --update makes one"
+        )
+    if names := baselines.disturbed:
+        terminalreporter.line(
+            f"wall-clock time of {len(names)} ratios not judged, other processes took the "
+            f"processor: {', '.join(names)}"
         )
     for note in baselines.notes:
         terminalreporter.line(note)

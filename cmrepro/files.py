@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
+LONGEST = 280  # of a message, characters
 RECORDED = "recorded at first download"  # stands for a checksum that nobody publishes
 
 
@@ -46,8 +47,25 @@ def _write_errors(path: Path, only: int | None = None) -> Iterator[None]:
     except OSError as error:
         if only not in (None, error.errno):
             raise
-        advice = f"{str(error.strerror).lower()}; choose another folder with --out"
-        raise ValueError(f"cannot write {path}: {advice}") from error
+        in_cache = path.absolute().is_relative_to(cache_folder().absolute())
+        fix = f"{'set CMREPRO_CACHE to' if in_cache else 'choose'} another folder"
+        reason = f"cannot write {short(path, 120)}: {str(error.strerror).lower()}"
+        raise ValueError(f"{reason}; {fix}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock of a folder for one run, which ends with its process; a second run is refused."""
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    try:
+        lock = FileLock(folder / ".cmrepro.lock").acquire(timeout=0)
+    except Timeout:
+        found = f"another run writes to {short(folder, 120)}"
+        raise ValueError(f"{found}; wait for its end, or choose another folder") from None
+    with lock:
+        yield
 
 
 @contextlib.contextmanager
@@ -67,15 +85,57 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def short(name: object, length: int = 60) -> str:
+    """A name for a message, its middle cut out if it is long."""
+    text, half = str(name), length // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
+@contextlib.contextmanager
+def one_line_errors(path: object, fault: str, advice: str = "") -> Iterator[None]:
+    """ValueError in the place of any error of a block that reads a file.
+
+    Damaged files make readers raise nearly everything, in any number of lines.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("ValueError: ")
+        start, end = f"{short(path, 80)} {fault}: ", f"; {advice}" * bool(advice)
+        raise ValueError(start + short(text, 290 - len(start + end)) + end) from error
+
+
 def array_sha256(array: NDArray[Any]) -> str:
     """Hexadecimal SHA-256 of an array's values in C order."""
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+def sha256(*paths: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file, or of several one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def first_bytes(path: Path) -> bytes:
+    """First 64 bytes of a file; refuses what often lies in the place of a download."""
+    if not path.is_file():
+        raise ValueError(f"{short(path, 80)} is no file; check the path")
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        start = file.read(64)
+    if not start:
+        raise ValueError(f"{short(path, 80)} is empty; copy or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{short(path, 80)} is a git-lfs pointer, not the file itself; run 'git lfs pull'"
+        )
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise ValueError(
+            f"{short(path, 80)} is a web page (HTML or XML); download the file itself"
+        )
+    return start
 
 
 def require_checksum(path: Path, checksum: str, advice: str) -> None:
@@ -99,7 +159,7 @@ def expected_checksum(path: Path, checksum: str) -> str | None:
 def cache_folder() -> Path:
     """Folder of downloads: `CMREPRO_CACHE`, or the user's cache folder."""
     if folder := os.environ.get("CMREPRO_CACHE"):
-        return Path(folder)
+        return Path(os.path.expanduser(folder))
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("cmrepro"))
@@ -117,8 +177,8 @@ def download(url: str, path: Path, checksum: str) -> Path:
     from filelock import FileLock
 
     part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             if not path.exists():  # another process may have fetched it
                 _fetch(url, part)
@@ -146,7 +206,8 @@ def _check(arrived: Path, path: Path, checksum: str) -> None:
 
 def _fetch(url: str, part: Path) -> None:
     import requests
-    from tqdm import tqdm
+
+    from cmrepro.progress import progress_bar
 
     have = part.stat().st_size if part.exists() else 0
     # The bytes of the file itself: its checksum and its ranges do not know of compression.
@@ -157,10 +218,11 @@ def _fetch(url: str, part: Path) -> None:
         response.raise_for_status()
         resumed = response.status_code == 206
         initial = have * resumed
-        total = initial + int(response.headers.get("Content-Length", 0))
+        length = int(response.headers.get("Content-Length", 0))
+        sizes: dict[str, Any] = {"initial": initial, "total": initial + length}
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=total, initial=initial, unit="B", unit_scale=True, desc=part.stem) as bar,
+            progress_bar(desc=part.stem, unit="B", unit_scale=True, **sizes) as bar,
         ):
             for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)

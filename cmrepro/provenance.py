@@ -21,8 +21,11 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "torch-fidelity", "clean-f
 def provenance() -> Provenance:
     """Command, commit, versions and hardware of this process."""
     commit, dirty = git_state()
+    script = Path(sys.argv[0]).name
+    program = ["cmrepro"] if script in ("cmrepro", "__main__.py") else ["python", script]
+    words = ["python"] if hasattr(sys, "ps1") else [*program, *sys.argv[1:]]  # not a notebook's
     return Provenance(
-        command=shlex.join(["cmrepro", *sys.argv[1:]]),
+        command=shlex.join(words),
         cmrepro=__version__,
         commit=commit,
         dirty=dirty,
@@ -43,10 +46,12 @@ def git_state() -> tuple[str | None, bool | None]:
     # A checkout of another user, as in many containers, is no reason to lose the commit.
     git = ["git", "-C", str(root), "-c", f"safe.directory={root}"]
     code = ("cmrepro", "pyproject.toml", "constraints.txt")
+    # Git's hooks set GIT_DIR and others, which would name another repository.
+    environment = {key: value for key, value in os.environ.items() if key[:4] != "GIT_"}
 
     def output(*arguments: str) -> str:
-        run = subprocess.run([*git, *arguments], capture_output=True, text=True, check=True)
-        return run.stdout.strip()
+        run = subprocess.run([*git, *arguments], env=environment, capture_output=True, check=True)
+        return run.stdout.decode().strip()
 
     try:
         return output("rev-parse", "HEAD"), bool(output("status", "--porcelain", "--", *code))

@@ -1,14 +1,15 @@
 """Records of trainings, checkpoints and sample sets, and of one run as JSON, `RunRecord`."""
 
 import hashlib
+import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
-from msgspec import field
+from msgspec import Meta, field
 
 from cmrepro import schema, settings
 from cmrepro.files import atomic_path
@@ -17,7 +18,7 @@ from cmrepro.schema import Checksum, NotNegative, Positive, Share, Struct
 SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
 RELATIVE_TOLERANCE = 1e-4  # of scores between machines
-MAY_DIFFER = ("provenance", "durations_s")  # these may differ in runs of the same settings
+NOISE = "uniform-noise"  # name of the anchor that no trained model should come near
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
@@ -35,6 +36,14 @@ class Provenance(Struct, frozen=True, kw_only=True):
     gpu: str | None  # accelerator; None without one
 
 
+class StatedTraining(Struct, frozen=True, kw_only=True):
+    """Training of a model from elsewhere, as its author states it."""
+
+    dataset: str | None = None  # name of the images trained on
+    batch_size: Positive | None = None  # global batch, images
+    images_seen: Positive | None = None  # images, with repetition
+
+
 class TrainingRun(Struct, frozen=True, kw_only=True):
     """Training of a model: measured for our own, published for official checkpoints."""
 
@@ -50,7 +59,8 @@ class TrainingRun(Struct, frozen=True, kw_only=True):
     total_steps: Positive | None = None  # optimizer steps taken
     images_seen: Positive | None = None  # images, with repetition
     seed: NotNegative | None = None  # this and the rest: our own trainings only
-    dataset_sha256: Checksum | None = None  # checksum of all training images
+    dataset_sha256: Checksum | None = None  # of all training images' pixels, in their order
+    dataset_files_sha256: Checksum | None = None  # of names and sizes of too many files to decode
     teacher: str | None = None  # name or file of the teacher
     teacher_sha256: Checksum | None = None  # checksum of the teacher's file
     precision: str | None = None  # "fp32", "bf16" or "fp16"
@@ -64,7 +74,8 @@ class ConvertedFile(Struct, frozen=True, kw_only=True):
 
     file: str  # name of the file
     sha256: Checksum  # its checksum, or that of a folder's weights
-    format: Literal["torch", "flax", "diffusers"]
+    format: Literal["torch", "flax", "diffusers", "safetensors"]
+    key: str | None = None  # of the state dict among several in the file
     conversion: int  # version of the conversion
     name: str | None = None  # name of an official checkpoint in the registry
     url: str | None = None  # its address
@@ -105,17 +116,56 @@ class Hashes(Struct, frozen=True, kw_only=True):
     features: Checksum | None = None  # features scored, float32 (N, D)
 
 
+class Stated(TypedDict, total=False):
+    """Facts of a model from elsewhere and of its images, as its author states them."""
+
+    model: str  # name of the model in records and tables
+    nfe: int  # network evaluations per image
+    seed: int  # seed of the noise
+    times: Sequence[float]  # sampling times, decreasing
+    dataset: str  # name of the images trained on, e.g. "cifar10-train"
+    images_seen: int  # in training, with repetition
+    batch_size: int  # global batch of the training, images
+
+
 class SampleProvenance(Struct, frozen=True, kw_only=True):
     """Provenance of a sample set, in the JSON beside it (`samples.npz.provenance.json`)."""
 
-    model: str  # name of the checkpoint, or of the sample set where nothing more is known
+    # Name of the checkpoint, or of the sample set where nothing more is known; in file names
+    model: Annotated[str, Meta(pattern="^[^/]+$", max_length=100)]
     nfe: Positive | None = None  # network evaluations per image; None where unknown
     seed: NotNegative | None = None  # seed of the noise; None where unknown
     sampler: settings.SamplerSettings | None = None  # None for images from elsewhere
     checkpoint: Checkpoint | None = None  # what made them; None for images from elsewhere
+    # Sampling times as stated, of images from elsewhere
+    times: tuple[Annotated[float, Meta(gt=0, lt=1e9)], ...] | None = None
+    training: StatedTraining | None = None  # of the model, where there is no checkpoint
     num_sampled: Positive | None = None  # images of the whole sample set
     sampling_device: str | None = None  # device that made them
     hashes: Hashes | None = None  # checksums of noise, labels and images of the whole sample set
+
+    def stating(self, **stated: Unpack[Stated]) -> "SampleProvenance":
+        """Add what is stated; refuse a contradiction to what is known."""
+        new: dict[str, Any] = {key: value for key, value in stated.items() if value is not None}
+        times = tuple(map(float, new.get("times", ())))
+        new |= {"times": times, "nfe": new.get("nfe", len(times))} if times else {}
+        by_checkpoint = self.checkpoint.training if self.checkpoint else None
+        trained = by_checkpoint or self.training
+        training = {key: getattr(trained, key, None) for key in StatedTraining.__struct_fields__}
+        known = training | {"nfe": self.nfe or len(times) or None, "seed": self.seed}
+        known["times"] = self.sampler.times if self.sampler else self.times
+        known["model"] = self.model if self.checkpoint else None
+        unknown = () if by_checkpoint else (None,)  # a checkpoint states all that is known
+        for key, value in known.items():
+            if key in new and value not in (*unknown, new[key]):
+                found = f"got {key} = {new[key]}; provenance or times of the images say {value}"
+                raise ValueError(f"{found}; leave it out")
+        training = {key: new.pop(key, value) for key, value in training.items()}
+        if any(training.values()) and not by_checkpoint:
+            new["training"] = training
+        if self.sampler:
+            new.pop("times", None)
+        return self.replace(**new)
 
 
 class Extrapolation(Struct, frozen=True, kw_only=True):
@@ -137,7 +187,8 @@ class Uncertainty(Struct, frozen=True, kw_only=True):
 
 
 _UNIT = dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0))
-_RANGES: dict[str, tuple[float, float]] = {"is": (1, inf), "density": (0, inf), **_UNIT}
+_POSITIVE = dict.fromkeys(("fid", "sfid", "density"), (0.0, inf))
+RANGES: dict[str, tuple[float, float]] = {"is": (1, inf), **_POSITIVE, **_UNIT}
 
 
 class RunRecord(SampleProvenance, frozen=True, kw_only=True):
@@ -157,9 +208,18 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for metric, value in self.scores.items():
-            low, high = _RANGES.get(metric, (-inf, inf))
+            low, high = RANGES.get(metric, (-inf, inf))
             if not low <= value <= high:
                 raise ValueError(f"got {metric} = {value}; allowed is {low:g} to {high:g}")
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{metric} {value:.4g}" for metric, value in self.scores.items())
+        return f"RunRecord({self.id}: {scores})"
+
+    def _repr_html_(self) -> str:
+        """Scores as a table, for notebooks."""
+        rows = (f"<tr><th>{key}</th><td>{x:.5g}</td></tr>" for key, x in self.scores.items())
+        return f"<table><caption>{html.escape(self.id)}</caption>{''.join(rows)}</table>"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -172,8 +232,9 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
             "seed": self.seed,
             "num_images": self.num_images,
             **schema.flat({"sampler": sampler or {}}),
-            # Nothing else tells one sample set from elsewhere from another.
-            "images": None if self.checkpoint else self.hashes.images,
+            **({"times": self.times} if self.times else {}),
+            # Nothing else tells one sample set of an unknown seed from another.
+            "images": self.hashes.images if self.seed is None else None,
             "protocol": self.protocol.name,
             "protocol version": self.protocol.version,
             "reference": self.reference.sha256,
@@ -201,25 +262,22 @@ def read_record(path: Path) -> RunRecord:
     return schema.convert(RunRecord, fields, str(path))
 
 
+def record_files(folder: Path) -> list[Path]:
+    """Records in a folder, by name; hidden files and JSON of other programs are left out."""
+    paths = sorted(path for path in folder.glob("*.json") if path.name[0] != ".")
+    ours = re.compile(f".*_{'[0-9a-f]' * 8}")
+    return [p for p in paths if ours.fullmatch(p.stem) or b"cmrepro" in p.read_bytes()]
+
+
 def read_records(folder: Path) -> list[RunRecord]:
     """All records of a folder, in the order of their file names, which are their ids."""
-    records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
+    records = {path: read_record(path) for path in record_files(folder)}
     if not records:
         raise ValueError(f"no records in {folder}; make some with 'cmrepro reproduce cifar10'")
     for path, record in records.items():
         if path.stem != record.id:
             raise ValueError(f"{path} holds the record '{record.id}'; rename the file")
     return list(records.values())
-
-
-def find_record(name: str | Path) -> RunRecord:
-    """The record in a file, or the one with this id in ./results/records."""
-    path = Path(name)
-    if not path.is_file():
-        known = {file.stem: file for file in FOLDER.glob("*.json")}
-        kind = f"record (no such file, nor in {FOLDER})"
-        path = schema.lookup(kind, str(name), known, f"ls {FOLDER}")
-    return read_record(path)
 
 
 def differences(a: RunRecord, b: RunRecord) -> dict[str, tuple[Any, Any]]:
@@ -234,10 +292,10 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
     path = folder / f"{record.id}.json"
     if path.is_file() and not overwrite:
         keys = differences(read_record(path), record)
-        if found := [key for key in keys if not key.startswith(MAY_DIFFER)]:
+        if found := [key for key in keys if not key.startswith(("provenance", "durations_s"))]:
             raise ValueError(
-                f"{path} is there and differs in {', '.join(found)}; keep one: --overwrite "
-                "replaces it, another --out keeps both ('cmrepro compare' explains)"
+                f"{path} is there and differs in {', '.join(found)}; keep one: overwrite it, "
+                "or keep both in another folder ('cmrepro compare' explains)"
             )
         return path
     with atomic_path(path) as temporary:
@@ -247,5 +305,5 @@ def write_record(record: RunRecord, folder: Path, overwrite: bool = False) -> Pa
 
 def merge_records(paths: Iterable[Path], folder: Path, overwrite: bool = False) -> list[Path]:
     """Write records from elsewhere (files or folders) into a folder, each under its id."""
-    files = [f for path in paths for f in (sorted(path.glob("*.json")) or [path])]
+    files = [f for path in paths for f in (record_files(path) or [path])]
     return [write_record(read_record(file), folder, overwrite) for file in files]

@@ -2,27 +2,30 @@
 
 import functools
 import hashlib
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step, solve_ode
 from cmrepro.data import ImageSource
 from cmrepro.distributed import gather, rank_and_world_size, shard
-from cmrepro.files import array_sha256, atomic_path
+from cmrepro.files import array_sha256, atomic_path, short
+from cmrepro.networks.presets import CLIPPED_DENOISERS
+from cmrepro.progress import progress_bar
 from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
-from cmrepro.schema import read_json, to_json
+from cmrepro.schema import LARGEST, convert, read_json, to_json
 from cmrepro.settings import Rounding, SamplerSettings
 
 # Images of one forward pass. Convolutions may round differently in batches of another size, so it
@@ -36,29 +39,34 @@ def sampler_settings(
     info: CheckpointInfo,
     steps: int | Sequence[float],
     to_uint8: Literal[Rounding, "as given"] = "round",
+    clip_denoised: bool | None = None,
 ) -> SamplerSettings:
     """Sampler of a checkpoint; "as given", of protocols that read images, is "round".
 
     `steps` of a consistency function are 1, 2, or all times of Algorithm 1, decreasing from
-    sigma_max; those of a denoiser are the number of grid points of Heun's method.
+    sigma_max; those of a denoiser are the number of grid points of Heun's method. `clip_denoised`
+    is by default that of the official sampler: False for EDM on CIFAR-10 and the demo.
     """
+    if clip_denoised is None:
+        clip_denoised = info.parameterization == "boundary" or info.network in CLIPPED_DENOISERS
     rounding: Rounding = "round" if to_uint8 == "as given" else to_uint8
+    how: dict[str, Any] = {"to_uint8": rounding, "clip_denoised": clip_denoised}
     sigma_max = info.sigma_max
     if info.parameterization == "edm":
         if not isinstance(steps, int) or steps < 2:
-            allowed = "a number N >= 2 of points of Heun's sampler, e.g. --steps 18"
-            raise ValueError(f"got --steps {steps} for an EDM denoiser; allowed is {allowed}")
+            allowed = "a number N >= 2 of points of Heun's sampler, e.g. 18"
+            raise ValueError(f"got steps = {steps} for an EDM denoiser; allowed is {allowed}")
         grid = tuple(karras_times(steps, info.sigma_min, sigma_max, info.rho).tolist())
-        return SamplerSettings(algorithm="heun", times=grid, to_uint8=rounding)
+        return SamplerSettings(algorithm="heun", times=grid, **how)
     if isinstance(steps, int):
         known = [sigma_max, *([info.two_step_time] if info.two_step_time else [])]
         if not 1 <= steps <= len(known):
-            found = f"got {steps} steps; this checkpoint has times for 1 to {len(known)}"
-            raise ValueError(f"{found}; list all times for more: --steps {sigma_max:g},t2,…")
+            found = f"got steps = {steps}; this model has times for 1 to {len(known)}"
+            raise ValueError(f"{found}; list all times for more: {sigma_max:g}, t2, …")
         steps = known[:steps]
     check_times(steps, info.sigma_min, sigma_max)
     times = tuple(map(float, steps))
-    return SamplerSettings(algorithm="multistep", times=times, to_uint8=rounding)
+    return SamplerSettings(algorithm="multistep", times=times, **how)
 
 
 def _generator(seed: int, i: int, counter: int = 0) -> np.random.Generator:
@@ -100,7 +108,7 @@ class Samples:
 
 @torch.inference_mode()
 def sample(
-    model: PreconditionedModel,
+    model: PreconditionedModel | WrappedModel,
     settings: SamplerSettings,
     num_images: int,
     seed: int,
@@ -112,16 +120,16 @@ def sample(
     Under `torchrun` every process samples its shard of the batches, and rank 0 gathers them; the
     others return no images. `progress` is the label of a progress bar.
     """
-    if num_images < 1 or seed < 0:
+    if not (1 <= num_images <= LARGEST and 0 <= seed <= LARGEST):
         found = f"got {num_images} images and seed {seed}"
-        raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0")
-    device = next(model.parameters()).device
+        raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0, both below 2^63")
+    device = _device(model)
     rank, world_size = rank_and_world_size()
     firsts = range(0, num_images, BATCH_SIZE)
     classes = None
-    if num_classes := getattr(model.network.config, "num_classes", 0):
+    if model.num_classes:
         indices = range(len(firsts) * BATCH_SIZE)
-        classes = torch.from_numpy(class_labels(seed, indices, num_classes))
+        classes = torch.from_numpy(class_labels(seed, indices, model.num_classes))
     own = firsts[shard(len(firsts), rank, world_size)]
     # Noise draws an image: one for each evaluation of Algorithm 1, one in all for Heun.
     num_stages = len(settings.times) if settings.algorithm == "multistep" else 1
@@ -136,7 +144,8 @@ def sample(
             digest.update(used[:, :draws].tobytes())
         return z.to(device)
 
-    for first in tqdm(own, desc=progress, unit="batch", disable=progress is None or rank > 0):
+    hidden = progress is None or rank > 0
+    for first in progress_bar(own, hidden, desc=progress, unit="batch"):
         z = batch_noise(first)
         labels = None if classes is None else classes[first : first + BATCH_SIZE].to(device)
         images = _stages(functools.partial(model, labels=labels), settings, z, model.sigma_min)
@@ -166,8 +175,17 @@ def _stages(
     return iter([solve_ode(denoiser, settings.times[0] * z[0], times, heun_step)])
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Device of a model's parameters, the CPU without any."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
 def sample_provenance(
-    model: CheckpointModel, settings: SamplerSettings, seed: int, samples: Samples, stage: int = 0
+    model: CheckpointModel | WrappedModel,
+    settings: SamplerSettings,
+    seed: int,
+    samples: Samples,
+    stage: int = 0,
 ) -> SampleProvenance:
     """Provenance of the images of one stage of `samples`, counted from 1; the last by default."""
     stage = stage or len(samples.stages)
@@ -179,20 +197,19 @@ def sample_provenance(
         labels=None if labels is None else array_sha256(labels),
         images=array_sha256(images),
     )
-    return SampleProvenance(
-        model=model.path.stem,
+    return model.provenance.replace(
         nfe=settings.nfe,
         seed=seed,
         sampler=settings,
-        checkpoint=model.checkpoint,
         num_sampled=len(images),
-        sampling_device=str(next(model.parameters()).device),
+        sampling_device=str(_device(model)),
         hashes=hashes,
     )
 
 
 def provenance_path(path: Path) -> Path:
     """Path of the JSON beside a sample set."""
+    path = Path(os.path.expanduser(path)).absolute()  # so that the folder "." has a name
     return path.with_name(f"{path.name}.provenance.json")
 
 
@@ -201,25 +218,24 @@ def write_sample_set(
     images: NDArray[np.uint8],
     provenance: SampleProvenance,
     labels: NDArray[np.int64] | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Write images as `arr_0` of an .npz, classes as `arr_1` (ADM's names), provenance beside."""
-    beside = provenance_path(path)
-    if path.exists() and not overwrite:
-        if beside.is_file() and read_json(SampleProvenance, beside) == provenance:
-            return
-        raise ValueError(f"{path} is there already; choose another --out, or add --overwrite")
     with atomic_path(path) as temporary:  # it ends in .npz too, as np.savez wants it
         np.savez(temporary, images) if labels is None else np.savez(temporary, images, labels)
-    with atomic_path(beside) as temporary:
+    with atomic_path(provenance_path(path)) as temporary:
         temporary.write_text(to_json(provenance), encoding="utf-8")
 
 
 def read_provenance(path: Path, images: ImageSource) -> SampleProvenance:
     """Provenance beside a sample set; without one, only the set's name."""
+    unknown = SampleProvenance(model=short(images.name, 100))
     if not (beside := provenance_path(path)).is_file():
-        return SampleProvenance(model=images.name)
-    provenance = read_json(SampleProvenance, beside)
+        return unknown
+    fields = read_json(object, beside)
+    if not (isinstance(fields, dict) and fields.keys() & SampleProvenance.__struct_fields__):
+        print(f"{short(beside, 120)} is no provenance of cmrepro's; ignored", file=sys.stderr)
+        return unknown
+    provenance = convert(SampleProvenance, fields, str(beside))
     if provenance.num_sampled not in (None, images.num_images):
         counts = f"{provenance.num_sampled} images, {path} has {images.num_images}"
         raise ValueError(f"{beside} is the provenance of {counts}; remove it or sample again")

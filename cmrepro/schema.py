@@ -16,8 +16,9 @@ from msgspec.structs import FieldInfo, fields
 
 T = TypeVar("T")
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+LARGEST = (1 << 63) - 1  # of integers in arrays and files
+Positive = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Checksum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="64 hex digits")]
 
@@ -70,7 +71,7 @@ def read_toml(kind: type[T], path: Path) -> T:
     """A TOML file as a declared type."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as TOML ({error}); correct it") from error
     return convert(kind, values, str(path))
 

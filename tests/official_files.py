@@ -74,18 +74,26 @@ def ema_tree(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Any]:
     return tree
 
 
-def write_flax(path: pathlib.Path, step: int = 7, **changes: Any) -> pathlib.Path:
-    """A training state of "tiny-flax" whose EMA tree differs from the other one."""
+def flax_file(dtype: torch.dtype = torch.float32, **state: Any) -> bytes:
+    """The weights of "tiny-flax" in a type, as the EMA, with other parts of a training state."""
+
+    def bfloat16(value: np.ndarray) -> msgpack.ExtType:
+        content = (value.shape, "bfloat16", (value.view("<u4") >> 16).astype("<u2").tobytes())
+        return msgpack.ExtType(1, msgpack.packb(content))
+
     network = build_network("tiny-flax")
     assert isinstance(network, NCSNpp)
-    weights = weights_of("tiny-flax")
-    ema, zeros = (
-        ema_tree({name: factor * tensor for name, tensor in weights.items()}, network)
-        for factor in (1, 0)
-    )
-    state = {"step": step, "params": zeros, "params_ema": ema, "lr": 4e-4} | changes
+    stored = torch.float16 if dtype == torch.float16 else torch.float32
+    weights = {n: x.to(dtype).to(stored).contiguous() for n, x in weights_of("tiny-flax").items()}
+    zeros = ema_tree({n: 0 * x for n, x in weights.items()}, network)
+    content = {"params": zeros, "params_ema": ema_tree(weights, network), "lr": 4e-4} | state
+    return msgpack.packb(content, default=bfloat16 if dtype == torch.bfloat16 else packed)
+
+
+def write_flax(path: pathlib.Path, **state: Any) -> pathlib.Path:
+    """`flax_file` at step 7."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgpack.packb(state, default=packed, use_bin_type=True))
+    path.write_bytes(flax_file(**{"step": 7} | state))
     return path
 
 

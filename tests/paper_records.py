@@ -7,6 +7,7 @@ from records_of import altered, demo_record, sha256_of
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.paper import AbsoluteClaim, claim
 from cmrepro.records import RunRecord
+from cmrepro.training.recipes import load_recipe
 
 
 def paper_record(
@@ -23,31 +24,22 @@ def paper_record(
     """
     paper = claim(claimed)
     assert isinstance(paper, AbsoluteClaim)
-    setting, method = paper.setting, paper.method.lower()
-    trained = {
-        "scale": "paper",
-        "stands_for": setting.recipe,
-        "dataset": paper.training_data,
-        "initialisation": paper.initialisation,
-        "batch_size": paper.batch_size,
-        "total_steps": paper.total_steps,
-        "ema_rate": paper.ema_rate,
-        "distance": "lpips",
-    }
-    fixed = {"cd": {"num_scales": 18, "s0": None, "s1": None}, "ct": {}}[method]
-    both = {**trained, **fixed, "name": setting.recipe, "network": paper.network} | recipe
+    setting, made = paper.setting, load_recipe(paper.setting.recipe).replace(**recipe)
+    trained = ("scale", "stands_for", "dataset", "initialisation", "batch_size", "total_steps")
+    trained += ("ema_rate", "distance")
     name = "-".join([setting.recipe, *map(str, recipe.values())])
     fields = {
         "model": name,
         "num_images": paper.num_images,
         "protocol": load_protocol(setting.protocol),
-        "reference.dataset": paper.training_data.removesuffix("-train"),
+        "reference.dataset": made.dataset.removesuffix("-train"),
         "scores": {setting.metric: float(score)},
         "sampler.to_uint8": "truncate",
         "checkpoint.sha256": sha256_of(name),
-        "checkpoint.network": paper.network,
+        "checkpoint.network": made.network,
+        "checkpoint.recipe": made,
         "checkpoint.training.images_seen": paper.images_seen,
-        **{f"checkpoint.recipe.{key}": value for key, value in both.items()},
-        **{f"checkpoint.training.{key}": both[key] for key in trained},
+        **{f"checkpoint.training.{key}": getattr(made, key) for key in trained},
     }
+    method = paper.method.lower()
     return altered(demo_record(method, setting.nfe, seed, 1.0), fields | (changes or {}))

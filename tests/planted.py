@@ -4,14 +4,6 @@ import functools
 import importlib
 import time
 
-# Name -> module and function, and by how much its CPU time or its value grows.
-SLOWER = {
-    "sampler": ("cmrepro.sampling", "sample"),
-    "step": ("cmrepro.training.step", "Training.train_step"),
-    "metric": ("cmrepro.metrics.frechet", "frechet_distance"),
-}
-OTHER_VALUE = {"score": ("cmrepro.metrics.evaluate", "frechet_distance")}
-
 
 def slower(function):
     """The same with 20 % more CPU time."""
@@ -29,19 +21,32 @@ def slower(function):
     return wrapped
 
 
+def waiting(function):
+    """The same after 50 ms without CPU time."""
+    return lambda *args: (time.sleep(0.05), function(*args))[1]
+
+
 def other_value(function):
     """The same with a value 0.5 % larger."""
     return lambda *args: 1.005 * function(*args)
 
 
+CHANGES = {
+    "sampler": (slower, "cmrepro.sampling", "sample"),
+    "step": (slower, "cmrepro.training.step", "Training.train_step"),
+    "metric": (slower, "cmrepro.metrics.frechet", "frechet_distance"),
+    "score": (other_value, "cmrepro.metrics.evaluate", "frechet_distance"),
+    "sampler waits": (waiting, "cmrepro.sampling", "_stages"),  # once a batch
+    "step waits": (waiting, "cmrepro.training.step", "Training.train_step"),
+}
+
+
 def pytest_addoption(parser):
-    parser.addoption("--plant", choices=[*SLOWER, *OTHER_VALUE])
+    parser.addoption("--plant", choices=CHANGES)
 
 
 def pytest_sessionstart(session):
-    name = session.config.getoption("--plant")
-    module, path = (SLOWER | OTHER_VALUE)[name]
+    change, module, path = CHANGES[session.config.getoption("--plant")]
     *parents, last = path.split(".")
     owner = functools.reduce(getattr, parents, importlib.import_module(module))
-    change = slower if name in SLOWER else other_value
     setattr(owner, last, change(getattr(owner, last)))

@@ -6,6 +6,7 @@ from typing import Any
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import RunRecord
 from cmrepro.schema import convert, to_builtins
+from cmrepro.training.recipes import load_recipe
 
 PROVENANCE: dict[str, Any] = {
     "command": "cmrepro reproduce cifar10",
@@ -27,37 +28,11 @@ def sha256_of(text: str) -> str:
 
 
 def demo_recipe(method: str) -> dict[str, Any]:
-    """Fields of the recipe of a demo model: "cd", "ct" or "edm"."""
-    consistency: dict[str, Any] = {
-        "edm": {},
-        "cd": {"s0": 2, "s1": 10, "distance": "l2", "solver": "heun", "target_ema": 0.0},
-        "ct": {"s0": 2, "s1": 10, "distance": "efficientnet", "mu0": 0.9},
-    }[method]
-    return {
-        "name": f"demo-cifar10-{method}",
-        "variant": "paper",
-        "scale": "demo",
-        "stands_for": f"cifar10-{method}",
-        "method": method,
-        "dataset": "cifar10-jpeg-train",
-        "network": "demo",
-        "initialisation": "teacher",
-        "optimizer": "radam",
-        "learning_rate": 4e-4,
-        "batch_size": 32,
-        "ema_rate": 0.998,
-        "total_steps": 10,
-        "dropout": 0.0,
-        "horizontal_flip": True,
-        "mixed_precision": False,
-        "num_gpus": 1,
-        "sigma_min": 0.002,
-        "sigma_max": 80.0,
-        "rho": 7.0,
-        "sigma_data": 0.5,
-        "mu_form": "paper",
-        **consistency,
-    }
+    """Fields of the recipe of a demo model, "cd", "ct" or "edm", made small and alike."""
+    recipe = to_builtins(load_recipe(f"demo-cifar10-{method}"))
+    recipe |= {"network": "demo", "initialisation": "teacher", "learning_rate": 4e-4}
+    recipe |= {"batch_size": 32, "ema_rate": 0.998, "total_steps": 10}
+    return recipe | ({"s0": 2, "s1": 10} if method != "edm" else {})
 
 
 def demo_checkpoint(method: str) -> dict[str, Any]:
@@ -135,11 +110,16 @@ def demo_record(
 
 def altered(record: RunRecord, changes: dict[str, Any]) -> RunRecord:
     """A record with changed fields, named by dotted keys such as "sampler.to_uint8"."""
-    fields = to_builtins(record)
+    return convert(RunRecord, altered_fields(record, changes), "")
+
+
+def altered_fields(record: RunRecord, changes: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `altered`, valid or not."""
+    fields: dict[str, Any] = to_builtins(record)
     for key, value in changes.items():
         *parents, name = key.split(".")
         inner = fields
         for parent in parents:
             inner = inner[parent]
         inner[name] = to_builtins(value)
-    return convert(RunRecord, fields, "")
+    return fields

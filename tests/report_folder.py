@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from records_of import demo_record
 
+from cmrepro.data.grids import write_grid
 from cmrepro.records import RunRecord, write_record
 
 SCORES = {1: (100.0, 102.0), 2: (90.0, 92.0)}  # of seeds 0 and 1 by evaluations
@@ -28,18 +28,12 @@ def made_up_records() -> list[RunRecord]:
     ]
 
 
-def write_grid_of_noise(path: Path, seed: int) -> None:
-    """5 x 12 images of 32 pixels, each pixel doubled, as `write_grid` writes them."""
-    noise = np.random.default_rng(seed).integers(0, 256, (5 * 32, 12 * 32, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(noise.repeat(2, 0).repeat(2, 1)).save(path)
-
-
 def make_results(out: Path) -> None:
     for record in made_up_records():
         write_record(record, out / "results" / "records")
     for nfe in SCORES:
-        write_grid_of_noise(out / "results" / "samples" / f"demo-cifar10-cd_nfe{nfe}.png", nfe)
+        noise = np.random.default_rng(nfe).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+        write_grid(out / "results" / "samples" / f"demo-cifar10-cd_nfe{nfe}.png", noise)
     log = out / "results" / "training" / "demo-cifar10-cd.jsonl"
     log.parent.mkdir()
     entries = [{"step": k, "images": 32 * k, "loss": 1 / k, "num_scales": k} for k in (1, 2, 4)]

@@ -1,22 +1,18 @@
 """Checkpoints of ours and files of any format: what is written or converted comes back exactly."""
 
-import dataclasses
 import hashlib
-import json
 import pathlib
-from typing import Any
 
 import golden
 import pytest
 import torch
-from official_files import TINY, use_small_networks, weights_of, write_flax, write_torch
-from safetensors.torch import load_file, save_file
+from official_files import use_small_networks, weights_of, write_flax, write_torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cmrepro.checkpoints.convert import CONVERSION_VERSION, convert
-from cmrepro.checkpoints.io import FORMAT, bundled_checkpoints, read_info, save_checkpoint
+from cmrepro.checkpoints.io import bundled_checkpoints, read_info, save_checkpoint
 from cmrepro.checkpoints.load import contents, find_checkpoint, load_model
-from cmrepro.networks.adm import UNet
 from cmrepro.networks.presets import PRESETS, build_network
 from cmrepro.records import CheckpointInfo, ConvertedFile
 from cmrepro.schema import to_builtins
@@ -36,7 +32,6 @@ INFO = CheckpointInfo(
 @pytest.fixture(autouse=True)
 def presets(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     use_small_networks(monkeypatch, tmp_path / "cache")
-    monkeypatch.setitem(PRESETS, "wide", (UNet, dataclasses.replace(TINY, num_channels=64)))
 
 
 @pytest.fixture(params=NETWORKS)
@@ -65,30 +60,10 @@ def weights() -> dict[str, Tensor]:
 @pytest.fixture
 def path(tmp_path: pathlib.Path, weights: dict[str, Tensor]) -> pathlib.Path:
     """A good checkpoint."""
-    return written(tmp_path / "a.safetensors", weights)
-
-
-def written(
-    path: pathlib.Path, weights: dict[str, Tensor], dtype: torch.dtype = torch.float32
-) -> pathlib.Path:
     network = build_network("tiny")
     network.load_state_dict(weights)
-    save_checkpoint(path, network, INFO, dtype)
-    return path
-
-
-def error_of(source: Any, out: pathlib.Path, **choices: Any) -> str:
-    """The one-line error of a conversion that leaves nothing behind."""
-    before = sorted(out.parent.iterdir())
-    with pytest.raises(ValueError) as caught:
-        convert(source, out, **choices)
-    assert "\n" not in str(caught.value)
-    assert sorted(out.parent.iterdir()) == before
-    return str(caught.value)
-
-
-def metadata(**changes: Any) -> dict[str, str]:
-    return {FORMAT: json.dumps(to_builtins(INFO) | changes)}
+    save_checkpoint(tmp_path / "a.safetensors", network, INFO)
+    return tmp_path / "a.safetensors"
 
 
 def test_fp32_comes_back_bit_for_bit(path: pathlib.Path, weights: dict[str, Tensor]) -> None:
@@ -112,40 +87,6 @@ def test_the_model_is_ready_to_sample(path: pathlib.Path) -> None:
     assert convolution.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_fp16_comes_back_within_its_rounding(
-    tmp_path: pathlib.Path, weights: dict[str, Tensor]
-) -> None:
-    """Half the last of 11 binary digits: 2^-11 relative, and 2^-25 among the subnormals."""
-    path = written(tmp_path / "a.safetensors", weights, torch.float16)
-    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
-    loaded = load_model(path).network.state_dict()
-    for key, exact in weights.items():
-        assert loaded[key].dtype == torch.float32
-        assert ((loaded[key] - exact).abs() <= 2**-11 * exact.abs() + 2**-25).all()
-    assert any((loaded[key] != weights[key]).any() for key in weights)  # really stored in half
-
-
-@pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_a_cut_off_checkpoint_is_refused(
-    path: pathlib.Path, length: int, out: pathlib.Path
-) -> None:
-    path.write_bytes(path.read_bytes()[:length])
-    assert str(path) in error_of(path, out)
-
-
-def test_foreign_files_are_refused(
-    path: pathlib.Path, weights: dict[str, Tensor], out: pathlib.Path
-) -> None:
-    def error(header: dict[str, str]) -> str:
-        save_file(weights, path, header)
-        return error_of(path, out)
-
-    assert f"has header 'format', allowed is '{FORMAT}'" in error({"format": "pt"})
-    assert f"{path}: unknown key 'colour'" in error(metadata(colour=1))
-    assert f"{path} is not of network 'wide': it has input" in error(metadata(network="wide"))
-    assert "'tinny': did you mean 'tiny'?" in error(metadata(network="tinny"))
-
-
 @pytest.mark.parametrize("name", bundled_checkpoints())
 def test_bundled_names_stand_for_their_files(name: str) -> None:
     model = load_model(name)
@@ -155,20 +96,14 @@ def test_bundled_names_stand_for_their_files(name: str) -> None:
 
 
 def test_unknown_names_list_the_nearest(tmp_path: pathlib.Path) -> None:
-    message = error_of("imagenet64-cd-l3", tmp_path / "x")
-    assert "did you mean 'imagenet64-cd-l2'" in message and "checkpoints list" in message
-    assert "no such file either" in error_of(tmp_path / "missing", tmp_path / "x")
+    with pytest.raises(ValueError, match=r"no such file either.*mean 'imagenet64-cd-l2'.* list"):
+        convert("imagenet64-cd-l3", tmp_path / "x")
 
 
-@pytest.mark.parametrize("official", [True, False], ids=["official file", "saved here"])
 @pytest.mark.parametrize("case", ["cond", "uncond"])
-def test_an_official_state_dict_gives_the_official_output(
-    case: str, official: bool, out: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_an_official_state_dict_gives_the_official_output(case: str, out: pathlib.Path) -> None:
     """adm/cond and adm/uncond of the stored outputs: the head order of flash-attention too."""
-    file = golden.path(f"adm/{case}/state_dict.pt") if official else tmp_path / "a.pt"
-    if not official:
-        torch.save(golden.adm_weights(case), file)
+    file = golden.path(f"adm/{case}/state_dict.pt")
     stored = golden.arrays(f"adm/{case}/io.npz")
     model = load_model(convert(file, out, parameterization="edm"))
     assert model.info.network == case  # found by names and shapes
@@ -213,11 +148,14 @@ def test_a_converted_file_has_the_same_bits_and_names_its_source(
 
 
 def test_half_precision_keeps_the_constants(out: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Half the last of 11 binary digits: 2^-11 relative, and 2^-25 among the subnormals."""
     source = write_flax(tmp_path / "checkpoint_7")
     convert(source, out, parameterization="boundary", dtype=torch.float16)
     types = {key: tensor.dtype for key, tensor in load_file(out).items()}
     assert {key for key, t in types.items() if t == torch.float32} == {"fourier.frequencies"}
     assert set(types.values()) == {torch.float32, torch.float16}
+    loaded, exact = load_model(out).network.state_dict(), weights_of("tiny-flax")
+    torch.testing.assert_close(loaded, exact, rtol=2**-11, atol=2**-25)
 
 
 def test_a_second_time_and_its_selection_are_put_into_the_header(out: pathlib.Path) -> None:
@@ -228,34 +166,8 @@ def test_a_second_time_and_its_selection_are_put_into_the_header(out: pathlib.Pa
     assert info.training == load_model(source).info.training
     info = read_info(convert(out, two_step_time=2.5, out=out.with_name("y")))
     assert (info.two_step_time, info.two_step_selection) == (2.5, None)  # given by hand
-    assert "allowed is between 0.002 and 80" in error_of(source, out, two_step_time=90)
-
-
-def test_each_parameter_that_does_not_fit_is_named(
-    out: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    good, path = weights_of("tiny"), tmp_path / "bad.pt"
-    without = {key: value for key, value in good.items() if key != "out.2.bias"}
-    for changed, message in (
-        (without, "it lacks parameter out.2.bias"),
-        (without | {"a": torch.zeros(1)}, "out.2.bias, it has a surplus parameter a"),
-        (good | {"b": torch.zeros(1), "a": torch.zeros(1)}, "surplus parameter a (and 1 more)"),
-        (good | {"out.2.bias": torch.zeros(4)}, "it has out.2.bias (4,), not (3,)"),
-    ):
-        torch.save(changed, path)
-        for choices in ({"network": "tiny"}, {}):
-            text = error_of(path, out, **choices)
-            assert str(path) in text and "'tiny'" in text and message in text
-
-
-def test_parameters_of_a_flax_file_have_their_official_names(
-    out: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    tree = {"Conv_9": {"bias": torch.zeros(3).numpy()}}
-    path = write_flax(tmp_path / "checkpoint_80", params_ema=tree)
-    assert "is not of network 'tiny'" in error_of(path, out, network="tiny")
-    text = error_of(path, out, network="tiny-flax")
-    assert "surplus parameter Conv_9/bias" in text and "lacks parameter AttnBlockpp_0" in text
+    with pytest.raises(ValueError, match=r"allowed is between 0\.002 and 80"):
+        convert(source, out, two_step_time=90)
 
 
 def test_two_networks_of_the_same_shapes_are_not_guessed(
@@ -263,38 +175,18 @@ def test_two_networks_of_the_same_shapes_are_not_guessed(
 ) -> None:
     monkeypatch.setitem(PRESETS, "twin", PRESETS["tiny"])
     source = write_torch(tmp_path / "tiny.pt")
-    message = error_of(source, out, parameterization="edm")
-    assert "tiny, twin" in message and "--network" in message
+    with pytest.raises(ValueError, match=r"tiny, twin.*--network"):
+        convert(source, out, parameterization="edm")
     convert(source, out, network="twin", parameterization="edm")
     assert read_info(out).network == "twin"
-    assert "got --network tiny" in error_of(out, tmp_path / "y.safetensors", network="tiny")
+    with pytest.raises(ValueError, match="got --network tiny"):
+        convert(out, tmp_path / "y.safetensors", network="tiny")
 
 
 def test_the_user_names_parameterization_and_output(
     source: pathlib.Path, out: pathlib.Path
 ) -> None:
-    assert "give --parameterization" in error_of(source, out)
+    with pytest.raises(ValueError, match="give --parameterization"):
+        convert(source, out)
     with pytest.raises(ValueError, match="give one with --out"):
         convert(source, parameterization="edm")
-
-
-@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.99])
-def test_a_cut_off_file_is_refused(
-    fraction: float, source: pathlib.Path, out: pathlib.Path
-) -> None:
-    content = source.read_bytes()
-    source.write_bytes(content[: int(fraction * len(content))])
-    assert f"{source} is cut off" in error_of(source, out, parameterization="edm")
-
-
-@pytest.mark.parametrize("content", [b"", b"\x80", b"text, not weights", bytes(100)])
-def test_unknown_formats_are_refused(content: bytes, out: pathlib.Path) -> None:
-    path = out.with_name("file")
-    path.write_bytes(content)
-    assert f"{path} is of no known format" in error_of(path, out)
-
-
-@pytest.mark.parametrize("content", [{"state": {"a": torch.zeros(1)}}, [torch.zeros(1)], {"a": 1}])
-def test_other_things_than_a_state_dict_are_refused(content: Any, out: pathlib.Path) -> None:
-    torch.save(content, path := out.with_name("a.pt"))
-    assert "other things than named tensors" in error_of(path, out)

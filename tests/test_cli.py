@@ -1,18 +1,17 @@
 """The command line: outputs, exit codes, and one line on stderr for every bad input."""
 
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
+import click
 import numpy as np
 import pytest
+from torch.distributed.run import get_args_parser
 
 from cmrepro import sampling
-from cmrepro.cli.main import COMMANDS
+from cmrepro.cli.main import COMMANDS, cli
 from cmrepro.cli.options import parse_settings
 
 CD, EDM = "demo-cifar10-cd", "demo-cifar10-edm"
@@ -44,9 +43,10 @@ def files_below(folder):
         (["train", "cifar10-cc"], "unknown recipe 'cifar10-cc': did you mean 'cifar10-c"),
         (["train", EDM, "--data", "nowhere"], "'nowhere'"),
         (["train", "demo-cifar10-ct", "--set", "batch_size"], "allowed is KEY=VALUE"),
+        (["train", "demo-cifar10-ct", "--set", "method=cd"], "--set method"),
+        (["train", "demo-cifar10-ct", "--set", "batchsize=5"], "batch_size"),
         (["sample", "demo-cifar10-cdd", "--out", "x.npz"], f"did you mean '{CD}'"),
         (["sample", CD, "--steps", "80,x", "--out", "x.npz"], "got --steps 80,x"),
-        (["sample", CD, "--num-images", "0", "--out", "x.npz"], "at least 1 image"),
         (["sample", CD, "--out", "x.png"], "ending in .npz"),
         (["sample", CD, "--device", "gpu", "--out", "x.npz"], "no device 'gpu'"),
         (["evaluate", "nothing.npz", "--device", "cuda:99"], "no device 'cuda:99'"),
@@ -110,7 +110,7 @@ def test_a_file_that_exists_is_not_replaced(run, tmp_path, arguments):
 def test_a_foreign_report_is_not_replaced(run, tmp_path, arguments):
     (tmp_path / "results").symlink_to(pathlib.Path("results").resolve())
     (tmp_path / "REPORT.md").write_text("precious")
-    assert "--overwrite" in refusal(run, *arguments, "--out", tmp_path)
+    assert "overwrite it" in refusal(run, *arguments, "--out", tmp_path)
     assert (tmp_path / "REPORT.md").read_text() == "precious"
 
 
@@ -118,11 +118,12 @@ def test_sample_then_evaluate(run, tmp_path):
     path = tmp_path / "two.npz"
     options = ["--steps", 2, "--num-images", 12, "--seed", 3, "--out", path]
     code, out, err = run("sample", CD, *options)
-    assert (code, out) == (0, f"wrote {path}\n"), err
+    assert (code, out) == (0, f"wrote {path}\nwrote {path}.provenance.json\n"), err
+    assert f"{path}.provenance.json" in map(str, tmp_path.iterdir())
     images = np.load(path)["arr_0"]
     assert images.shape == (12, 32, 32, 3)
     options = ["--num-images", 12, "--out", tmp_path, "--format", "json"]
-    code, out, err = run("evaluate", path, *options)
+    code, out, err = run("evaluate", path, *options, "--intervals")
     assert code == 0, err
     [row] = json.loads(out)
     written = tmp_path / "results" / "records" / f"{row['record']}.json"
@@ -130,13 +131,41 @@ def test_sample_then_evaluate(run, tmp_path):
     record = json.loads(written.read_text())
     assert (record["model"], record["nfe"], record["seed"]) == (CD, 2, 3)
     assert record["scores"]["fid"] == row["fid"]
+    assert record["uncertainty"]["intervals"]["is"] == [row["is_low"], row["is_high"]]
+    assert row["is_low"] < row["is"] < row["is_high"]
     assert "the covariance is singular" in err
-    assert "leave --nfe out" in refusal(run, "evaluate", path, *options, "--nfe", 2)
-    np.savez(tmp_path / "ect.npz", images)  # the same images from elsewhere, described by hand
-    code, out, _ = run("evaluate", tmp_path / "ect.npz", *options, "--model", "my-ect", "--nfe", 2)
-    [foreign] = json.loads(out)
-    assert foreign["record"].startswith("my-ect_nfe2_")
-    assert foreign["fid"] == row["fid"]
+    refused = refusal(run, "evaluate", path, *options, "--nfe", 1)
+    assert "got nfe = 1" in refused and "say 2; leave it out" in refused
+
+
+PROTOCOL = """
+[protocols.few]
+version = 1
+source = "this test"
+extractor = "efficientnet-lite0"
+to_uint8 = "round"
+num_images = 12
+metrics = ["fid"]
+reference = "{reference}"
+"""
+
+
+def test_several_protocols_and_the_explanation_of_two(run, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "set.npz", arr_0=images)
+    few, reference = tmp_path / "few.toml", tmp_path / "reference.npz"
+    few.write_text(PROTOCOL.format(reference=reference))
+    assert run(*BUILD, "--protocol", few, "--out", reference)[0] == 0
+    arguments = ["evaluate", tmp_path / "set.npz", "--out", tmp_path, "--format", "json"]
+    both = ["--protocol", "embedded", "--protocol", few, "--num-images", 12]
+    code, out, err = run(*arguments, *both)
+    assert code == 0, err
+    first, second = json.loads(out)
+    assert [row["record"].split("_")[1] for row in (first, second)] == ["embedded-v1", "few-v1"]
+    code, out, err = run(*arguments, "--explain", few, few)
+    assert code == 0, err
+    [row] = json.loads(out)
+    assert (row["change"], row["fid"]) == ("as it is", second["fid"])
 
 
 def test_lists_as_json(run, tmp_path):
@@ -146,6 +175,7 @@ def test_lists_as_json(run, tmp_path):
         (["table3", "--variant", "both"], 13),
         (["checkpoints", "list"], 25),
         (["references", "list"], 10),
+        (["recipe"], 11),
     ):
         code, out, err = run(*command, "--format", "json")
         assert code == 0, err
@@ -199,67 +229,41 @@ def test_tables_and_the_report_need_no_torch(arguments):
     assert subprocess.check_output([sys.executable, "-c", code])
 
 
-def test_an_interrupt_leaves_no_partial_file(tmp_path):
-    command = [sys.executable, "-m", "cmrepro", "sample", CD, "--num-images", "100000"]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "x.npz")],
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A shell's background job ignores the signal, and its children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+def test_wrong_usage_of_heavy_commands_needs_no_torch():
+    """So that it is told within a second."""
+    commands = {
+        ("evaluate", "x.npz", "--real", "c"): "UsageError",
+        ("sample", CD, "--out", "x.png"): "BadParameter",
+        ("search-times", CD, "--method", "binary"): "BadParameter",
+        ("reproduce",): "MissingParameter",
+        ("redo", "no-such-record"): "ValueError",
+        ("train", "cifar10-cc"): "ValueError",
+        ("train", "cifar10-ct", "--set", "batch_size"): "ValueError",
+        ("checkpoints", "convert", CD, "--dtype", "int8"): "BadParameter",
+    }
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from click.testing import CliRunner\n"
+        "from cmrepro.cli.main import cli\n"
+        "call = lambda words: CliRunner().invoke(cli, words, standalone_mode=False)\n"
+        f"print(*(type(call(words).exception).__name__ for words in {[*commands]}))"
     )
-    assert process.stderr is not None
-    while b"batch" not in process.stderr.read(60):  # the progress bar: sampling has begun
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err.decode().splitlines()[-1].endswith("interrupted")
-    assert files_below(tmp_path) == []
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert shown.split() == [*commands.values()]
 
 
-PROTOCOL = """
-[extractors.larger]
-network = "efficientnet-lite0"
-weights = "efficientnet-lite0"
-image_size = 96
-resize = "bilinear"
-mean = [127.0, 127.0, 127.0]
-std = [128.0, 128.0, 128.0]
-feature_dim = 1280
-num_logits = 1000
-
-[protocols.larger]
-version = 1
-source = "this test"
-extractor = "larger"
-to_uint8 = "{rounding}"
-num_images = 30
-metrics = ["fid"]
-reference = "{reference}"
-"""
-
-
-def test_several_protocols_and_the_explanation_of_two(run, tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
-    np.savez(tmp_path / "set.npz", arr_0=images)
-    reference = tmp_path / "reference.npz"
-    larger, rounded = tmp_path / "larger.toml", tmp_path / "rounded.toml"
-    larger.write_text(PROTOCOL.format(rounding="truncate", reference=reference))
-    rounded.write_text(PROTOCOL.format(rounding="round", reference=reference))
-    assert run(*BUILD, "--protocol", larger, "--out", reference)[0] == 0
-    arguments = ["evaluate", tmp_path / "set.npz", "--out", tmp_path, "--format", "json"]
-    both = ["--protocol", "embedded", "--protocol", larger, "--num-images", 30]
-    code, out, err = run(*arguments, *both, "--intervals")
-    assert code == 0, err
-    rows = json.loads(out)
-    assert [row["record"].split("_")[1] for row in rows] == ["embedded-v1", "larger-v1"]
-    assert "warning: embedded: 30 images where protocol embedded has 2,000" in err
-    record = json.loads((tmp_path / f"results/records/{rows[1]['record']}.json").read_text())
-    assert record["scores"] == {"fid": rows[1]["fid"]}
-    assert record["protocol"]["extractor"]["image_size"] == 96
-    assert record["uncertainty"]
-    code, out, err = run(*arguments, "--explain", larger, rounded)
-    assert code == 0, err
-    assert [row["change"] for row in json.loads(out)] == ["as it is", "rounding (emulated)"]
-    assert (tmp_path / "results/figures/explain_set_larger_larger.svg").is_file()
+def test_no_option_is_one_of_torchrun_in_short():
+    """It takes an abbreviation, such as --num, for its own even behind `-m cmrepro`."""
+    parser = get_args_parser()
+    for name, group in (
+        ("sample", None),
+        ("evaluate", None),
+        ("train", None),
+        ("references", "build"),
+    ):
+        command = cli.get_command(click.Context(cli), name)
+        command = command if group is None else command.commands[group]
+        for option in (option for parameter in command.params for option in parameter.opts):
+            if option.startswith("--"):
+                words = ["-m", "cmrepro", name, option, "1"]
+                assert parser.parse_args(words).training_script_args == words[2:]

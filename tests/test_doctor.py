@@ -1,4 +1,4 @@
-"""`cmrepro doctor`: planted causes, clean inputs, calibration, installed files."""
+"""`cmrepro doctor`: planted causes, clean inputs, installed files."""
 
 import functools
 import hashlib
@@ -12,24 +12,18 @@ from click.testing import CliRunner
 from records_of import demo_record
 
 from cmrepro.checks import images as module
-from cmrepro.checks import statistics
-from cmrepro.checks.calibrate import calibration_rows, published_scores
 from cmrepro.checks.examine import examine
 from cmrepro.checks.findings import Findings, Settings
-from cmrepro.checks.images import channel_order, examine_images, is_copy, value_range
+from cmrepro.checks.images import channel_order, examine_images, value_range
 from cmrepro.checks.installed import file_state
-from cmrepro.checks.records import examine_record, examine_samples, swapped_metrics
-from cmrepro.checks.statistics import compare, matrix_rank
+from cmrepro.checks.records import examine_record, examine_samples
 from cmrepro.cli.doctor import doctor
-from cmrepro.data import ImageDataset, synthetic
+from cmrepro.data import ImageDataset
 from cmrepro.files import RECORDED
-from cmrepro.metrics.evaluate import Task, score
-from cmrepro.metrics.protocols import load_protocol, protocol_names
-from cmrepro.metrics.reference_files import ReferenceStatistics
-from cmrepro.metrics.references import bundled_references, load_reference
-from cmrepro.records import Hashes, RunRecord, SampleProvenance
-from cmrepro.schema import to_json
-from cmrepro.settings import Reference, ReferenceMetadata
+from cmrepro.metrics.protocols import load_protocol
+from cmrepro.metrics.references import load_reference
+from cmrepro.records import RunRecord, SampleProvenance
+from cmrepro.settings import Reference
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOSSLESS = ROOT.parent / "shared" / "data" / "cifar10-lossless-subset.npz"
@@ -43,17 +37,16 @@ Images = np.ndarray[Any, np.dtype[np.uint8]]
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for each fault to stand out; the reference's file takes a second to read."""
     monkeypatch.setattr(module, "NUM_FEATURES", NUM_IMAGES)
-    for user in (module, statistics):
-        monkeypatch.setattr(user, "load_reference", functools.cache(load_reference))
+    monkeypatch.setattr(module, "load_reference", functools.cache(load_reference))
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[Images, Images]:
-    """Test images of CIFAR-10 without loss, and training images; skips where they are absent."""
+def real() -> Images:
+    """Test images of CIFAR-10 without loss; skips where they are absent."""
     if not LOSSLESS.is_file():
         pytest.skip("needs ../shared/data")
     with np.load(LOSSLESS, allow_pickle=False) as arrays:
-        return arrays["test_images"][:NUM_IMAGES], arrays["train_images"][: 2 * NUM_IMAGES]
+        return arrays["test_images"][:NUM_IMAGES]
 
 
 def found(findings: Findings) -> list[str]:
@@ -71,78 +64,29 @@ def test_value_ranges() -> None:
         assert value_range(wrong.astype(np.uint8)) is not None
 
 
-PLANTS: dict[str, Callable[[Images, Images], Images]] = {
-    "channel-order": lambda x, real: x[..., ::-1].copy(),
-    "duplicates": lambda x, real: x[np.arange(len(x)) % 40],
-    "copies": lambda x, real: np.concatenate([x[:90], real[: len(x) - 90]]),
+PLANTS: dict[str, Callable[[Images], Images]] = {
+    "channel-order": lambda x: x[..., ::-1].copy(),
+    "duplicates": lambda x: x[np.arange(len(x)) % 40],
 }
 
 
 @pytest.mark.parametrize("cause", PLANTS)
 def test_a_planted_fault_is_found(cause: str, real: Any) -> None:
-    images = ImageDataset("planted", PLANTS[cause](*real))
-    findings = examine_images(images, Settings(EMBEDDED, real=ImageDataset("real", real[1])))
+    images = ImageDataset("planted", PLANTS[cause](real))
+    findings = examine_images(images, Settings(EMBEDDED))
     assert found(findings) == ["too-few-images", cause]
 
 
 def test_clean_images_have_no_finding(real: Any) -> None:
-    settings = Settings(EMBEDDED.replace(num_images=NUM_IMAGES), real=ImageDataset("", real[1]))
-    findings = examine_images(ImageDataset("", real[0]), settings)
-    assert (found(findings), len(findings)) == ([], 5)
-
-
-def test_copies_lie_nearer_than_real_images_do() -> None:
-    generator = np.random.default_rng(0)
-    real, others = generator.normal(size=(2, 40, 30)).astype(np.float32)
-    features = np.concatenate([real[:10] + np.float32(1e-3), others])
-    assert is_copy(features, real).tolist() == [True] * 10 + [False] * 40
+    settings = Settings(EMBEDDED.replace(num_images=NUM_IMAGES))
+    findings = examine_images(ImageDataset("", real), settings)
+    assert (found(findings), len(findings)) == ([], 4)
 
 
 def test_channels_are_swapped_where_fid_falls_by_more_than_chance() -> None:
     assert channel_order(100.0, 99.0) is None
     assert channel_order(100.0, 105.0) is None
     assert channel_order(105.0, 100.0) is not None
-
-
-# ---- statistics
-
-
-def gaussian(features: Any, num_images: int | None = None) -> ReferenceStatistics:
-    sigma = np.cov(features, rowvar=False)
-    metadata = ReferenceMetadata(num_images=num_images)
-    return ReferenceStatistics(features.mean(0), sigma, None, metadata)
-
-
-def test_faults_of_statistics() -> None:
-    """Nine features whose means differ; other images, too few stated or by rank, other means."""
-    generator = np.random.default_rng(0)
-    means = np.arange(9.0)
-    reference = gaussian(generator.normal(size=(500, 9)) + means)
-    other = generator.normal(size=(500, 9))
-    for statistics_, expected in (
-        (reference, []),
-        (gaussian(other + means), ["split"]),
-        (gaussian(other[:40] + means, num_images=40), ["too-few-images"]),
-        (gaussian(other[:5] + means), ["too-few-images"]),
-        (gaussian(other + means[::-1]), ["extractor"]),
-        (gaussian(other[:, :8]), ["extractor"]),
-    ):
-        assert found(compare(statistics_, reference, 100)) == expected
-
-
-def test_the_rank_tells_the_number_of_images() -> None:
-    features = np.random.default_rng(0).normal(size=(25, 40))
-    assert matrix_rank(np.cov(features, rowvar=False).astype(np.float32).astype(np.float64)) == 24
-
-
-def test_clean_statistics_have_no_finding(tmp_path: pathlib.Path) -> None:
-    """The protocol's own, and the same in another tool's file."""
-    path = bundled_references()["cifar10-jpeg-train"]
-    reference = load_reference(EMBEDDED)
-    np.savez(tmp_path / "ttur.npz", mu=reference.mu, sigma=reference.sigma.astype(np.float32))
-    findings, errors = examine([str(path), str(tmp_path / "ttur.npz")], Settings(EMBEDDED))
-    assert [found(each) for each in findings.values()] == [[], []]
-    assert errors == []
 
 
 # ---- records, provenance, checkpoints
@@ -165,7 +109,7 @@ def test_faults_that_a_record_states() -> None:
             "protocol": protocol.replace(extractor=protocol.extractor.replace(name="dinov2"))
         },
     }.items():
-        findings = examine_record(clean.replace(**changes), None, Settings(EMBEDDED))
+        findings = examine_record(clean.replace(**changes))
         assert found(findings) == [expected]
 
 
@@ -187,34 +131,10 @@ def test_online_weights_are_found_where_they_are_stated() -> None:
     assert found(examine_samples(SampleProvenance(model="elsewhere"), EMBEDDED)) == []
 
 
-def test_swapped_metrics_are_those_that_fit_when_swapped_back() -> None:
-    measured = {"precision": 0.9, "recall": 0.1}
-    assert swapped_metrics({"precision": 0.1, "recall": 0.9}, measured) is not None
-    assert swapped_metrics({"precision": 0.9, "recall": 0.1}, measured) is None
-    assert swapped_metrics({"precision": 0.1, "recall": 0.05}, measured) is None
-
-
-def test_images_serve_their_record(tmp_path: pathlib.Path) -> None:
-    """Its precision and recall are measured in the images with the record's checksum."""
-    images = synthetic(100, 16)
-    np.savez(tmp_path / "set.npz", np.concatenate([images.images, images.images[:1]]))
-    protocol = EMBEDDED.replace(num_images=100, metrics=("precision", "recall"))
-    [scores] = score(images, [Task(protocol, load_reference(protocol))])
-    values = {"precision": scores.values["recall"], "recall": scores.values["precision"]}
-    swapped = record().replace(
-        hashes=Hashes(images=images.sha256()), num_images=100, scores=values
-    )
-    (tmp_path / "record.json").write_text(to_json(swapped))
-    files = [str(tmp_path / name) for name in ("record.json", "set.npz")]
-    findings, errors = examine(files, Settings(EMBEDDED))
-    assert errors == []
-    assert "swapped-metrics" in found(findings[files[0]])
-
-
 # ---- the command
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.npz", "a.json", "a.pkl", "a.safetensors"])
+@pytest.mark.parametrize("name", ["a.txt", "a.npz", "a.json", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"plain text", b"", b"{}", None])
 def test_an_unusable_file_is_one_line(
     name: str, content: bytes | None, tmp_path: pathlib.Path
@@ -224,7 +144,7 @@ def test_an_unusable_file_is_one_line(
         path.write_bytes(content)
     result = CliRunner().invoke(doctor, [str(path)])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert str(path) in result.stderr
+    assert name in result.stderr  # of a long path, both ends
 
 
 def test_other_files_are_examined_beside_an_unusable_one(tmp_path: pathlib.Path) -> None:
@@ -234,23 +154,7 @@ def test_other_files_are_examined_beside_an_unusable_one(tmp_path: pathlib.Path)
     result = CliRunner().invoke(doctor, [str(grey), str(good), "--format", "csv"])
     assert result.exit_code == 2
     assert {line.split(",")[0] for line in result.stdout.splitlines()} == {"file", str(good)}
-    assert result.stderr.startswith(
-        f"cmrepro: {grey} is not a sample set (arr_0 is uint8 (20, 8, 8)"
-    )
-
-
-def test_calibration_tells_whether_scores_agree() -> None:
-    """A set against itself has FID 0; 0.01 and 100 are on either side of the tolerance."""
-    images = synthetic(12, 16)
-    fid = next(entry for entry in published_scores() if entry.metric == "fid")
-    fid = fid.replace(protocol="embedded", tolerance=0.02)
-    published = [fid.replace(published=value) for value in (0.01, 100.0)]
-    rows = calibration_rows(published, {"train": images, "test": images})
-    assert [row["verdict"] for row in rows] == ["agrees", "differs"]
-    assert rows[1]["difference"] == pytest.approx(-100, abs=1e-3)  # rounding of features
-    assert {entry.protocol for entry in published_scores()} <= set(protocol_names())
-    result = CliRunner().invoke(doctor, ["--calibrate", "cifar10-train"])
-    assert "give two, TRAIN TEST" in str(result.exception)
+    assert "grey.npz is not a sample set: arr_0 is uint8 (20, 8, 8)" in result.stderr
 
 
 def test_the_state_of_a_file(tmp_path: pathlib.Path) -> None:

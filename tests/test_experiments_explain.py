@@ -1,11 +1,11 @@
-"""Attribution of the difference between two protocols, the emulated rounding, anchors."""
+"""Attribution of the difference between two protocols, anchors."""
 
 import numpy as np
 import pytest
 
-from cmrepro.data import ImageDataset, synthetic
+from cmrepro.data import synthetic
 from cmrepro.experiments.anchors import anchor_images
-from cmrepro.experiments.explain import Requantized, explain
+from cmrepro.experiments.explain import explain
 from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import write_statistics
@@ -30,7 +30,6 @@ def test_changes_add_up_from_one_protocol_to_the_other(tmp_path):
     second = EMBEDDED.replace(
         name="second",
         extractor=EMBEDDED.extractor.replace(name="larger", image_size=96),
-        to_uint8="truncate",
         num_images=35,
         inception_score={"num_splits": 5, "shuffle": True, "seed": 2020},
         metrics=("is", "fid", "recall", "precision"),
@@ -38,26 +37,26 @@ def test_changes_add_up_from_one_protocol_to_the_other(tmp_path):
     second = saved_reference(tmp_path, second, synthetic(60, size=16, seed=3))
     rows = explain(IMAGES, first, second, real=REAL)
     assert [row["change"] for row in rows] == [
-        *("as it is", "rounding (emulated)", "reference", "extractor", "reference"),
-        *("number of images", "metric settings"),
+        *("as it is", "reference", "extractor", "reference", "number of images"),
+        "metric settings",
     ]
-    assert rows[6]["detail"] == "inception_score"
+    assert rows[5]["detail"] == "inception_score"
     assert "precision" not in rows[0]
     steps = [{metric: row[metric] for metric in ("fid", "is", "recall")} for row in rows]
     for metric in steps[0]:
         moved = sum(row[f"{metric} moved"] for row in rows)
         assert moved == pytest.approx(steps[-1][metric] - steps[0][metric])
-    # Both ends are the scores of an evaluation, the last one of the truncated images.
+    # Both ends are the scores of an evaluation.
     [scores] = score(IMAGES, [Task(first, load_reference(first))])
     assert steps[0] == scores.values
-    [scores] = score(Requantized(IMAGES, "truncate"), [Task(second, load_reference(second))])
+    [scores] = score(IMAGES, [Task(second, load_reference(second))])
     assert steps[-1] == pytest.approx({metric: scores.values[metric] for metric in steps[-1]})
     # The reference was built again from the same images: nothing moves there.
-    assert steps[2] == pytest.approx(steps[1])
+    assert steps[1] == pytest.approx(steps[0])
     # Settings of IS do not move the Fréchet distance, the number of images moves all.
-    assert steps[6]["fid"] == steps[5]["fid"]
-    assert steps[6]["is"] != steps[5]["is"]
-    assert steps[5]["fid"] != steps[4]["fid"]
+    assert steps[5]["fid"] == steps[4]["fid"]
+    assert steps[5]["is"] != steps[4]["is"]
+    assert steps[4]["fid"] != steps[3]["fid"]
 
 
 def test_equal_protocols_leave_one_row_and_others_may_have_no_answer(tmp_path):
@@ -69,36 +68,6 @@ def test_equal_protocols_leave_one_row_and_others_may_have_no_answer(tmp_path):
     other = first.extractor.replace(name="other", image_size=96)
     with pytest.raises(ValueError, match="give them with --real"):
         explain(IMAGES, first, first.replace(extractor=other))
-
-
-def test_emulated_truncation_has_the_moments_of_truncation():
-    """Values of a density that hardly changes within a level, made uint8 by both rules.
-
-    A level holds up to 2 % of 300,000 pixels, with a standard error of 0.00026.
-    """
-    exact = np.random.default_rng(0).normal(128, 20, (100, 10, 100, 3))
-    rounded = ImageDataset("r", exact.round().astype(np.uint8))
-    truncated = ImageDataset("t", np.floor(exact).astype(np.uint8))
-    for source, rule, target in [(rounded, "truncate", truncated), (truncated, "round", rounded)]:
-        [emulated] = Requantized(source, rule).batches(100)
-        shares = [
-            np.bincount(x.ravel(), minlength=256) / x.size for x in (emulated, target.images)
-        ]
-        assert np.abs(shares[0] - shares[1]).max() < 0.0013
-        # Means: 1/2 apart before, their standard error is 0.001 of coins alone.
-        assert emulated.mean() == pytest.approx(target.images.mean(), abs=0.005)
-
-
-def test_emulation_leaves_the_ends_and_does_not_depend_on_batches():
-    images = np.random.default_rng(0).choice([0, 1, 254, 255], (9, 4, 4, 3)).astype(np.uint8)
-    for rule in ("truncate", "round"):
-        source = Requantized(ImageDataset("x", images), rule)
-        whole = np.concatenate(list(source.batches(9)))
-        assert np.array_equal(np.concatenate(list(source.batches(4))), whole)
-        assert np.array_equal(np.concatenate(list(source.batches(2, 3, 7))), whole[3:7])
-        ends = np.isin(images, [0, 255])
-        assert np.array_equal(whole[ends], images[ends])
-        assert (whole[~ends] != images[~ends]).any()
 
 
 def test_anchors_are_real_blurred_and_noise():

@@ -1,7 +1,8 @@
 """The regression gate of benchmarks/, on work whose CPU time is known exactly.
 
 The marked tests plant a slow-down of 20 % in the sampler, a training step and a metric, and a
-change of 0.5 % in a score, and count how often the gate finds them beside other work.
+change of 0.5 % in a score, and count how often the gate finds them beside other work; and, on a
+quiet machine, 50 ms of waiting a batch.
 """
 
 import json
@@ -20,6 +21,8 @@ BENCHMARKS = ROOT / "benchmarks"
 WORK = """
 import hashlib, time
 
+import gate as module
+
 def burn(milliseconds):
     end = time.process_time() + milliseconds / 1000
     while time.process_time() < end:
@@ -27,11 +30,14 @@ def burn(milliseconds):
 
 def test_work(benchmark, gate):
     benchmark.pedantic(burn, (1,), rounds=2)
-    gate.ratio("work", lambda: burn({ours}), lambda: burn(10), at_most=1.5)
+    module.QUIET = {quiet}
+    ours = lambda: (burn({ours}), time.sleep({waits}))
+    gate.ratio("work", ours, lambda: burn(10), at_most=1.5)
     gate.score("value", {value})
     gate.images("pictures", hashlib.sha256(b"{images}").hexdigest())
 """
-USUAL = {"ours": 10, "value": 3.0, "images": "a"}
+# Wall-clock time is judged as if the machine were busy: the tests themselves run beside others.
+USUAL = {"ours": 10, "value": 3.0, "images": "a", "waits": 0, "quiet": 0}
 
 
 def run_pytest(*arguments):
@@ -54,7 +60,7 @@ class Work:
         self.folder, self.baselines = folder, folder / "baselines"
         for name in ("conftest.py", "gate.py"):
             shutil.copy(BENCHMARKS / name, folder)
-        assert self.run("--update").returncode == 0
+        assert self.run("--update", "--update-scores").returncode == 0
 
     def run(self, *options, **changes):
         (self.folder / "test_work.py").write_text(WORK.format(**{**USUAL, **changes}))
@@ -69,14 +75,16 @@ def test_unchanged_work_passes_and_changes_are_found(tmp_path):
         ({"ours": 12}, "times the CPU time of the other side"),
         ({"value": 3.015}, "value: 3.015, stored is 3 (+0.500%)"),
         ({"images": "b"}, "pictures: SHA-256"),
+        ({"waits": 0.05, "quiet": 1e9}, "times the wall-clock time of the other side"),
     ]:
         found = work.run(**changes)
         assert found.returncode == 1, changes
         assert message in found.stdout
         assert "pytest benchmarks --update" in found.stdout
-    faster = work.run(ours=8)
+    faster = work.run(ours=8, waits=0.05)
     assert faster.returncode == 0
     assert "faster than its baseline" in faster.stdout
+    assert "wall-clock time of 1 ratios not judged" in faster.stdout
 
 
 def test_update_and_an_unknown_machine(tmp_path):
@@ -84,7 +92,12 @@ def test_update_and_an_unknown_machine(tmp_path):
     [machine_file] = (p for p in work.baselines.iterdir() if p.name != "scores.json")
     # Two loops of 10 ms each.
     assert json.loads(machine_file.read_text())["ratios"]["work"] == pytest.approx(1, abs=0.03)
-    again = work.run("--update", ours=12, value=3.015)
+    # Another machine's scores are compared, within their tolerance, and stay as they are.
+    scores = (work.baselines / "scores.json").read_text()
+    assert work.run("--update", value=3.0002).returncode == 0
+    assert work.run("--update", value=3.015).returncode == 1
+    assert (work.baselines / "scores.json").read_text() == scores
+    again = work.run("--update-scores", value=3.015)
     assert again.returncode == 0
     assert "CHANGELOG.md" in again.stdout and "value: 3 -> 3.015" in again.stdout
     assert json.loads((work.baselines / "scores.json").read_text()) == {"value": 3.015}
@@ -123,7 +136,7 @@ def other_work():
 def stored(tmp_path_factory):
     """Baselines of this machine."""
     folder = tmp_path_factory.mktemp("baselines")
-    updated = run_pytest(*EVERYTHING, "--update", "--baselines", folder)
+    updated = run_pytest(*EVERYTHING, "--update", "--update-scores", "--baselines", folder)
     assert updated.returncode == 0, updated.stdout
     return folder
 
@@ -136,6 +149,15 @@ def test_planted_changes_are_found_in_five_of_five_runs(stored, plant):
     planted = ["--baselines", stored, "-p", "planted", "--plant", plant]
     runs = [run_pytest(BENCHMARKS / name, *selection, *planted) for _ in range(5)]
     assert all("pytest benchmarks --update" in run.stdout for run in runs)
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("plant", ["sampler", "step"])
+def test_planted_waiting_is_found_on_a_quiet_machine(stored, plant):
+    name, *selection = FILES[plant]
+    planted = ["--baselines", stored, "-p", "planted", "--plant", f"{plant} waits"]
+    run = run_pytest(BENCHMARKS / name, *selection, *planted)
+    assert "times the wall-clock time of the other side" in run.stdout
 
 
 @pytest.mark.gate

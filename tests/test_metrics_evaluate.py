@@ -58,7 +58,6 @@ REFERENCE = ReferenceStatistics(
     spatial_mu=moments(REAL.spatial)[0],
     spatial_sigma=moments(REAL.spatial)[1],
 )
-TRUSTED = "reference unknown does not say what it was made of: its extractor, resize and data set"
 
 
 class Numbered:
@@ -80,18 +79,24 @@ class Numbered:
             images[:, 0, 0, :2] = np.stack(np.divmod(rows, 256), axis=1)
             yield images
 
-    def extract(self, batch: np.ndarray, extractor: Any) -> Features:
+    def extract(self, batch: np.ndarray) -> Features:
         high, low = batch[:, 0, 0, :2].astype(int).T
         return Features(*(part[256 * high + low] for part in self.features if part is not None))
+
+
+def use_numbered(patch: pytest.MonkeyPatch, **sources: Features) -> Numbered:
+    """The images of the first of these sets, of features by the extractor's name."""
+    images = {name: Numbered(features) for name, features in sources.items()}
+    patch.setattr(accumulate, "load_extractor", lambda settings, device: settings.name)
+    patch.setattr(accumulate, "extract", lambda batch, name: images[name].extract(batch))
+    patch.setattr(accumulate, "BATCH_SIZE", 16)
+    return next(iter(images.values()))
 
 
 def score_features(
     features: Features, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> list[Scores]:
-    images = Numbered(features)
-    monkeypatch.setattr(accumulate, "load_extractor", lambda settings, device: settings.name)
-    monkeypatch.setattr(accumulate, "extract", images.extract)
-    monkeypatch.setattr(accumulate, "BATCH_SIZE", 16)
+    images = use_numbered(monkeypatch, numbers=features)
     scores = score(images, tasks, **options)
     counts = [task.num_images or task.protocol.num_images for task in tasks]
     whole = options.get("checksum_all", False)
@@ -132,7 +137,7 @@ def test_intervals_surround_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
     [scores] = score_features(generated, [task], monkeypatch, intervals=True)
     uncertainty = scores.uncertainty
     assert scores.values == plain.values and uncertainty and uncertainty.fid_infinity
-    assert uncertainty.intervals.keys() == set(PROTOCOL.metrics) - {"fid"}
+    assert uncertainty.intervals.keys() == set(PROTOCOL.metrics)
     for metric, (low, high) in uncertainty.intervals.items():
         assert (low + high) / 2 == pytest.approx(scores.values[metric])
         assert low < high
@@ -161,20 +166,15 @@ def test_logits_may_come_from_another_extractor(monkeypatch: pytest.MonkeyPatch)
     assert PROTOCOL.inception_score
     settings = PROTOCOL.inception_score.replace(extractor=EXTRACTOR.replace(name="other"))
     sources = {"numbers": random_features(60, seed=4), "other": random_features(60, seed=5)}
-
-    def extract(batch: np.ndarray, extractor: str) -> Features:
-        return Numbered(sources[extractor]).extract(batch, extractor)
-
-    monkeypatch.setattr(accumulate, "load_extractor", lambda settings, device: settings.name)
-    monkeypatch.setattr(accumulate, "extract", extract)
+    images = use_numbered(monkeypatch, **sources)
     task = Task(PROTOCOL.replace(inception_score=settings), REFERENCE)
-    [scores] = score(Numbered(sources["numbers"]), [task])
+    [scores] = score(images, [task])
     logits = torch.from_numpy(sources["other"].logits)
     expected = isc_features_to_metric(logits)["inception_score_mean"]
     assert scores.values["is"] == pytest.approx(expected, rel=1e-6)
     assert scores.features_sha256 == array_sha256(sources["numbers"].features)
     task = Task(task.protocol.replace(metrics=("fid",)), REFERENCE)  # as explain does
-    [fid] = score(Numbered(sources["numbers"]), [task])
+    [fid] = score(images, [task])
     assert fid.values == {"fid": scores.values["fid"]}
 
 
@@ -183,6 +183,8 @@ def test_exactly_the_first_images_are_scored(monkeypatch: pytest.MonkeyPatch) ->
     first = Features(*(part[:60] for part in generated if part is not None))
     [scores] = score_features(first, [task], monkeypatch)
     generated.features[60:] = np.nan  # images behind them may be anything
+    warned = ["the first 60 of 75 images are scored, not a random subset"]
+    scores = replace(scores, warnings=warned + scores.warnings)
     assert score_features(generated, [task], monkeypatch) == [scores]
     [whole] = score_features(generated, [task], monkeypatch, checksum_all=True)
     assert replace(whole, set_sha256=None) == scores
@@ -199,28 +201,25 @@ def test_other_numbers_of_images_are_requested_and_warned_about(
 ) -> None:
     for requested, message in [
         (None, "59 images, protocol 'tiny' asks for 60"),
-        (70, "59 images, --num-images is 70"),
-        (9, "--num-images is 9; allowed are 10 to 59"),
+        (70, "59 images, num_images is 70"),
+        (9, "num_images is 9; allowed are 10 or more"),
     ]:
         with pytest.raises(ValueError, match=message):
             num_scored(59, PROTOCOL, requested)
-    with pytest.raises(ValueError, match=r"got 6 images, .*needed are 10"):
-        num_scored(6, PROTOCOL)
-    task = Task(PROTOCOL, REFERENCE, 12)
+    more = PROTOCOL.replace(stored_features=StoredFeatures(num_images=90, seed=0))
+    task = Task(more, REFERENCE, 12)
     [scores] = score_features(random_features(59, seed=4), [task], monkeypatch)
-    few, singular, kid, trusted = scores.warnings
+    _, few, singular, kid, trusted, real = scores.warnings
     assert "12 images where protocol tiny has 60" in few
     assert "12 images for 12 dimensions: the covariance is singular" in singular
     assert "subsets of 12 images where protocol tiny has 30" in kid
-    assert trusted.startswith(TRUSTED)
+    assert trusted.startswith("reference unknown does not say what it was made of: its extractor")
+    assert "features of 80 real images where protocol tiny has 90" in real
 
 
 def _in_one_process() -> tuple[list[Scores], ReferenceStatistics]:
     with pytest.MonkeyPatch.context() as patch:
-        images = Numbered(random_features(60, seed=1))
-        patch.setattr(accumulate, "load_extractor", lambda settings, device: settings.name)
-        patch.setattr(accumulate, "extract", images.extract)
-        patch.setattr(accumulate, "BATCH_SIZE", 16)
+        images = use_numbered(patch, numbers=random_features(60, seed=1))
         protocol: Protocol = PROTOCOL.replace(metrics=(*PROTOCOL.metrics, "sfid"))
         tasks = [Task(protocol, REFERENCE), Task(PROTOCOL, REFERENCE, 25)]
         scores = score(images, tasks, intervals=True)

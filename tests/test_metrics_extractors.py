@@ -21,6 +21,7 @@ from cmrepro.files import sha256
 from cmrepro.metrics.extractors import (
     BATCH_SIZE,
     FeatureExtractor,
+    check_images,
     extract,
     load_extractor,
     resize,
@@ -208,6 +209,12 @@ def test_resizes_equal_those_of_other_tools(height: int, width: int) -> None:
         np.testing.assert_allclose(got, peer, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("images", [IMAGES / 255, IMAGES[..., 0], IMAGES[:0]])
+def test_arrays_that_are_no_images_are_refused(images: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"must be (a uint8 array|\(N, H, W, 3\))"):
+        check_images(images)
+
+
 class Pixels(nn.Module):
     """Features that are the three values of the first pixel, as the network gets them."""
 
@@ -229,7 +236,6 @@ def test_features_depend_neither_on_other_images_nor_on_the_batch_size() -> None
     images = np.concatenate([pictures(3)] * 24)
     assert len(images) % BATCH_SIZE and len(images) > BATCH_SIZE
     extractor = load_extractor(EMBEDDED)
-    assert load_extractor(EMBEDDED, torch.device("cpu")) is extractor
     features = extract(images, extractor).features
     np.testing.assert_array_equal(features, np.concatenate([features[:3]] * 24))
     alone = extract(images[1:2], extractor).features

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from golden import arrays, path
+from test_metrics_frechet import moments
 
-from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
+from cmrepro.metrics.frechet import frechet_distance
 from cmrepro.metrics.scores import inception_score, manifold_scores
 from cmrepro.settings import InceptionScoreSettings
 
@@ -26,12 +27,6 @@ def stored(case: str) -> dict[str, Any]:
 
 def features(*names: str) -> list[np.ndarray]:
     return [arrays("metrics/features.npz", name)[""].numpy() for name in names]
-
-
-def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    streaming = StreamingMoments(x.shape[1])
-    streaming.update(x)
-    return streaming.mean_and_covariance()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import pickle
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -33,19 +32,12 @@ TTUR = {"mu": MU, "sigma": SIGMA}  # as TTUR, EDM and clean-fid write it
 ADM = {**TTUR, "mu_s": MU_S, "sigma_s": SIGMA_S, "arr_0": IMAGES}
 METADATA = ReferenceMetadata(dataset="noise", split="all", num_images=50, extractor="net")
 FEATURES = np.arange(2 * DIM, dtype=np.float32).reshape(2, DIM)
-BUILT = ReferenceStatistics(MU, SIGMA.astype(np.float32).astype(float), FEATURES, METADATA)
-
-
-def check_refused(path: pathlib.Path, message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        read_statistics(path)
-    assert re.search(message, str(error.value)), str(error.value)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
+BUILT = ReferenceStatistics(MU, SIGMA, FEATURES, METADATA)
 
 
 def test_writing_and_reading_changes_nothing(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "noise.npz"
-    spatial = {"spatial_mu": MU_S, "spatial_sigma": SIGMA_S.astype(np.float32).astype(float)}
+    spatial = {"spatial_mu": MU_S, "spatial_sigma": SIGMA_S}
     for statistics in (BUILT, replace(BUILT, features=None, **spatial)):
         write_statistics(path, statistics)
         loaded = read_statistics(path)
@@ -57,42 +49,9 @@ def test_writing_and_reading_changes_nothing(tmp_path: pathlib.Path) -> None:
         assert file["sigma"].shape == (DIM, DIM)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_files_of_ttur_edm_and_cleanfid(tmp_path: pathlib.Path, dtype: type) -> None:
-    sigma = SIGMA.astype(dtype)
-    sigma[0, 1] = np.nextafter(sigma[0, 1], dtype(9))  # two triangles rounded apart
-    path = tmp_path / "reference.npz"
-    np.savez(path, mu=MU.astype(dtype), sigma=sigma)  # clean-fid's mean is float32
-    loaded = read_statistics(path)
-    np.testing.assert_array_equal(loaded.mu, MU.astype(dtype))
-    np.testing.assert_array_equal(loaded.sigma, sigma)
-    assert loaded.mu.dtype == loaded.sigma.dtype == np.float64
-    assert loaded.features is loaded.spatial_mu is None
-    assert loaded.metadata == ReferenceMetadata()
-
-
-def test_adms_files(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "VIRTUAL.npz"
-    np.savez_compressed(path, **ADM, mu_clip=MU, sigma_clip=SIGMA, arr_1=np.arange(10))
-    loaded = read_statistics(path)
-    np.testing.assert_array_equal(loaded.spatial_mu, MU_S)
-    np.testing.assert_array_equal(loaded.spatial_sigma, SIGMA_S)
-    assert loaded.num_images == 10
-
-
-def test_edms_pickles(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "img64.pkl"
-    other = dict(zip(("mu", "sigma"), gaussian(3, 5), strict=True))
-    for protocol in range(3, pickle.HIGHEST_PROTOCOL + 1):
-        edm2 = {"num_images": 1_281_167, "fid": TTUR, "fd_dinov2": other}
-        path.write_bytes(pickle.dumps(edm2, protocol))
-        loaded = read_statistics(path)
-        np.testing.assert_array_equal(loaded.mu, MU)
-        np.testing.assert_array_equal(loaded.sigma, SIGMA)
-        assert loaded.metadata == ReferenceMetadata(num_images=1_281_167)
-        fortran = {"mu": MU, "sigma": np.asfortranarray(SIGMA + np.triu(SIGMA * 1e-9))}
-        path.write_bytes(pickle.dumps(fortran, protocol))
-        np.testing.assert_array_equal(read_statistics(path).sigma, fortran["sigma"])
+def test_adms_files_hold_images(tmp_path: pathlib.Path) -> None:
+    np.savez_compressed(tmp_path / "VIRTUAL.npz", **ADM)
+    assert read_statistics(tmp_path / "VIRTUAL.npz").num_images == 10
 
 
 class Malicious:
@@ -114,7 +73,8 @@ def test_nothing_in_a_pickle_is_executed(tmp_path: pathlib.Path, protocol: int) 
         ((getattr, np.ndarray, "tofile"), "getattr"),
     ]:
         path.write_bytes(pickle.dumps({"fid": {**TTUR, "mu": Malicious(*call)}}, protocol))
-        check_refused(path, rf"it calls \S*{name}")
+        with pytest.raises(ValueError, match=rf"it calls \S*{name}"):
+            read_statistics(path)
         assert not ran.exists()
 
 
@@ -126,46 +86,6 @@ def test_a_pickle_cannot_change_numpy(tmp_path: pathlib.Path) -> None:
     )
     path = tmp_path / "bad.pkl"
     path.write_bytes(attack)
-    check_refused(path, "does not hold reference statistics")
+    with pytest.raises(ValueError, match="does not hold reference statistics"):
+        read_statistics(path)
     np.testing.assert_array_equal(pickle.loads(before), MU)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (MU, "does not hold"),
-        ({"fd_dinov2": TTUR}, "KeyError: 'fid'"),
-        ({"mu": MU, "sigma": SIGMA.astype(int)}, "sigma int64, must be floats"),
-        ({"mu": MU + np.nan, "sigma": SIGMA}, "not finite"),
-        (ADM | {"sigma": SIGMA + np.triu(SIGMA, 1)}, "sigma differs from its transpose"),
-        (ADM | {"mu": np.arange(DIM)}, "mu is int64"),
-        (ADM | {"mu": np.array([{}], dtype=object)}, "Object arrays cannot be loaded"),
-        ({"mu": MU, "arr_0": IMAGES}, "it holds arr_0, mu, must hold mu and sigma"),
-        (ADM | {"sigma_s": SIGMA_S + np.triu(SIGMA_S)}, "sigma differs from its transpose"),
-        (ADM | {"arr_0": IMAGES.astype(np.float32)}, "arr_0 is float32 .*must be uint8"),
-    ],
-)
-def test_what_cannot_be_statistics_is_refused(
-    tmp_path: pathlib.Path, content: Any, message: str
-) -> None:
-    """The first four as pickles."""
-    path = tmp_path / "reference"
-    if isinstance(content, dict) and "arr_0" in content:
-        np.savez(path := path.with_suffix(".npz"), **content)
-    else:
-        (path := path.with_suffix(".pkl")).write_bytes(pickle.dumps(content))
-    check_refused(path, message)
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".pkl"])
-def test_a_damaged_file_is_refused(suffix: str, tmp_path: pathlib.Path) -> None:
-    path = tmp_path / f"reference{suffix}"
-    check_refused(path, "no reference statistics at")
-    write_statistics(path, BUILT) if suffix == ".npz" else path.write_bytes(pickle.dumps(TTUR))
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 3] ^= 255
-    for content in (whole[: len(whole) // 2], b"", flipped):
-        path.write_bytes(content)
-        if content is not flipped or suffix == ".npz":  # a pickle has no checksum
-            check_refused(path, "does not hold reference statistics")

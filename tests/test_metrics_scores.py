@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from test_metrics_frechet import random_features
 
 from cmrepro.metrics import scores
 from cmrepro.metrics.scores import (
@@ -17,16 +18,9 @@ from cmrepro.metrics.scores import (
     kernel_distance,
     manifold_scores,
     mean_estimate,
+    within_range,
 )
 from cmrepro.settings import InceptionScoreSettings, KernelSettings, Metric
-
-
-def random_features(count: int, dim: int, seed: int, shift: float = 0.0) -> np.ndarray:
-    """Correlated, non-negative features with a decaying spectrum, as a network's."""
-    rng = np.random.default_rng(seed)
-    mixing = np.random.default_rng(99).standard_normal((dim, dim)) / np.sqrt(np.arange(1, dim + 1))
-    return np.clip(rng.standard_normal((count, dim)) @ mixing.T + shift, 0, 6).astype(np.float32)
-
 
 # Inception score
 
@@ -42,6 +36,14 @@ def test_inception_score_of_known_distributions() -> None:
     # A probability that underflows to 0 for all images of a part: 0 log 0 is 0.
     missing = np.array([[0.0, 0.0, -1e4], [0.0, 0.0, -1e4]])
     assert inception_score(missing, InceptionScoreSettings(num_splits=1)).value == 1
+
+
+def test_rounding_ends_at_the_edge_of_a_range() -> None:
+    for metric, value, expected in (
+        ("is", 1 - 1e-15, 1), ("is", 0.99, 0.99), ("fid", -2e-3, 0), ("fid", -1.0, -1.0),
+        ("recall", 1 + 1e-12, 1), ("kid", -1e-12, -1e-12), ("is", 1 + 1e-15, 1 + 1e-15),
+    ):  # fmt: skip
+        assert within_range(metric, value) == expected
 
 
 def test_parts_of_a_given_size_end_with_a_smaller_one() -> None:

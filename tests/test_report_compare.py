@@ -7,34 +7,28 @@ import pytest
 from records_of import altered, demo_record, sha256_of
 from scipy import stats
 
+from cmrepro.paper import claim
 from cmrepro.records import write_record
+from cmrepro.report.comparability import Agreement
 from cmrepro.report.compare import compare
+from cmrepro.report.verdicts import ordering_verdict
 
 BASE = demo_record("cd", 2, 0, 100.0)
 
 
-def changed(**changes):
-    return altered(BASE, {key.replace("__", "."): value for key, value in changes.items()})
-
-
 def test_a_record_does_not_differ_from_itself():
     compared = compare(BASE, BASE)
-    assert compared.settings == compared.reasons == []
+    assert (compared.settings, compared.agreement) == ([], Agreement({}, {}))
     assert compared.divergence.startswith("The runs have the same noise, images, features;")
     assert {row["difference"] for row in compared.scores} == {0.0}
-
-
-@pytest.mark.parametrize(
-    ("factor", "words"), [(1 + 1e-6, "same within rounding"), (1.01, "difference of their scores")]
-)
-def test_scores_within_rounding_are_the_same(factor, words):
-    scores = {metric: factor * value for metric, value in BASE.scores.items()}
-    assert words in compare(BASE, changed(scores=scores)).divergence
+    for factor, words in ((1 + 1e-6, "same within rounding"), (1.01, "difference of their")):
+        scores = {metric: factor * value for metric, value in BASE.scores.items()}
+        assert words in compare(BASE, altered(BASE, {"scores": scores})).divergence
 
 
 @pytest.mark.parametrize("stage", ["noise", "labels", "images", "features"])
 def test_the_first_stage_at_which_two_runs_part(stage):
-    base = changed(hashes__labels=sha256_of("labels"))
+    base = altered(BASE, {"hashes.labels": sha256_of("labels")})
     order = ("noise", "labels", "images", "features")
     later = {f"hashes.{s}": sha256_of(f"other {s}") for s in order[order.index(stage) :]}
     assert compare(base, altered(base, later)).divergence.startswith(
@@ -63,18 +57,30 @@ def test_intervals_of_differences():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"num_images": 50}, "num_images 2,000 in the first, 50 in the second"),
-        ({"reference__split": "x"}, "reference cifar10-jpeg-train in the first, cifar10-jpeg-x"),
-        ({"reference__sha256": sha256_of("x")}, "reference statistics with other checksums"),
-        ({"sampler__times": [80.0, 20.0]}, "times 80 → 0.8 in the first, 80 → 20 in the second"),
-        ({"checkpoint__training__weights": "not stated"}, "not known: weights (in the second)"),
-        ({"checkpoint": None, "sampler": None}, f"only {BASE.id} states how its model was"),
+        ({"reference.split": "x"}, "reference cifar10-jpeg-train in the first, cifar10-jpeg-x"),
+        ({"reference.sha256": "a" * 64}, "reference_sha256 "),
+        ({"sampler.times": [80.0, 20.0]}, "times 80 → 0.8 expected, 80 → 20 in the second"),
+        ({"checkpoint": None, "sampler": None}, "not known: dataset (in the second)"),
     ],
 )
 def test_reasons_why_scores_cannot_be_compared(changes, reason):
-    [found] = compare(BASE, changed(**changes)).reasons
+    [found] = compare(BASE, altered(BASE, changes)).agreement.different.values()
     assert found.startswith(reason)
-    assert compare(BASE, demo_record("cd", 1, 1, 90.0)).reasons == []  # another seed and NFE
+    # Another seed and number of evaluations of one model.
+    assert not compare(BASE, demo_record("cd", 1, 1, 90.0)).agreement.different
+
+
+def test_a_pair_has_one_answer_here_and_in_its_verdict():
+    cd, ct = (
+        [demo_record(m, 1, s, fid + s**2) for s in (0, 1)] for m, fid in (("cd", 9), ("ct", 99))
+    )
+    claimed = claim("song2023/ordering/cd-better-than-ct-nfe1/cifar10")
+    assert ordering_verdict(claimed, cd + ct).answer == "holds at demo scale"
+    agreement = compare(cd[0], ct[0]).agreement
+    assert not agreement.different and "trained otherwise" in agreement.notes[0]
+    other = [altered(record, {"checkpoint.network": "other"}) for record in ct]
+    assert ordering_verdict(claimed, cd + other).answer == "not comparable"
+    assert [*compare(cd[0], other[0]).agreement.different] == ["network"]
 
 
 def test_the_command(run, tmp_path):
@@ -83,7 +89,7 @@ def test_the_command(run, tmp_path):
     code, out, err = run("compare", *paths, "--format", "json")
     rows = {row["what"]: row for row in json.loads(out)}
     assert code == 0
-    times = rows["sampler.times"]
-    assert (times["first"], times["second"]) == ([80.0], [80.0, 0.8])
-    assert rows["fid"]["difference"] == -10.0
-    assert "The runs diverge at the noise" in err and "The scores are comparable." in err
+    assert (rows["nfe"]["second"], rows["fid"]["difference"]) == (2, -10.0)
+    table = run("compare", *paths)[1]
+    for conclusion in ("The runs diverge at the noise", "The scores are comparable."):
+        assert conclusion in err and conclusion in table

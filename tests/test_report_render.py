@@ -1,5 +1,6 @@
 """REPORT.md, tables, figures and the page follow from the records; every edit is found."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,21 +12,22 @@ import matplotlib
 import numpy as np
 import pytest
 from paper_records import paper_record
+from PIL import Image
 from records_of import altered, demo_record, sha256_of
-from report_folder import PARTS, made_up_records, make_results
+from report_folder import made_up_records, make_results
 from scipy import stats
 
+from cmrepro.data.grids import write_grid
 from cmrepro.records import write_record
 from cmrepro.report import figures
 from cmrepro.report.render import check_report, write_report
 from cmrepro.report.results import AS_PUBLISHED, paper_rows, results_rows
-from cmrepro.report.tables import later_work_rows
 from cmrepro.report.verdicts import verdicts
 
 RECORD = demo_record("cd", 2, 0, 0.0).id
 INDEX = "results/site/index.html"
 PAGE = f"results/site/records/{RECORD}.html"
-SCORES = "results/figures/score_embedded-v1.svg"
+SCORES, SAMPLES = (f"results/figures/{kind}_embedded-v1.svg" for kind in ("score", "samples"))
 VOID = {"meta", "input", "img", "link", "br"}
 
 
@@ -43,30 +45,43 @@ def test_a_written_report_agrees_with_its_records(out: Path) -> None:
     assert check_report(out) == ([], "")
     report = (out / "REPORT.md").read_text()
     assert "91.00 ± 12.71" in report  # t(0.975, 1) = 12.706 times the standard error 1
-    assert "Orderings and ablations (22): not measured 21, holds at demo scale 1." in report
+    title = "Consistency Models at demo scale: 1 ordering tested, 0 of 44 printed scores measured"
+    assert report.splitlines()[0] == f"# {title}"
+    assert "22 orderings: 1 holds at demo scale, 21 not measured." in report
+    assert report.index("\n| CD: 2 steps are better than 1") < report.index("![The first images")
+    cells = re.findall(r"(?<=\| )[^|\n]+(?= \|)", report)
+    assert len(cells) > 50 and max(map(len, map(str.strip, cells))) < 60
     images = re.findall(r"!\[.*?\]\((.*?)\)", report)
     assert images and all((out / image).is_file() for image in images)
 
 
-@pytest.mark.parametrize("name", ["REPORT.md", SCORES, PAGE])
-def test_one_changed_digit_is_found(written: Path, name: str) -> None:
+def test_the_readme_has_the_title_of_the_committed_report() -> None:
+    root = Path(__file__).parents[1]
+    title = (root / "REPORT.md").read_text().partition("\n")[0]
+    assert f"[{title.removeprefix('# ')}](REPORT.md)" in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["REPORT.md", SCORES])
+def test_one_changed_digit_of_the_report_or_one_byte_of_a_record_is_found(
+    written: Path, name: str
+) -> None:
     path = written / name
     text = path.read_text()
     place = [match.start() for match in re.finditer(r"\d", text)][-1]
     path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
     assert check_report(written) == ([f"{name} differs from the records"], "")
-
-
-def test_an_edit_of_a_record_is_found_even_where_nothing_shown_changes(written: Path) -> None:
-    path = written / "results" / "records" / f"{RECORD}.json"
-    path.write_text(path.read_text() + "\n")
+    path.write_text(text)
+    record = written / "results" / "records" / f"{RECORD}.json"
+    record.write_text(record.read_text() + "\n")  # nothing shown but its checksum changes
     assert check_report(written)[0] == [f"{PAGE} differs from the records"]
 
 
 def test_figures_of_another_matplotlib_are_not_compared(written: Path) -> None:
-    path = written / SCORES
+    path, pixels = written / SCORES, written / SAMPLES
     other = path.read_text().replace(f"Matplotlib v{matplotlib.__version__}", "Matplotlib v1.2.3")
     path.write_text(other)
+    # Another zlib compresses the same pixels to other bytes.
+    pixels.write_text(pixels.read_text().replace("base64,", "base64,AAAA", 1))
     problems, remark = check_report(written)
     assert problems == [] and remark.endswith("are not compared: 1")
 
@@ -94,15 +109,16 @@ def test_bad_input_is_one_line(run, tmp_path: Path) -> None:
     assert (code, err.count("\n")) == (2, 1) and "no records in" in err
     make_results(tmp_path)
     log = tmp_path / "results/training/demo-cifar10-cd.jsonl"
-    log.write_text(log.read_text()[:-5])  # copied while it was written
+    log.write_text("no JSON\n" + log.read_text())
     code, _, err = run("report", "--out", tmp_path)
     assert (code, err.count("\n")) == (2, 1) and str(log) in err
 
 
 def test_real_images_stand_beside_the_samples(run, written: Path) -> None:
-    assert 'class="real"' not in (written / INDEX).read_text()
+    picture, grid = written / SAMPLES, '<img src="../samples/real.png"'
+    assert "real images" not in picture.read_text()
     assert run("report", "--real", "synthetic", "--out", written)[0] == 0
-    assert 'class="real"' in (written / INDEX).read_text()
+    assert "real images" in picture.read_text() and grid in (written / INDEX).read_text()
     assert check_report(written) == ([], "")
 
 
@@ -155,7 +171,7 @@ def test_a_records_page_shows_its_fields_and_how_to_repeat_it(
     (tmp_path / "demo-cifar10-ct.safetensors").write_bytes(b"ct")  # has the record's checksum
     records = {
         "bundled": demo_record("ct", 1, 0, 100.123456789),
-        "trained": demo_record("cd", 1, 0, 90.0),
+        "trained": made_up_records()[2],
         "foreign": demo_record("cd", None, None, 50.0, model="foreign"),
     }
     for record in records.values():
@@ -168,8 +184,32 @@ def test_a_records_page_shows_its_fields_and_how_to_repeat_it(
     assert f"{redo['trained']} --checkpoint demo-cifar10-cd.safetensors" in text["trained"]
     assert f"{redo['foreign']} --samples FILE" in text["foreign"]
     assert '<data value="100.123456789" title="100.123456789">100.12</data>' in text["bundled"]
+    assert "<dt>500</dt><dd>130, 134</dd>" in text["trained"]  # FD of parts of the images
     assert f'<a href="{records["foreign"].id}.html">foreign</a>' in text["bundled"]
     assert records["trained"].hashes.images in text["trained"]
+
+
+def test_own_models_stand_beside_the_papers_rows_with_grid_and_curve(tmp_path: Path) -> None:
+    elsewhere = {"checkpoint": None, "sampler": None, "model": "my-net"}
+    for seed in range(2):
+        own = altered(demo_record("cd", 1, seed, 50.0 + 2 * seed), elsewhere)
+        write_record(own, tmp_path / "results" / "records")
+    write_grid(tmp_path / "results/samples/my-net_nfe1.png", np.zeros((1, 8, 8, 3), np.uint8))
+    log = tmp_path / "results/training/my-net.jsonl"
+    log.parent.mkdir()
+    log.write_text(json.dumps({"images": 32, "loss": 0.5}) + "\n{")  # and a torn line
+    write_report(tmp_path)
+    report = (tmp_path / "REPORT.md").read_text()
+    section = report.partition("## Your models")[2].partition("\n## ")[0]
+    [row] = re.findall(r"^\| my-net .*", section, re.M)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["my-net", "1"] and "51.00 ± 12.71" in cells and "2 x 2,000" in cells
+    assert "CD 3.55, CT 8.70" in cells and "not comparable" in cells
+    assert "protocol cm-cifar10-v1 in the paper, embedded-v1 here" in section
+    assert "(results/samples/my-net_nfe1.png)" in section
+    assert "(results/figures/own_training_my-net.svg)" in section
+    index = Page((tmp_path / INDEX).read_text())
+    assert "yours" in index.ids and "../figures/own_training_my-net.svg" in index.links
 
 
 # Rows
@@ -179,6 +219,9 @@ def test_records_of_other_settings_are_other_rows() -> None:
     records = [demo_record("cd", 2, seed, 100.0 + 2 * seed) for seed in (0, 1)]
     [row] = results_rows(records)
     assert (row["seeds"], row["FD"]) == (2, "101.0 ± 12.7") and "settings" not in row
+    # One sample set has its own intervals (`--intervals`): of IS, and of FD by extrapolation.
+    [row] = results_rows(made_up_records()[2:3])
+    assert (row["FD"], row["IS"], row["KID"]) == ("90.00 ± 3.92", "3.00 ± 0.50", "0.5000")
     changes = (
         {"sampler.times": [80.0, 0.5]},
         {"sampler.to_uint8": "truncate"},
@@ -193,15 +236,18 @@ def test_records_of_other_settings_are_other_rows() -> None:
 
 def test_table_1_has_every_printed_row_with_ours_beside_it() -> None:
     records = [demo_record("cd", 1, seed, 100 + 2 * seed) for seed in (0, 1)]
-    records += [demo_record("cd", 2, 0, 90)]
-    rows = [row.cells for row in paper_rows(1, records, verdicts(records))]
+    records += [demo_record("cd", 2, 0, 90), demo_record("edm", 35, 0, 2)]
+    anchors = [("noise", 300.0), ("real", 5.0)]
+    records += [demo_record("cd", None, None, fid, model=name) for name, fid in anchors]
+    *rows, real, noise = [row.cells for row in paper_rows(1, records, verdicts(records))]
     assert len(rows) == 36
+    assert (real["ours"], real["our FD"]) == ("real", "5.00") and noise["ours"] == "noise"
     cd = [row for row in rows if row["method"] == "CD"]
     assert [row["FID"] for row in cd] == ["3.55", "2.93"]
     assert [row["our FD"] for row in cd] == ["101.0 ± 12.7", "90.00"]
     assert {row["verdict"] for row in cd} == {"not comparable"}
     others = {row["method"]: row["ours"] for row in rows if row["method"] != "CD"}
-    assert {others.pop("CT"), others.pop("EDM")} == {"not measured"}
+    assert (others.pop("CT"), others.pop("EDM")) == ("not measured", "demo-cifar10-edm")
     assert set(others.values()) == {AS_PUBLISHED}
 
 
@@ -209,79 +255,51 @@ def test_the_verdict_stands_beside_the_records_that_decide_it() -> None:
     claimed = "song2023/table1/cd/nfe2/fid"
     own = [paper_record(claimed, seed, 2.93 + 0.001 * seed) for seed in range(2)]
     other = [altered(record, {"sampler.times": [80.0, 20.0]}) for record in own]
-    records = [*own, *other, demo_record("cd", 2, 0, 90)]
+    other_file = {"checkpoint.sha256": sha256_of("ablation")}
+    l1 = other_file | {"checkpoint.recipe.distance": "l1"}
+    released = {"checkpoint.recipe": None, "checkpoint.training.distance": "l2"}
+    ablations = [altered(demo_record("cd", 2, 0, 90, model="an-ablation"), l1)]
+    ablations += [paper_record(claimed, 0, 5.0, other_file | released)]  # in no row of the paper
+    records = [*own, *other, demo_record("cd", 2, 0, 90), *ablations]
     rows = [row.cells for row in paper_rows(1, records, verdicts(records))]
     found = {r["ours"]: r["verdict"] for r in rows if (r["method"], r["nfe"]) == ("CD", 2)}
     assert list(found.values()) == ["reproduced", "not comparable", "not comparable"]
     assert "cifar10-cd (times 80 → 20)" in found
 
 
-def test_ablations_stand_beside_no_row_of_the_paper() -> None:
-    family = demo_record("cd", 1, 0, 100)
-    ablation = altered(
-        demo_record("cd", 1, 0, 90, model="demo-cifar10-cd-l1"),
-        {"checkpoint.sha256": sha256_of("l1"), "checkpoint.recipe.distance": "l1"},
-    )
-    released = {"checkpoint.recipe": None, "checkpoint.training.distance": "l2"}
-    other = paper_record("song2023/table1/cd/nfe1/fid", 0, 5.0, released)
-    records = [family, ablation, other]
-    cd = [row for row in paper_rows(1, records, verdicts(records)) if row.cells["method"] == "CD"]
-    assert [row.cells["ours"] for row in cd] == ["demo-cifar10-cd", "not measured"]
-
-
-def test_a_teacher_stands_beside_edm() -> None:
-    record = altered(demo_record("edm", 35, 0, 2.0), {"checkpoint.recipe": None})
-    rows = paper_rows(1, [record], verdicts([record]))
-    [row] = [row for row in rows if row.cells["method"] == "EDM"]
-    assert row.records == [record] and row.cells["our FD"] == "2.00"
-
-
-def test_table_2_and_later_work_are_whole() -> None:
-    rows = [row.cells for row in paper_rows(2, [], verdicts([]))]
-    assert len(rows) == 34
-    assert [row["precision"] for row in rows if row["method"] == "CD"][:2] == ["0.68", "0.69"]
-    assert [row["ours"] for row in rows if row["method"] == "EDM"] == ["not measured"] * 3
-    assert "2.92" in {r["fid"] for r in later_work_rows() if r["images_seen"] == 179_200_000}
-
-
 # Figures
 
 
-def test_a_score_figure_has_means_intervals_and_anchors() -> None:
-    real, noise = (
-        demo_record("cd", None, None, fid, model=name, scores={"fid": fid, "precision": precision})
-        for name, fid, precision in (("real", 60.0, 0.7), ("noise", 200.0, 0.9))
-    )
-    other = altered(real, {"model": "elsewhere", "num_images": 100})
-    figure = figures.score_figure([*made_up_records(), noise, real, other])
-    axes = {ax.get_title(): ax for ax in figure.axes}
-    assert list(axes) == [
-        *("FD (lower is better)", "IS (higher is better)"),
-        # Noise before real images: such a score does not tell which images are better.
-        *("precision (no order of quality)", "recall (higher is better)"),
-    ]
-    ax = axes["FD (lower is better)"]
-    [bars] = ax.containers
+def test_a_score_figure_has_means_intervals_anchors_and_the_teacher() -> None:
+    anchors = {"real": 6.0, "noise": 200.0}
+    records = [demo_record("cd", None, None, fid, model=name) for name, fid in anchors.items()]
+    other = altered(records[0], {"model": "elsewhere", "num_images": 100})
+    teacher = demo_record("edm", 35, 0, 50.0)
+    [ax] = figures.score_figure([*made_up_records(), teacher, *records, other]).axes
+    edm, cd = ax.containers
     interval = stats.ttest_1samp([100.0, 102.0], 0).confidence_interval(0.95)
-    assert bars.lines[0].get_xydata().tolist() == [[1, 101], [2, 91]]
-    np.testing.assert_allclose(bars.lines[2][0].get_segments()[0][:, 1], interval)
-    labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["real 60", "noise 200", "demo-cifar10-cd, 2,000 images"]
+    assert cd.lines[0].get_xydata().tolist() == [[1, 101], [2, 91]]
+    assert edm.lines[0].get_xydata().tolist() == [[35, 50]]
+    np.testing.assert_allclose(cd.lines[2][0].get_segments()[0][:, 1], interval)
+    assert [text.get_text() for text in ax.texts] == ["real 6", "noise 200"]
 
 
-def test_an_anchor_far_away_is_named_and_not_drawn() -> None:
-    far = demo_record("cd", None, None, 100_000.0, model="far")
-    ax = figures.score_figure([*made_up_records(), far]).axes[0]
-    assert ax.get_ylim()[1] < 200
-    assert "far 1e+05" in [text.get_text() for text in ax.get_legend().get_texts()]
+def test_the_picture_has_the_first_row_of_each_grid_best_first(out: Path) -> None:
+    grids = out / "results" / "samples"
+    figure = figures.samples_figure([*made_up_records(), demo_record("edm", 35, 0, 2.0)], grids)
+    labels = [ax.get_title(loc="left") for ax in figure.axes]  # EDM has no grid
+    assert labels == [
+        "demo-cifar10-cd, 2 evaluations: FD 91.00 ± 12.71",
+        "demo-cifar10-cd, 1 evaluation: FD 101.0 ± 12.7",
+    ]
+    grid = np.asarray(Image.open(grids / "demo-cifar10-cd_nfe2.png"))
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), grid[:64])
 
 
-def test_fid_against_the_number_of_images_has_the_interval_of_its_parts() -> None:
-    [bars] = figures.num_images_figure(made_up_records()).axes[0].containers
-    assert bars.lines[0].get_xdata().tolist() == [500, 1000, 2000]
-    first, _, last = (segment[:, 1] for segment in bars.lines[2][0].get_segments())
-    interval = stats.ttest_1samp(PARTS[500], 0).confidence_interval(0.95)
-    np.testing.assert_allclose(first, interval)
-    # One value has no spread of its own: its standard error of 2 comes from the parts.
-    np.testing.assert_allclose(last, [90 - 2 * 1.96, 90 + 2 * 1.96])
-    assert figures.num_images_figure([demo_record("cd", 1, 0, 1.0)]) is None
+@pytest.mark.parametrize("shape", [(3, 32, 32, 3), (70, 128, 128, 3)])
+def test_grids_have_one_size_and_gaps(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (shape[0], 1, 1, 3), np.uint8)
+    write_grid(tmp_path / "grid.png", np.broadcast_to(colours, shape))
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert grid.shape == (5 * 68 - 4, 12 * 68 - 4, 4)
+    assert (grid[:64, 68:132, :3] == colours[1]).all() and (grid[:, 64:68, 3] == 0).all()

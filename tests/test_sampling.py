@@ -1,6 +1,7 @@
 """Sampling: noise, stages, rounding, classes, processes, and sample sets on disk."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from several import in_processes
 from tiny_checkpoint import save_tiny, tiny_presets
 
 from cmrepro import sampling
+from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.load import load_model
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.data import ImageDataset, load_dataset
@@ -79,12 +81,34 @@ def test_one_step_is_the_first_stage_of_two(model):
     assert sample_provenance(model, settings[1], 3, two, stage=1) == of_one
 
 
-def test_a_denoiser_is_sampled_by_heun(tmp_path):
-    model = load_model(save_tiny(tmp_path / "edm.safetensors", parameterization="edm"))
+@torch.inference_mode()
+def heun_by_hand(denoiser, x, grid):
+    """The official sampler of CIFAR-10 (jcm/sampling.py), one value at a time."""
+    for t, s in itertools.pairwise([*grid, 0.0]):
+        slope = (x - denoiser(x, t)) / t
+        x_s = x + (s - t) * slope
+        x = x + (s - t) / 2 * (slope + (x_s - denoiser(x_s, s)) / s) if s else x_s
+    return x
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_a_denoiser_is_sampled_as_by_its_official_sampler(tmp_path, monkeypatch, clipped):
+    """That of CIFAR-10 does not clip D, that of ImageNet-64 and LSUN does."""
+    path = save_tiny(tmp_path / "edm.safetensors", parameterization="edm", rho=5.0)
+    model = load_model(convert(path, tmp_path / "copy.safetensors"))  # rho included
+    if clipped:
+        monkeypatch.setattr(sampling, "CLIPPED_DENOISERS", ("tiny",))
     settings = sampler_settings(model.info, 5)
     assert (settings.algorithm, settings.nfe) == ("heun", 9)
-    assert settings.times == tuple(karras_times(5).tolist())
-    assert sample(model, settings, 2, seed=0, image_size=8).stages[0].shape == (2, 8, 8, 3)
+    assert settings.times == tuple(karras_times(5, rho=5.0).tolist())
+    images = sample(model, settings, 4, seed=0, image_size=8).stages[0].astype(int)
+    z = 80 * noise(0, range(4), (1, 3, 8, 8))[0]
+    free = heun_by_hand(model, z, settings.times)
+    inside = heun_by_hand(lambda x, t: model(x, t).clamp(-1, 1), z, settings.times)
+    same, other = (inside, free) if clipped else (free, inside)
+    # Another order of sums may round a value between two levels otherwise.
+    assert np.abs(images - to_uint8(same, "round")).max() <= 1
+    assert np.abs(images - to_uint8(other, "round")).max() > 1
     with pytest.raises(ValueError, match="allowed is a number N >= 2"):
         sampler_settings(model.info, 1)
 
@@ -92,12 +116,9 @@ def test_a_denoiser_is_sampled_by_heun(tmp_path):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (0, "got 0 steps"),
+        (0, "got steps = 0"),
         (3, "has times for 1 to 2"),
-        ([80.0, 80.0], "must decrease"),
         ([81.0], "they must decrease, with 0.002 < t <= 80"),
-        ([80.0, 0.001], "they must decrease, with 0.002 < t <= 80"),
-        ([], "sampling times none"),
     ],
 )
 def test_impossible_steps_are_refused(model, steps, message):
@@ -167,19 +188,14 @@ def test_processes_share_the_batches(model):
 
 def test_a_sample_set_has_its_provenance_beside_it(tmp_path, model):
     path, settings = tmp_path / "s.npz", sampler_settings(model.info, 1)
-    sets = [sample(model, settings, 3, seed, 8) for seed in (0, 1)]
-    provenances = [sample_provenance(model, settings, i, s) for i, s in enumerate(sets)]
-    write_sample_set(path, sets[0].stages[0], provenances[0])
-    write_sample_set(path, sets[0].stages[0], provenances[0])  # the same set may be written again
+    samples = sample(model, settings, 3, 0, 8)
+    provenance = sample_provenance(model, settings, 0, samples)
+    write_sample_set(path, samples.stages[0], provenance)
     assert provenance_path(path).name == "s.npz.provenance.json"
-    assert read_provenance(path, load_dataset(path)) == provenances[0]
-    with pytest.raises(ValueError, match=r"there already; .*--overwrite"):
-        write_sample_set(path, sets[1].stages[0], provenances[1])
-    write_sample_set(path, sets[1].stages[0], provenances[1], overwrite=True)
-    assert read_provenance(path, load_dataset(path)) == provenances[1]
+    assert read_provenance(path, load_dataset(path)) == provenance
     with pytest.raises(ValueError, match="the provenance of 3 images"):
-        read_provenance(path, ImageDataset("s", sets[0].stages[0][:2]))
-    provenance_path(path).write_text('{"modell": "x"}')
+        read_provenance(path, ImageDataset("s", samples.stages[0][:2]))
+    provenance_path(path).write_text('{"nfe": 1, "modell": "x"}')
     with pytest.raises(ValueError, match="unknown key 'modell': did you mean 'model'"):
         read_provenance(path, load_dataset(path))
     provenance_path(path).unlink()

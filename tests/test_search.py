@@ -68,7 +68,8 @@ def test_a_model_is_searched(tmp_path, monkeypatch):
 
     monkeypatch.setattr(search, "load_reference", lambda protocol: None)
     monkeypatch.setattr(search, "score", score)
-    found = search_time(model, PROTOCOL, num_scales=6, num_images=5, seed=1234)
+    truncating = PROTOCOL.replace(to_uint8="truncate")
+    found = search_time(model, truncating, num_scales=6, num_images=5, seed=1234)
     times = karras_times(6).tolist()
     assert [row["index"] for row in found.rows] == [1, 3, 2, 4]
     assert found.rows[3] == {"index": 4, "time": times[4], "fid": 11.0, "kid": 0.1}
@@ -81,8 +82,8 @@ def test_a_model_is_searched(tmp_path, monkeypatch):
         seeds=(1234,),
         num_images=5,
     )
-    # Exactly the images that the model gives at this time and seed.
-    settings = sampling.sampler_settings(model.info, [80.0, times[3]])
+    # Exactly the images that the model gives at this time and seed by the protocol's rule.
+    settings = sampling.sampler_settings(model.info, [80.0, times[3]], "truncate")
     assert scored[1] == sampling.sample(model, settings, 5, 1234, 8).stages[-1].tobytes()
 
 

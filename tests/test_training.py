@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import DATA, SIZE, assert_equal, state_of, tiny_recipe, tiny_train
 from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import load_model
-from cmrepro.data import synthetic
-from cmrepro.training import step
+from cmrepro.data import open_images, synthetic
 from cmrepro.training.data import Batch, BatchSource
 from cmrepro.training.step import Training
 
@@ -59,8 +59,6 @@ RUNS = [
     ("ct", {}),
     ("edm", {"mixed_precision": True}),
 ]
-# In the forward pass, and between the optimizer's step and the average's, where the state is torn.
-INTERRUPTS = [(Training, "loss", 10), (step, "ema_update", 13)]
 
 
 @pytest.mark.parametrize(("method", "changes"), RUNS)
@@ -72,16 +70,14 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     settings |= {"save_every": 4, "log_every": 1}
     whole = tiny_train(recipe, tmp_path / "whole", **settings)
     assert state_of(whole.parent)["step"] == 20
-    for owner, name, call in INTERRUPTS:
-        folder = tmp_path / name
-        with pytest.raises(KeyboardInterrupt), before_call(owner, name, call, interrupt):
-            tiny_train(recipe, folder, **settings)
-        reached = state_of(folder)["step"]
-        assert (reached == 10) if name == "loss" else (reached % 4 == 0 < reached)
-        tiny_train(recipe, folder, **settings, resume=True)
-        assert_equal(state_of(folder), state_of(whole.parent))
-        assert_equal(load_file(folder / whole.name), load_file(whole))
-        assert losses_of(folder) == losses_of(whole.parent)
+    folder = tmp_path / "interrupted"
+    with pytest.raises(KeyboardInterrupt), before_call(Training, "loss", 10, interrupt):
+        tiny_train(recipe, folder, **settings)
+    assert state_of(folder)["step"] == 8
+    tiny_train(recipe, folder, **settings, resume=True)
+    assert_equal(state_of(folder), state_of(whole.parent))
+    assert_equal(load_file(folder / whole.name), load_file(whole))
+    assert losses_of(folder) == losses_of(whole.parent)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +158,13 @@ def test_without_a_decay_the_target_is_the_online_network(teacher: pathlib.Path)
 def test_the_loss_of_a_small_training_falls(tmp_path: pathlib.Path) -> None:
     """A fresh network is zero, which has a loss of E[(t^2 m / sd^2 + sd^2) / (t^2 + sd^2)].
 
-    sd is sigma_data and m an image's mean square. Means over 25 batches of 16 scatter by 1 %
+    sd is sigma_data and m an image's mean square. Means over some 25 batches of 16 scatter by 1 %
     around it: the first one has learned little, and 0.7 cannot be chance.
     """
     data = synthetic(64, SIZE)
     recipe = tiny_recipe("edm", total_steps=100, batch_size=16, learning_rate=2e-3, dropout=0.0)
     tiny_train(recipe, tmp_path, data, log_every=25)
-    losses = [loss for _, loss in losses_of(tmp_path)]
+    losses = [loss for _, loss in losses_of(tmp_path)[1:]]  # without the line of step 1 alone
     t = np.exp(-1.2 + 1.2 * np.random.default_rng(0).standard_normal((10_000, 1)))
     m = np.square(data.images / 127.5 - 1).mean((1, 2, 3))  # (64,)
     untrained = ((t**2 * m / 0.25 + 0.25) / (t**2 + 0.25)).mean()
@@ -204,12 +200,15 @@ def test_the_parts_of_a_batch_are_the_batch(monkeypatch: pytest.MonkeyPatch, met
     assert gradients[0].abs().max() > 1e-3
 
 
-def test_a_finished_run_can_be_continued(tmp_path: pathlib.Path) -> None:
-    longer = tiny_recipe("ct", total_steps=20, schedule_steps=12)
-    whole = tiny_train(longer, tmp_path / "whole")
-    tiny_train(tiny_recipe("ct", total_steps=12), tmp_path / "legs")
-    path = tiny_train(longer, tmp_path / "legs", resume=True)
-    assert_equal(load_file(path), load_file(whole))
+def test_images_read_on_demand_are_known_by_their_files(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for i, image in enumerate(DATA.images):
+        Image.fromarray(image).save(tmp_path / "mine" / f"{i}.png")
+    source = open_images(tmp_path / "mine")
+    path = tiny_train(tiny_recipe("edm", total_steps=1), tmp_path / "out", source)
+    run = read_info(path).training
+    assert run is not None and run.dataset == "mine"
+    assert (run.dataset_sha256, run.dataset_files_sha256) == (None, source.sha256())
 
 
 def test_the_optimizer_takes_the_rate_of_its_step() -> None:
@@ -249,5 +248,3 @@ def test_wrong_input_is_refused_before_anything_is_written(
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="seed = 4294967296; allowed is 0 to 4294967295"):
         Training(tiny_recipe("edm"), 1 << 32)
-    with pytest.raises(ValueError, match=r"--compile with dropout = 0\.1"):
-        Training(tiny_recipe("edm"), 0, compiled=True)

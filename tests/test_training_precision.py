@@ -1,4 +1,4 @@
-"""Half precision for the passes of the networks alone; compiled networks."""
+"""Half precision for the passes of the networks alone."""
 
 import pathlib
 from typing import Any
@@ -86,11 +86,3 @@ def test_an_overflow_repeats_the_step_with_half_the_scale(teacher: pathlib.Path)
     assert losses == pytest.approx(run(usual, 2), rel=1e-3)  # a scale is a power of two
     for a, b in zip(training.ema.parameters(), usual.ema.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_compiled_networks_train_as_others(teacher: pathlib.Path) -> None:
-    """To the rounding of fused operations; and their weights keep their names."""
-    training, usual = (training_of("cd", teacher, compiled=compiled) for compiled in (True, False))
-    assert run(training, 8) == pytest.approx(run(usual, 8), rel=1e-4)
-    assert training.online.state_dict().keys() == usual.online.state_dict().keys()

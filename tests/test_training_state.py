@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tiny import assert_equal, state_names, tiny_recipe, tiny_train
 from tiny_run import tiny_run
 
+from cmrepro.checkpoints.io import read_info
 from cmrepro.data import synthetic
 from cmrepro.training import state
 from cmrepro.training.state import state_files
@@ -61,48 +62,18 @@ def flip_a_bit(path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip_a_bit, lambda path: path.write_bytes(b"")])
-def test_a_damaged_newest_state_is_noticed_and_the_one_before_is_used(
+def test_a_damaged_newest_state_is_refused_and_the_one_before_is_used_without_it(
     run: pathlib.Path,
     whole: dict[str, torch.Tensor],
-    capsys: pytest.CaptureFixture[str],
     damage: Callable[[pathlib.Path], object],
 ) -> None:
-    newest, before = state_files(run)
+    newest, _ = state_files(run)
     damage(newest)
-    path = tiny_train(EDM, run, resume=True, keep=1)
-    shown = capsys.readouterr().err
-    assert str(newest) in shown
-    assert str(before) in shown
-    assert_equal(load_file(path), whole)
-    assert state_names(run) == ["state-00000008.pt"]
-    assert (run / f"{newest.name}.damaged").exists()  # put aside, not deleted
-
-
-def test_states_that_are_all_damaged_are_refused(run: pathlib.Path) -> None:
-    for path in state_files(run):
-        flip_a_bit(path)
     before = contents(run)
-    with pytest.raises(ValueError, match=r"state-00000006.pt.*state-00000004.pt: .*damaged"):
+    with pytest.raises(ValueError, match=f"{newest} is damaged; delete it"):
         tiny_train(EDM, run, resume=True)
     assert contents(run) == before
-
-
-@pytest.mark.parametrize("keep", [1, 3])
-def test_the_newest_states_are_kept(tmp_path: pathlib.Path, keep: int) -> None:
-    tiny_train(EDM, tmp_path, save_every=2, keep=keep)
-    assert state_names(tmp_path) == [f"state-{step:08d}.pt" for step in (2, 4, 6, 8)][-keep:]
-
-
-def test_a_state_of_the_earlier_layout_is_continued(
-    run: pathlib.Path, whole: dict[str, torch.Tensor]
-) -> None:
-    """It had "origin" for the checksums, and recipes without scale and stands_for."""
-    for path in state_files(run):
-        stored = torch.load(path, weights_only=True)
-        stored["origin"] = stored.pop("checksums")
-        stored["origin"]["data_sha256"] = stored["origin"].pop("dataset_sha256")
-        del stored["recipe"]["scale"], stored["recipe"]["stands_for"]
-        torch.save(stored, path)
+    newest.unlink()
     assert_equal(load_file(tiny_train(EDM, run, resume=True)), whole)
 
 
@@ -129,14 +100,39 @@ def test_a_run_cannot_be_continued_with_another_teacher_or_schedule(
     tmp_path: pathlib.Path,
 ) -> None:
     teachers = [tiny_train(EDM, tmp_path / str(seed), seed=seed) for seed in (0, 1)]
-    recipe, longer = (tiny_recipe("cd", total_steps=steps) for steps in (1, 2))
+    recipe = tiny_recipe("cd", total_steps=1, linear_decay_share=0.5)
     tiny_train(recipe, tmp_path / "cd", teacher=teachers[0])
     for other, teacher, message in [
         (recipe, teachers[1], "teacher_sha256 is "),
-        (longer, teachers[0], "schedule_steps is 1, not 2"),
+        (
+            recipe.replace(schedule_steps=2),
+            teachers[0],
+            "schedule_steps is 1.*leave it out",
+        ),
+        (
+            recipe.replace(total_steps=3),
+            teachers[0],
+            "total_steps is 1.*linear_decay_share",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             tiny_train(other, tmp_path / "cd", teacher=teacher, resume=True)
+
+
+def test_a_longer_run_keeps_its_schedule(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """K of N(k) is 6 for all of the 9 steps, as if the run had begun with schedule_steps = 6."""
+    whole = tiny_train(tiny_recipe("ct", total_steps=9, schedule_steps=6), tmp_path / "whole")
+    tiny_train(tiny_recipe("ct", total_steps=6), tmp_path / "legs")
+    assert "schedule_steps" not in capsys.readouterr().err
+    longer = tiny_train(tiny_recipe("ct", total_steps=9), tmp_path / "legs", resume=True)
+    assert "continue with schedule_steps = 6" in capsys.readouterr().err
+    assert_equal(load_file(longer), load_file(whole))
+    found = read_info(longer)
+    assert found.recipe is not None
+    assert found.recipe.schedule_steps == 6
+    assert found.two_step_time == read_info(whole).two_step_time
 
 
 def test_a_folder_in_use_is_refused(run: pathlib.Path) -> None:
@@ -153,11 +149,22 @@ def test_a_folder_in_use_is_refused(run: pathlib.Path) -> None:
         tiny_train(EDM, run, resume=True)
 
 
-def test_resuming_in_an_empty_folder_starts_with_the_first_step(
-    tmp_path: pathlib.Path, whole: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("log", [None, '{"step": 1, "loss": 9}\n{"st'])
+def test_resuming_without_a_state_starts_with_the_first_step(
+    tmp_path: pathlib.Path,
+    whole: dict[str, torch.Tensor],
+    capsys: pytest.CaptureFixture[str],
+    log: str | None,
 ) -> None:
+    """In an empty folder, and in that of a run killed before its first save."""
+    if log:
+        (tmp_path / "log.jsonl").write_text(log)
+        (tmp_path / ".state-00000001.pt.x.pt").write_bytes(b"part")
     assert_equal(load_file(tiny_train(EDM, tmp_path, resume=True)), whole)
     assert f"no state in {tmp_path}; starting with the first step" in capsys.readouterr().err
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [1, 8]
+    assert entries[0]["loss"] < 9
 
 
 class NearlyFull(io.FileIO):
@@ -176,7 +183,7 @@ def test_a_full_disk_leaves_the_files_before_it(
     monkeypatch.setattr(state, "open", NearlyFull, raising=False)
     with pytest.raises(ValueError, match=r"cannot write .*8.pt: no space left"):
         tiny_train(EDM, run, resume=True)
-    assert contents(run) == before
+    assert {**contents(run), "log.jsonl": before["log.jsonl"]} == before  # its last step is there
 
 
 def test_unfinished_files_of_a_killed_process_are_removed(run: pathlib.Path) -> None:

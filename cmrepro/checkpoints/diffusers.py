@@ -5,6 +5,7 @@ here, with its channels in the order (query/key/value, head, head channel), are 
 there. The other networks have no counterpart in diffusers.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmrepro.checkpoints.locate import pipeline_folder, unet_folder
 from cmrepro.networks.adm import ADMConfig, UNet
 from cmrepro.networks.presets import IMAGE_SIZES, PRESETS, build_network
 from cmrepro.schema import read_json
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-OLD_WEIGHTS = "diffusion_pytorch_model.bin"
 
 RESNET = {
     **{"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj"},
     **{"out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut"},
 }
 ATTENTION = {"norm": "group_norm", "qkv": "to_q to_k to_v", "proj_out": "to_out.0"}
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OUTSIDE = {
     **{"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"},
     **{"label_emb": "class_embedding", "input_blocks.0.0": "conv_in"},
@@ -118,29 +118,26 @@ def from_diffusers(weights: Mapping[str, Tensor], network_name: str) -> dict[str
     return result
 
 
-def weights_file(path: Path) -> Path:
-    """The file itself; of a folder the one with the weights, safetensors or the older pickle."""
-    if not path.is_dir():
-        return path
-    for file in (_unet_folder(path) / WEIGHTS, _unet_folder(path) / OLD_WEIGHTS):
-        if file.is_file():
-            return file
-    raise ValueError(f"{path} has no [unet/]{WEIGHTS}; download the folder again")
-
-
-def _unet_folder(path: Path) -> Path:
-    folder = path / "unet" if (path / "unet").is_dir() else path
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{path} has no [unet/]config.json; give a file or diffusers folder")
-    return folder
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the attention's names of diffusers before 0.17 replaced by the later ones."""
+    old = re.compile(rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)")
+    return {old.sub(lambda m: OLD_ATTENTION[m[1]], name): x for name, x in weights.items()}
 
 
 def folder_fields(path: Path) -> dict[str, Any]:
-    """The fields of `CheckpointInfo` that a folder states; refuses a U-Net that is no preset."""
-    file = _unet_folder(path) / "config.json"
+    """The fields of `CheckpointInfo` that a folder states, or that of a file of weights.
+
+    Refuses a U-Net that is no preset.
+    """
+    root = pipeline_folder(path) if path.is_dir() else path.parent
+    file = (unet_folder(path) if path.is_dir() else root) / "config.json"
+    if not file.is_file():
+        return {}
     defaults = FIXED | {"downsample_type": "conv", "upsample_type": "conv"}
     # The older of the published folders lack this key; their weights have the normalisation.
     got = defaults | read_json(dict[str, Any], file) | {"attn_norm_num_groups": 32}
+    if got.get("sample_size") in [[n, n] for n in IMAGE_SIZES.values()]:
+        got["sample_size"] = got["sample_size"][0]
     differences = {
         name: [
             f"{key} is {got.get(key)}, '{name}' has {value}"
@@ -156,7 +153,7 @@ def folder_fields(path: Path) -> dict[str, Any]:
             "are the ADM U-Nets of the released consistency models"
         )
     index, scheduler = (
-        read_json(dict[str, Any], path / name) if (path / name).is_file() else {}
+        read_json(dict[str, Any], root / name) if (root / name).is_file() else {}
         for name in ("model_index.json", "scheduler/scheduler_config.json")
     )
     is_pipeline = index.get("_class_name") == "ConsistencyModelPipeline"

@@ -5,7 +5,7 @@ official code samples from, is read. Arrays are msgpack extensions, as flax/seri
 flax 0.6 writes them; none holds code.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cmrepro.files import one_line_errors
 from cmrepro.networks.ncsnpp import Attention, NCSNpp, NCSNppConfig, PyramidDownsample, ResBlock
+from cmrepro.schema import flat
 
 EMA_TREE = "params_ema"
 
@@ -48,32 +50,38 @@ LEAVES = {
 AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
-def read_flax_checkpoint(path: Path) -> tuple[dict[str, NDArray[Any]], int]:
-    """The EMA weights of an official checkpoint, by the flax tree's path joined by "/", and steps.
+def read_flax_checkpoint(
+    path: Path, key: str = EMA_TREE
+) -> tuple[dict[str, NDArray[Any]], int | None]:
+    """The weights in the tree `key`, by the flax tree's path joined by "/", and steps if stated.
 
     The file is read once from front to back. Memory holds the weights (read-only) and one more
     array: the other trees are skipped.
     """
     size = path.stat().st_size
     content: dict[str, Any] = {}
-    try:
-        with path.open("rb") as file:
-            # This bounds what a length in a crafted file can allocate.
-            unpacker = msgpack.Unpacker(file, ext_hook=_decode, max_buffer_size=max(size, 2**16))
-            for _ in range(unpacker.read_map_header()):
-                if (name := unpacker.unpack()) in (EMA_TREE, "step"):
-                    content[name] = unpacker.unpack()
-                else:
-                    unpacker.skip()
-        if content.keys() != {EMA_TREE, "step"}:
-            raise ValueError(f"it lacks {EMA_TREE} or step")
-        return dict(_flatten(content[EMA_TREE])), int(content["step"])
-    # The decoder reports malformed content by any of these.
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ValueError(
-            f"{path} is cut off or not a flax checkpoint of the official CIFAR-10 code "
-            f"({str(error) or type(error).__name__}); download it again"
-        ) from error
+    fault = "is cut off or not a flax checkpoint of the official CIFAR-10 code"
+    with one_line_errors(path, fault, "download it again"), path.open("rb") as file:
+        # This bounds what a length in a crafted file can allocate.
+        unpacker = msgpack.Unpacker(file, ext_hook=_decode, max_buffer_size=max(size, 2**16))
+        for _ in range(unpacker.read_map_header()):
+            if (name := unpacker.unpack()) in (key, "step"):
+                content[name] = unpacker.unpack()
+            else:
+                content[name] = unpacker.skip()
+        tree, step = content.get(key), content.get("step")
+        leaves = flat({key: tree}) if tree else {}
+        steps = None if step is None else int(step)
+    if not leaves:
+        found = ", ".join(map(str, content))
+        raise ValueError(f"{path} has no weights under {key}; name one of {found[:99]} with --key")
+    weights = {}
+    for name, array in leaves.items():
+        if getattr(array, "dtype", None) not in (np.float16, np.float32, np.float64):
+            got = getattr(array, "dtype", type(array).__name__)
+            raise ValueError(f"{path}: {name} is {got}, allowed are floats")
+        weights[name.removeprefix(f"{key}.").replace(".", "/")] = array
+    return weights, steps
 
 
 def _decode(code: int, data: bytes) -> Any:
@@ -81,16 +89,9 @@ def _decode(code: int, data: bytes) -> Any:
     if code not in (1, 3):
         raise ValueError(f"it has a msgpack extension of type {code}")
     shape, name, buffer = msgpack.unpackb(data)
+    if name == "bfloat16":  # the upper half of a float32
+        return (np.frombuffer(buffer, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
     return np.frombuffer(buffer, name).reshape(shape)
-
-
-def _flatten(tree: Any, path: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
-    """Arrays of nested maps with their paths."""
-    if isinstance(tree, dict):
-        for name, branch in tree.items():
-            yield from _flatten(branch, f"{path}/{name}" if path else str(name))
-    elif isinstance(tree, np.ndarray):
-        yield path, tree
 
 
 def flax_names(network: NCSNpp) -> dict[str, str]:

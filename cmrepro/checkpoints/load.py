@@ -1,4 +1,4 @@
-"""Checkpoints by name: the known ones, the contents of one, the model of one."""
+"""Checkpoints by name: the known ones, the contents of one, the model of one; own modules."""
 
 import functools
 from pathlib import Path
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from filelock import FileLock
 from msgspec.structs import asdict
-from torch import nn
+from torch import Tensor, nn
 
 from cmrepro.checkpoints import convert
-from cmrepro.checkpoints.diffusers import weights_file
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info
+from cmrepro.checkpoints.locate import weights_files
 from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.files import make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
-from cmrepro.records import Checkpoint, CheckpointInfo
+from cmrepro.records import Checkpoint, CheckpointInfo, SampleProvenance
 
 
 class CheckpointModel(PreconditionedModel):
@@ -34,8 +34,45 @@ class CheckpointModel(PreconditionedModel):
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:
         """Header, file name and checksum, for the provenance of its samples."""
-        checksum = sha256(weights_file(self.path))
+        checksum = sha256(*weights_files(self.path))
         return Checkpoint(**asdict(self.info), file=self.path.name, sha256=checksum)
+
+    @property
+    def provenance(self) -> SampleProvenance:
+        """Name and checkpoint, for the provenance of its samples."""
+        return SampleProvenance(model=self.path.stem, checkpoint=self.checkpoint)
+
+    def __repr__(self) -> str:
+        function = "f" if self.parameterization == "boundary" else "D"
+        return f"CheckpointModel({self.path.stem}, {function}(x_t, t), {self.image_size} px)"
+
+
+class WrappedModel(nn.Module):
+    """Any f(x_t, t), which is sampled like the model of a checkpoint."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        image_size: int,
+        num_classes: int,
+        info: CheckpointInfo,
+        provenance: SampleProvenance,
+    ) -> None:
+        super().__init__()
+        self.module, self.image_size, self.num_classes = module, image_size, num_classes
+        self.info, self.provenance, self.sigma_min = info, provenance, info.sigma_min
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of noisy ones and their times (B,), by the module."""
+        x: Tensor = self.module(x_t, t) if labels is None else self.module(x_t, t, labels)
+        if not isinstance(x, Tensor) or x.shape != x_t.shape or not torch.isfinite(x).all():
+            found = f"{tuple(x.shape)} with NaN" if isinstance(x, Tensor) else type(x).__name__
+            needed = f"a tensor {tuple(x_t.shape)} of finite values in [-1, 1]"
+            raise ValueError(f"the module returned {found} at t = {t[0]:g}, needed is {needed}")
+        return x.float()
+
+    def __repr__(self) -> str:
+        return f"WrappedModel({self.provenance.model}, {self.image_size} px)"
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> CheckpointModel:
@@ -91,7 +128,7 @@ def contents(name: str) -> dict[str, Any]:
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
     return {
         "format": kind,
-        "bytes": weights_file(path).stat().st_size,
+        "bytes": sum(file.stat().st_size for file in weights_files(path)),
         "num_parameters": sum(tensor.numel() for tensor in weights.values()),
         "dtype": ", ".join(sorted(types)),
         "step": step,

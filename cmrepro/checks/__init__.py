@@ -1,1 +1,1 @@
-"""Causes of a wrong score in a sample set, checkpoint, statistics file or record; the machine."""
+"""Causes of a wrong score in a sample set, checkpoint or record; the machine."""

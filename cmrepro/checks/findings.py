@@ -6,7 +6,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from cmrepro.data import ImageSource
 from cmrepro.schema import Struct, read_toml
 from cmrepro.settings import Protocol
 
@@ -37,7 +36,6 @@ class Settings:
 
     protocol: Protocol
     reference: str | None = None  # name or file of reference statistics; None: the protocol's
-    real: ImageSource | None = None  # images that may have been copied; None: the reference's
     device: str = "cpu"
 
 

@@ -1,9 +1,8 @@
-"""Faults of sample sets: number, value range, channel order, duplicates, copies."""
+"""Faults of sample sets: number, value range, channel order, duplicates."""
 
 import hashlib
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cmrepro.checks.findings import Finding, Findings, Settings, finding_if, too_few_images
@@ -13,13 +12,10 @@ from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
 from cmrepro.metrics.references import load_reference
 
 NUM_FEATURES = 500  # images whose features are extracted: a fault moves FID whatever their number
-NUM_REAL = 5000
 SEED = 0
 
 FID_LIMIT = 0.02  # relative change by chance; swapped channels of real images cost 4 to 13 %
 DUPLICATES_LIMIT = 0.005  # CIFAR-10 has below 0.001
-COPIES_LIMIT = 0.01  # 0.005 of CIFAR-10's test images are copies of training images
-COPY_DISTANCE = 0.3
 
 Images = NDArray[np.uint8]
 Features = NDArray[np.float32]
@@ -28,7 +24,7 @@ Features = NDArray[np.float32]
 def examine_images(source: ImageSource, settings: Settings) -> Findings:
     """Check a sample set, without its provenance."""
     reference = load_reference(settings.protocol, settings.reference)
-    images, num_repeated = _read(source, NUM_FEATURES)
+    images, num_repeated = _read(source)
     network = load_extractor(settings.protocol.extractor, settings.device)
     features = extract(images, network).features
     swapped = extract(images[..., ::-1].copy(), network).features
@@ -38,7 +34,7 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
         moments.update(features)
         return frechet_distance(reference.mu, reference.sigma, *moments.mean_and_covariance())
 
-    findings: Findings = {
+    return {
         "too-few-images": too_few_images(source.num_images, settings.protocol.num_images),
         "value-range": value_range(images),
         "channel-order": channel_order(fid(features), fid(swapped)),
@@ -48,23 +44,11 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
             f"below {DUPLICATES_LIMIT:.1%}",
         ),
     }
-    real = reference.features
-    if settings.real is not None:
-        real = extract(_read(settings.real, NUM_REAL)[0], network).features
-    if real is not None:
-        share = is_copy(features, real).mean()
-        findings["copies"] = finding_if(
-            share >= COPIES_LIMIT,
-            f"{share:.1%} of {len(features):,} images are copies of {len(real):,} real images",
-            f"below {COPIES_LIMIT:.0%}",
-            certainty="likely",
-        )
-    return findings
 
 
-def _read(source: ImageSource, count: int) -> tuple[Images, int]:
-    """At most `count` random images, and the number of all images that repeat an earlier one."""
-    numbers = np.sort(np.random.default_rng(SEED).permutation(source.num_images)[:count])
+def _read(source: ImageSource) -> tuple[Images, int]:
+    """Random images for features, and the number of all images that repeat an earlier one."""
+    numbers = np.sort(np.random.default_rng(SEED).permutation(source.num_images)[:NUM_FEATURES])
     subset, digests, start = [], set[bytes](), 0
     for batch in source.batches(1000):
         digests.update(hashlib.sha256(image.tobytes()).digest() for image in batch)
@@ -100,14 +84,3 @@ def channel_order(fid: float, swapped: float) -> Finding | None:
         certainty="likely",
         effect=f"fid {fid:.1f}, {swapped:.1f} with red and blue swapped",
     )
-
-
-def is_copy(features: Features, real: Features) -> NDArray[np.bool_]:
-    """Mask (N,) of copies of real images, from features (N, D) and (M, D)."""
-    # A copy is nearer to a real image than 0.3 of that one's distance to its nearest neighbour.
-    # Not by products of matrices: their rounding hides the small distances that are searched.
-    mode, real_tensor = "donot_use_mm_for_euclid_dist", torch.from_numpy(real)
-    nearest = torch.cdist(torch.from_numpy(features), real_tensor, compute_mode=mode).min(1)
-    to_others = torch.cdist(real_tensor[nearest.indices], real_tensor, compute_mode=mode)
-    spacing = to_others.topk(2, largest=False).values[:, 1]  # the first is the image itself
-    return (nearest.values < COPY_DISTANCE * spacing).numpy()

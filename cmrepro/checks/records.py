@@ -1,17 +1,9 @@
 """Faults that a provenance, checkpoint header or record states."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from cmrepro.checks.findings import Finding, Findings, Settings, finding_if, too_few_images
-from cmrepro.data import ImageSource
-from cmrepro.metrics.evaluate import Task, score
+from cmrepro.checks.findings import Finding, Findings, finding_if, too_few_images
 from cmrepro.metrics.protocols import load_protocol, protocol_names
-from cmrepro.metrics.references import load_reference
 from cmrepro.records import CheckpointInfo, RunRecord, SampleProvenance
-from cmrepro.settings import Metric, Protocol
-
-MANIFOLD: tuple[Metric, Metric] = ("precision", "recall")
+from cmrepro.settings import Protocol
 
 
 def contradiction(what: str, stated: object, expected: object) -> Finding | None:
@@ -34,15 +26,15 @@ def examine_samples(samples: SampleProvenance, protocol: Protocol) -> Findings:
     return {"rounding": rounding, **examine_checkpoint(samples.checkpoint)}
 
 
-def examine_record(record: RunRecord, images: ImageSource | None, settings: Settings) -> Findings:
-    """Check a record, and its precision and recall where its images are there."""
+def examine_record(record: RunRecord) -> Findings:
+    """Check a record."""
     name, reference, used = record.protocol.name, record.reference, record.protocol.extractor
     protocol = load_protocol(name) if name in protocol_names() else record.protocol
     expected = protocol.extractor
     training = record.checkpoint.training if record.checkpoint else None
     dataset, _, part = (training.dataset if training else "").rpartition("-")  # "cifar10-train"
     expected_split = part if dataset == reference.dataset else None
-    findings = examine_samples(record, protocol) | {
+    return examine_samples(record, protocol) | {
         "split": contradiction("reference of split", reference.split, expected_split),
         "too-few-images": too_few_images(record.num_images, record.protocol.num_images),
         "extractor": contradiction("extractor", used.name, expected.name)
@@ -50,21 +42,3 @@ def examine_record(record: RunRecord, images: ImageSource | None, settings: Sett
         or contradiction("resize", used.resize, expected.resize)
         or contradiction("reference of extractor", reference.extractor, expected.name),
     }
-    if images is not None and set(MANIFOLD) <= record.scores.keys():
-        manifold = protocol.replace(metrics=MANIFOLD)
-        task = Task(manifold, load_reference(protocol), record.num_images)
-        [scores] = score(images, [task], device=settings.device)
-        findings["swapped-metrics"] = swapped_metrics(record.scores, scores.values)
-    return findings
-
-
-def swapped_metrics(
-    recorded: Mapping[Any, float], measured: Mapping[Any, float]
-) -> Finding | None:
-    """Precision and recall of a record that are those of its images when swapped."""
-    (p, r), (precision, recall) = ([x[m] for m in MANIFOLD] for x in (recorded, measured))
-    return finding_if(
-        abs(p - recall) < abs(p - precision) and abs(r - precision) < abs(r - recall),
-        f"precision {p:.3f}, recall {r:.3f}",
-        f"precision {precision:.3f}, recall {recall:.3f}",
-    )

@@ -5,12 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from cmrepro.checkpoints.convert import convert as run
-from cmrepro.checkpoints.load import checkpoint_rows, contents
-from cmrepro.checkpoints.registry import fetch_checkpoint
-from cmrepro.cli.options import FORMAT, OVERWRITE, PATH, print_rows, require_new
+from cmrepro.cli.options import FORMAT, OVERWRITE, PATH, QUIET, print_rows, require_new
 from cmrepro.schema import flat
 
 
@@ -23,13 +19,18 @@ def checkpoints() -> None:
 @FORMAT
 def list_checkpoints(format_: str) -> None:
     """Checkpoints in this package, and those released by the authors."""
+    from cmrepro.checkpoints.load import checkpoint_rows
+
     print_rows(checkpoint_rows(), format_)
 
 
 @checkpoints.command()
 @click.argument("name")
+@QUIET
 def fetch(name: str) -> None:
     """Download the released checkpoint NAME into the cache; an interrupted download continues."""
+    from cmrepro.checkpoints.registry import fetch_checkpoint
+
     click.echo(f"wrote {fetch_checkpoint(name)}")
 
 
@@ -38,6 +39,8 @@ def fetch(name: str) -> None:
 @FORMAT
 def inspect(checkpoint: str, format_: str) -> None:
     """Show network, parameters, training and selection of CHECKPOINT, of any supported format."""
+    from cmrepro.checkpoints.load import contents
+
     found = contents(checkpoint)
     rows = [{"field": key, "value": value} for key, value in flat(found).items() if value]
     click.echo(json.dumps(found, indent=1)) if format_ == "json" else print_rows(rows, format_)
@@ -47,6 +50,7 @@ def inspect(checkpoint: str, format_: str) -> None:
 @click.argument("source")
 @click.option("--network", help="Preset of the network.")
 @click.option("--parameterization", type=click.Choice(["boundary", "edm"]))
+@click.option("--key", help="State dict to read among several in SOURCE, e.g. ema.")
 @click.option("--dtype", default="float32", type=click.Choice(["float32", "float16", "bfloat16"]))
 @click.option("--two-step-time", type=float, help="Second sampling time to write into the file.")
 @click.option("--out", type=PATH, help="Default for a released name: the cache.")
@@ -54,10 +58,15 @@ def inspect(checkpoint: str, format_: str) -> None:
 def convert(source: str, out: Path | None, overwrite: bool, dtype: str, **options: Any) -> None:
     """Write SOURCE as a checkpoint of this suite (safetensors).
 
-    SOURCE is the name of a released checkpoint, a .pt or flax file of the official code, a
-    diffusers folder, or a checkpoint of this suite. --network and --parameterization (consistency
-    function "boundary", or EDM denoiser "edm") are for files that do not say.
+    SOURCE is the name of a released checkpoint, a state dict (.pt or safetensors, also sharded), a
+    flax file, a diffusers folder, or a checkpoint of this suite. --network and --parameterization
+    (consistency function "boundary", or EDM denoiser "edm") are for files that do not say.
     """
     if out:
         require_new(out, overwrite)
+
+    import torch
+
+    from cmrepro.checkpoints.convert import convert as run
+
     click.echo(f"wrote {run(source, out, dtype=getattr(torch, dtype), **options)}")

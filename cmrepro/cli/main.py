@@ -1,6 +1,9 @@
 """The command line: commands that are imported when invoked, and exit codes of their errors."""
 
 import importlib
+import io
+import os
+import re
 import sys
 
 import click
@@ -11,7 +14,7 @@ COMMANDS = {
     "table3": ("tables", "Table 3, from the recipes that training uses."),
     "claims": ("report", "Claims of the paper, with the verdicts so far."),
     "deviations": ("tables", "Deviations of the official code from the paper."),
-    "recipe": ("tables", "Recipes: list, show."),
+    "recipe": ("tables", "All recipes, or every field of one."),
     "checkpoints": ("checkpoints", "Checkpoints: list, fetch, inspect, convert."),
     "train": ("train", "Train an EDM teacher, CD or CT."),
     "sample": ("sample", "Sample images from a checkpoint."),
@@ -55,8 +58,16 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; exit code 0 done, 1 failed, 2 wrong usage or bad input."""
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):  # an encoding may lack a character of a name
+            stream.reconfigure(errors="backslashreplace")
+    home = os.path.expanduser("~")  # the shell leaves it in --option=~/path as it is
+    options = re.compile(r"^(--[\w-]+=|)~(?=/|$)")
+    words = [options.sub(lambda found: found[1] + home, word) for word in sys.argv[1:]]
     try:
-        cli(standalone_mode=False)
+        cli(words, standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -66,12 +77,19 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
-        from cmrepro.files import DownloadError
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # else it fails at the exit too
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has enough
+            sys.exit(1)
+        from cmrepro.files import LONGEST, DownloadError, short
 
         if "--debug" in sys.argv:
             raise
         bad_input = isinstance(error, click.ClickException | ValueError | OSError)
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         text = text if bad_input else f"{type(error).__name__}: {text}"
-        print(f"cmrepro: {' '.join(text.split())}", file=sys.stderr)
+        print(f"cmrepro: {short(' '.join(text.split()), LONGEST)}", file=sys.stderr)
         sys.exit(2 if bad_input and not isinstance(error, DownloadError) else 1)

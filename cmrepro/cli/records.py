@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, PATH, print_rows
-from cmrepro.records import FOLDER, RunRecord, find_record, merge_records, read_record
+from cmrepro.files import LONGEST, short
+from cmrepro.records import FOLDER, RunRecord, merge_records, read_record, record_files
 from cmrepro.report.compare import compare as run
 from cmrepro.schema import json_schema
 
@@ -14,18 +15,20 @@ FILES = click.argument("files", nargs=-1, required=True, type=PATH)
 
 
 @click.command()
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
 @FORMAT
-def compare(first: str, second: str, format_: str) -> None:
-    """Explain the differences between records FIRST and SECOND (files, or ids)."""
-    compared = run(find_record(first), find_record(second))
+def compare(first: Path, second: Path, format_: str) -> None:
+    """Explain the differences between records FIRST and SECOND (files)."""
+    compared = run(read_record(first), read_record(second))
     print_rows([*compared.settings, *compared.scores], format_)
-    click.echo(compared.divergence, err=True)
+    why = "; ".join(compared.agreement.different.values())
+    conclusion = [f"Not comparable: {why}." if why else "The scores are comparable."]
     if any(row["interval"] is None for row in compared.scores):
-        click.echo("Intervals are unknown without --intervals: one sample set each.", err=True)
-    why = "; ".join(compared.reasons)
-    click.echo(f"Not comparable: {why}." if why else "The scores are comparable.", err=True)
+        conclusion.append("Intervals are unknown without --intervals: one sample set each.")
+    conclusion += [f"Note: {note}." for note in compared.agreement.notes]
+    # The other formats are for programs, which read nothing but rows.
+    click.echo("\n".join([compared.divergence, *conclusion]), err=format_ not in ("table", "md"))
 
 
 @click.group()
@@ -42,14 +45,20 @@ def schema() -> None:
 @records.command()
 @FILES
 def validate(files: tuple[Path, ...]) -> None:
-    """Check the records in FILES (files or folders); one line for each problem."""
-    paths = [path for file in files for path in (sorted(file.glob("*.json")) or [file])]
+    """Check the records in FILES (files or folders); one line for each problem.
+
+    The exit code is 1 if a record is invalid, 2 if a file is missing or a folder holds no record.
+    """
+    paths = [path for file in files for path in (record_files(file) or [file])]
     code = 0
     for path in paths:
         try:
+            if not path.is_file():
+                problem = "a folder without records" if path.is_dir() else "no such file"
+                raise ValueError(f"{path}: {problem}; give records (.json) or their folder")
             read_record(path)
         except ValueError as error:
-            click.echo(str(error), err=True)
+            click.echo(short(error, LONGEST), err=True)
             code = max(code, 1 if path.is_file() else 2)
     if code:
         raise SystemExit(code)

@@ -4,19 +4,27 @@ from pathlib import Path
 
 import click
 
-from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, print_rows
+from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, PATH, print_rows
 from cmrepro.data import open_images
-from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, write_grid
-from cmrepro.paper import claim
+from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, REAL, write_grid
+from cmrepro.paper import added_claims, claim
 from cmrepro.records import FOLDER, read_records
-from cmrepro.report.render import REAL, check_report, write_report
-from cmrepro.report.tables import claims_rows
-from cmrepro.report.verdicts import verdicts
+from cmrepro.report.render import check_report, write_report
+from cmrepro.report.results import claims_rows
+
+CLAIMS = click.option(
+    "--claims",
+    type=PATH,
+    expose_value=False,
+    callback=lambda ctx, _, path: path and ctx.with_resource(added_claims(path)),
+    help="Claims of your own: a .toml file.",
+)
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if files and records disagree.")
 @click.option("--real", help="Real images (data set, folder, zip, .npz) for the page.")
+@CLAIMS
 @OUT
 @OVERWRITE
 def report(check: bool, real: str | None, out: Path, overwrite: bool) -> None:
@@ -45,6 +53,7 @@ def report(check: bool, real: str | None, out: Path, overwrite: bool) -> None:
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="[ID]…")
+@CLAIMS
 @OUT
 @FORMAT
 def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
@@ -56,10 +65,5 @@ def claims(ids: tuple[str, ...], out: Path, format_: str) -> None:
     if not out.is_dir():
         raise ValueError(f"no folder at '{out}'; give with --out the one that holds {FOLDER}")
     records = read_records(out / FOLDER) if (out / FOLDER).is_dir() else []
-    decided = verdicts(records)
-    rows = [
-        {"id": row["id"], "verdict": verdict.answer, **row, "reason": verdict.reason}
-        for row, verdict in zip(claims_rows(), decided.values(), strict=True)
-        if not requested or row["id"] in requested
-    ]
-    print_rows(rows, format_)
+    rows = claims_rows(records)
+    print_rows([row for row in rows if not requested or row["id"] in requested], format_)

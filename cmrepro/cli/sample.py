@@ -1,4 +1,7 @@
-"""Sampling: `sample`, `search-times`, the main job `reproduce`, and `redo` of a record."""
+"""Sampling: `sample`, `search-times`, the main job `reproduce`, and `redo` of a record.
+
+Modules that need torch are imported inside the commands, so that wrong usage is told at once.
+"""
 
 import contextlib
 import shlex
@@ -8,22 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from cmrepro.checkpoints.convert import convert
-from cmrepro.checkpoints.load import load_model
 from cmrepro.cli import options
 from cmrepro.cli.main import cli
-from cmrepro.distributed import process_group
-from cmrepro.experiments.redo import compare_redone, redo_commands
-from cmrepro.experiments.reproduce import load_suite
-from cmrepro.experiments.reproduce import reproduce as run_suite
+from cmrepro.files import locked
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.records import FOLDER, find_record, read_record
-from cmrepro.report.render import require_own_report, write_report
-from cmrepro.sampling import sample as run_sampler
-from cmrepro.sampling import sample_provenance, sampler_settings, write_sample_set
-from cmrepro.search import search_time
+from cmrepro.records import FOLDER, read_record
 
 
 @click.command()
@@ -32,6 +25,7 @@ from cmrepro.search import search_time
 @click.option("--num-images", type=options.COUNT, help="Images of each model and seed.")
 @click.option("--seeds", type=options.COUNT, help="Number of seeds.")
 @options.DEVICE
+@options.QUIET
 @options.OUT
 @options.OVERWRITE
 def reproduce(
@@ -42,19 +36,32 @@ def reproduce(
     DATASET is cifar10; with --profile paper, which downloads the official checkpoints and needs an
     accelerator, also imagenet64. Numbers of images and seeds are the profile's by default.
     """
+    from cmrepro.experiments.reproduce import load_suite
+    from cmrepro.experiments.reproduce import reproduce as run
+    from cmrepro.report.render import require_own_report, write_report
+    from cmrepro.report.results import results_rows
+
     require_own_report(out, overwrite)
     changes = {key: value for key, value in arguments.items() if value is not None}
-    run_suite(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
-    click.echo(f"wrote {write_report(out, overwrite)[0]}")
+    with locked(out / "results"):
+        records = run(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
+        written, *others = write_report(out, overwrite)
+    options.print_rows(results_rows(records), "table")
+    for warning in sorted({warning for record in records for warning in record.warnings}):
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"wrote {len(records)} records to {out / FOLDER}, their grids to results/samples")
+    click.echo(f"wrote {written} and {len(others)} tables, figures and pages to {out / 'results'}")
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.option("--steps", default="1", help="1, 2 or times t1,t2,…; points of an EDM model's grid.")
-@click.option("--num-images", default=16)
-@click.option("--seed", default=0, help="Image i depends on (seed, i) alone.")
+@click.option("--num-images", type=options.COUNT, default=16)
+@click.option("--seed", type=options.SEED, default=0, help="Image i depends on (seed, i) alone.")
 @click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
+@click.option("--clip-denoised/--no-clip-denoised", default=None, help="Default: as released.")
 @options.DEVICE
+@options.QUIET
 @options.OUT_NPZ
 @options.OVERWRITE
 def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) -> None:
@@ -64,22 +71,28 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
     points, which take 2N - 1 network evaluations. Under `torchrun … -m cmrepro sample …` each
     process samples its share of the images.
     """
-    if out.suffix != ".npz" or out.is_dir():
-        raise ValueError(f"got --out {out}; allowed is a file ending in .npz")
     options.require_new(out, overwrite)
-    model, seed = load_model(checkpoint, how["device"]), how["seed"]
     try:
         times = [float(t) for t in steps.split(",")] if "," in steps else int(steps)
     except ValueError:
         raise ValueError(f"got --steps {steps}; allowed are 1, 2, … or times: 80,0.8") from None
-    settings = sampler_settings(model.info, times, how["to_uint8"])
+
+    from cmrepro import sampling
+    from cmrepro.checkpoints.load import load_model
+    from cmrepro.distributed import process_group
+
+    options.require_new(sampling.provenance_path(out), overwrite)
+    model, seed = load_model(checkpoint, how["device"]), how["seed"]
+    rounding, clip = how["to_uint8"], how["clip_denoised"]
+    settings = sampling.sampler_settings(model.info, times, rounding, clip)
     with process_group() as rank:
         size, label = model.image_size, model.path.stem
-        samples = run_sampler(model, settings, how["num_images"], seed, size, label)
+        samples = sampling.sample(model, settings, how["num_images"], seed, size, label)
     if rank == 0:
-        provenance = sample_provenance(model, settings, seed, samples)
-        write_sample_set(out, samples.stages[-1], provenance, samples.labels, overwrite)
-        click.echo(f"wrote {out}")
+        provenance = sampling.sample_provenance(model, settings, seed, samples)
+        images, labels = samples.stages[-1], samples.labels
+        sampling.write_sample_set(out, images, provenance, labels)
+        click.echo(f"wrote {out}\nwrote {sampling.provenance_path(out)}")
 
 
 @click.command("search-times")
@@ -88,10 +101,11 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
 @click.option("--method", type=click.Choice(["ternary", "grid"]), default="ternary")
 @options.PROTOCOL
 @click.option("--num-images", type=options.COUNT, help="Images at each time.")
-@click.option("--seed", default=1000, help="Seed of the noise; at least 1000.")
+@click.option("--seed", type=options.SEED, default=1000, help="Seed of the noise; at least 1000.")
 @options.DEVICE
+@options.QUIET
 @options.FORMAT
-@click.option("--out", type=options.PATH, metavar="FILE", help="Copy with the chosen time.")
+@click.option("--out", type=options.PATH, metavar="FILE", help="Checkpoint with the chosen time.")
 @options.OVERWRITE
 def search_times(
     checkpoint: str, protocol: str, format_: str, out: Path | None, overwrite: bool, **how: Any
@@ -102,18 +116,27 @@ def search_times(
     """
     if out:
         options.require_new(out, overwrite)
+
+    from cmrepro.checkpoints.convert import convert
+    from cmrepro.checkpoints.load import load_model
+    from cmrepro.search import METRIC, search_time
+
     model = load_model(checkpoint, how["device"])
     found = search_time(model, load_protocol(protocol), **how)
     options.print_rows(found.rows, format_)
-    click.echo(f"t = {found.time:g}: {found.selection.rule}", err=True)
-    if out:
+    best = min(row[METRIC] for row in found.rows)
+    scored = f"the lowest {METRIC} ({best:.5g}) of the {len(found.rows)} times scored"
+    click.echo(f"second sampling time: t = {found.time:g}, with {scored}", err=True)
+    if not out:
+        click.echo("nothing written; --out FILE writes a checkpoint with this time", err=True)
+    else:
         time, selection = found.time, found.selection
         path = convert(checkpoint, out, two_step_time=time, two_step_selection=selection)
         click.echo(f"wrote {path}", err=True)
 
 
 @click.command()
-@click.argument("record")
+@click.argument("record", type=options.PATH)
 @click.option("--run", is_flag=True, help="Run the commands and compare the results.")
 @click.option("--samples", type=options.PATH, help="Sample set to score, not sampled again.")
 @click.option("--checkpoint", type=options.PATH, help="File of the checkpoint.")
@@ -121,17 +144,23 @@ def search_times(
 @click.option("--protocol", type=options.PATH, help="The protocol's .toml file.")
 @click.option("--out", type=options.PATH, metavar="DIR", help="Folder for samples and record.")
 @options.OVERWRITE
+@options.QUIET
 @options.FORMAT
 def redo(
-    record: str, run: bool, out: Path | None, overwrite: bool, format_: str, **files: Path | None
+    record: Path, run: bool, out: Path | None, overwrite: bool, format_: str, **files: Path | None
 ) -> None:
-    """Print the commands that make RECORD (a file, or an id in results/records) again.
+    """Print the commands that make the RECORD in a file again.
 
     With --run they run, in a temporary folder unless --out names another, and their hashes and
     scores are compared with the record's. The exit code is 1 if the images differ on the same
     platform, or a score by more than 1e-4 of its value.
     """
-    recorded = find_record(record)
+    recorded = read_record(record)
+
+    import torch
+
+    from cmrepro.experiments.redo import compare_redone, redo_commands
+
     threads, extra = recorded.provenance.threads, ["--overwrite"] * overwrite
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary if run else "")

@@ -1,11 +1,11 @@
-"""Tables that need neither records nor torch: `table3`, `deviations`, `recipe list|show`."""
+"""Tables that need neither records nor torch: `table3`, `deviations`, `recipe`."""
 
 import click
 
 from cmrepro.cli.options import FORMAT, VARIANT, print_rows
 from cmrepro.report.tables import deviations_rows
 from cmrepro.settings import Variant
-from cmrepro.training.recipes import recipe_names, recipe_rows, table3_rows
+from cmrepro.training.recipes import recipe_list, recipe_rows, table3_rows
 
 
 @click.command()
@@ -26,21 +26,10 @@ def deviations(format_: str) -> None:
     print_rows(deviations_rows(), format_)
 
 
-@click.group()
-def recipe() -> None:
-    """Recipes: list, show."""
-
-
-@recipe.command("list")
-def list_recipes() -> None:
-    """Names of all recipes."""
-    click.echo("\n".join(recipe_names()))
-
-
-@recipe.command()
-@click.argument("name")
+@click.command()
+@click.argument("name", required=False)
 @VARIANT
 @FORMAT
-def show(name: str, variant: Variant, format_: str) -> None:
-    """Every field of recipe NAME, with the deviation behind each that differs in the variants."""
-    print_rows(recipe_rows(name, variant), format_)
+def recipe(name: str | None, variant: Variant, format_: str) -> None:
+    """All recipes; or every field of recipe NAME, with the deviation behind each that differs."""
+    print_rows(recipe_rows(name, variant) if name else recipe_list(), format_)

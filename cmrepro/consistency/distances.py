@@ -1,7 +1,8 @@
 """Distances d(x, y) between image batches (Section 5): (B, C, H, W) x 2 -> (B,).
 
 l1 and l2 are means over pixels as in both released repositories; the paper writes sums
-(deviation `distance-reduction`). The two differ by a constant factor, which RAdam cancels.
+(deviation `distance-reduction`). The two differ by a constant factor, which RAdam cancels except
+in its first five steps, where it does not divide by the second moment.
 """
 
 import math

@@ -50,6 +50,11 @@ class PreconditionedModel(nn.Module):
         self.sigma_data = sigma_data
         self.sigma_min = sigma_min
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the network; 0 for an unconditional one."""
+        return getattr(self.network.config, "num_classes", 0)
+
     def scalings(self, t: Tensor) -> Scalings:
         """c_skip, c_out, c_in at times `t`, each shaped like it."""
         if self.parameterization == "edm":

@@ -1,22 +1,54 @@
-"""Image files: their containers (folders, zips, LMDB), labels, decoding, and grids of images."""
+"""Image files: their containers (folders, zips, LMDB), labels, and conversion to 8-bit RGB.
+
+A folder and a zip are read whole or refused. Left out are hidden files and folders (".…",
+`__MACOSX`, `@eaDir`) and files that are no images: no file with their suffix starts like one. In
+an LMDB, these are keys without a digit, as `length`. Links to folders are followed.
+
+Scoring, statistics and training see the same pixels, as they are stored: colour profiles, gamma
+and EXIF rotation are not applied. Converted to 8-bit RGB are grey (R = G = B; fewer bits are
+scaled to 0-255), palettes (looked up), alpha that is 255 everywhere (dropped), and CMYK by
+R = (255 - C) (255 - K) / 255, as the official code reads ImageNet. Refused are transparent
+pixels, channels of more than 8 bits, other colour spaces, and files of several frames or pages.
+"""
 
 import functools
 import io
 import os
 import re
+import stat
+import struct
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import IO, Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+from cmrepro.data.lmdb import Database
+from cmrepro.files import one_line_errors, short
+
+FORMATS = ["PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "TGA", "QOI"]
+READ = ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .tga"
+# These are images too, but refused: Pillow reads them not everywhere, or rounds them to 8 bits.
+UNREAD = ".avif .heic .heif .jp2 .j2k .jxl .exr .hdr .pfm .psd .ico .svg .dng"
+SUFFIXES = frozenset(f"{READ} .qoi {UNREAD}".split())
+HEAD_BYTES = 16
+IMAGE_START = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*|GIF8|P[1-6]\s|qoif"
+    rb"|....ftyp(?:avif|heic|mif1)|\0\0\0\x0cj[PX]|\xff\x0a|v/1\x01|8BPS",
+    re.DOTALL,
+)
+PNG_END = b"IEND\xae\x42\x60\x82"  # last chunk, with its checksum
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"}
+DEEP = re.compile(r"(?!BGR).*;(12|16|32)")  # Pillow's modes of a file; it reads "RGB;16B" as RGB
+MAX_PIXELS = 1 << 26  # 268 MB in Pillow's memory; a damaged header may state more
 WNID = re.compile(r"n\d{8}(?=_)")  # ImageNet's class names, e.g. n01440764_10026.JPEG
+# EDM's generate.py and dataset_tool.py make a folder for every 1,000 images: 001000, 00001.
+NUMBERED = re.compile(r"(^|/)\d{5,}$")
 
 Labels = NDArray[np.int64] | None
 
@@ -26,19 +58,38 @@ class Container(NamedTuple):
 
     image_names: list[str]  # sorted
     labels: Labels  # classes (N,)
-    read: Callable[[str], bytes]
+    open: Callable[[str], IO[bytes]]
     length: Callable[[str], int]  # bytes, without reading the file
+    left_out: list[str]  # names of other files
+
+
+class _EdmLabels(msgspec.Struct):
+    """EDM's dataset.json."""
+
+    labels: list[tuple[str, Annotated[int, msgspec.Meta(le=(1 << 63) - 1)]]] | None
 
 
 def folder_files(path: Path) -> Container:
     """Images below a folder, named by their relative paths."""
-    names = [
-        Path(folder, name).relative_to(path).as_posix()
-        for folder, _, names in os.walk(path)
-        for name in names
-    ]
+    names: list[str] = []
+    folders, visited = [""], dict[tuple[int, int], str]()
+    while folders:
+        folder = folders.pop()
+        status = os.stat(path / folder)
+        if (first := visited.setdefault((status.st_dev, status.st_ino), folder)) != folder:
+            raise ValueError(f"'{short(folder)}' is the folder '{short(first)}'; remove the link")
+        with os.scandir(path / folder) as entries:
+            for entry in entries:
+                name = folder + entry.name
+                if not _is_hidden(entry.name) and entry.is_dir():
+                    folders.append(f"{name}/")
+                elif _is_hidden(entry.name) or entry.is_file():
+                    names.append(name)
+                else:
+                    fault = "is a link that leads nowhere, or no file"
+                    raise ValueError(f"{short(name)} {fault}; remove it")
     return _container(
-        names, lambda name: (path / name).read_bytes(), lambda name: (path / name).stat().st_size
+        names, lambda name: open(path / name, "rb"), lambda name: (path / name).stat().st_size
     )
 
 
@@ -49,85 +100,156 @@ def zip_files(path: Path) -> Container:
     def archive(process: int) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
-    try:
-        names = archive(os.getpid()).namelist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a complete zip file ({error}); write it again") from error
+    with one_line_errors(path, "is not a complete zip file", "write it again"):
+        infos = archive(os.getpid()).infolist()
+        with open(path, "rb") as file:
+            file.seek(max(os.path.getsize(path) - (1 << 16) - 22, 0))
+            end = file.read().rpartition(b"PK\5\6")[2]
+        # The stated number, which zipfile does not compare, goes up to 2^16 - 1.
+        if (count := struct.unpack_from("<H", end, 6)[0]) not in (len(infos) % (1 << 16), 65535):
+            raise ValueError(f"{len(infos)} of {count} files")
+    by_name: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        name = info.filename.replace("\\", "/")  # of Windows
+        if name in by_name or stat.S_ISLNK(info.external_attr >> 16):
+            fault = "twice" if name in by_name else "as a link"
+            raise ValueError(f"{short(path, 80)} holds {short(name)} {fault}; write it again")
+        by_name[name] = info
     return _container(
-        names,
-        lambda name: archive(os.getpid()).read(name),
-        lambda name: archive(os.getpid()).getinfo(name).file_size,
+        [name for name, info in by_name.items() if info.file_size or not info.is_dir()],
+        lambda name: archive(os.getpid()).open(by_name[name]),
+        lambda name: by_name[name].file_size,
     )
 
 
-@functools.cache  # a process may open a database only once
 def lmdb_files(path: Path) -> Container:
-    """Values of an LMDB folder by their keys, as LSUN is published: each an encoded image."""
-    try:
-        import lmdb
-    except ImportError as error:
-        raise ValueError(f"{path} is an LMDB; pip install 'cmrepro[lmdb]' to read it") from error
-    try:  # without lock table, which reading does not need
-        database = lmdb.open(str(path), readonly=True, create=False, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise ValueError(f"{path} is not an LMDB ({error}); fetch it again") from error
-    # A page beyond the end of the file would end the process with a bus error.
-    needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
-    if needed > os.path.getsize(path / "data.mdb"):
-        raise ValueError(f"{path / 'data.mdb'} is shorter than its {needed} bytes; fetch it again")
+    """Values of an LMDB by their keys, as LSUN is published: each an encoded image."""
+    with one_line_errors(path, "is not a whole LMDB", "fetch it again"):
+        files = Database(path)
+    others = [
+        key
+        for key in files.keys
+        if not (re.search(r"\d", key) or _suffix(key) in SUFFIXES)
+        and not IMAGE_START.match(files.read(key))
+    ]
+    keys = [key for key in files.keys if key not in {*others}] if others else files.keys
+    return Container(keys, None, lambda key: io.BytesIO(files.read(key)), files.length, others)
 
-    def value(convert: Callable[[memoryview | bytes], Any], name: str) -> Any:
-        with database.begin(buffers=True) as transaction:
-            return convert(transaction.get(os.fsencode(name), b""))
 
-    with database.begin() as transaction:
-        keys = transaction.cursor().iternext(keys=True, values=False)  # sorted
-        names = [os.fsdecode(key) for key in keys]
-    return Container(names, None, partial(value, bytes), partial(value, len))
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _container(
-    names: Sequence[str], read: Callable[[str], bytes], length: Callable[[str], int]
+    names: Sequence[str], open_: Callable[[str], IO[bytes]], length: Callable[[str], int]
 ) -> Container:
     """Images among files, and their labels."""
-    image_names = sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES)
-    edm = read("dataset.json") if "dataset.json" in names else None
-    return Container(image_names, _labels(image_names, edm), read, length)
+
+    def is_image(name: str) -> bool:
+        with one_line_errors(name, "cannot be read", "replace it"), open_(name) as file:
+            return IMAGE_START.match(file.read(HEAD_BYTES)) is not None
+
+    left_out: list[str] = []
+    by_suffix: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        hidden = any(map(_is_hidden, name.split("/")))
+        (left_out if hidden else by_suffix[_suffix(name)]).append(name)
+    image_names: list[str] = []
+    for suffix, group in by_suffix.items():
+        # The first 100 only, as there may be a caption of each image.
+        images = suffix in SUFFIXES or any(map(is_image, group[:100]))
+        (image_names if images else left_out).extend(group)
+    image_names.sort()
+    edm = [name for name in left_out if re.fullmatch(r"([^./][^/]*/)?dataset\.json", name)]
+    if len(edm) > 1:
+        raise ValueError(f"{short(edm[0])} and {short(edm[1])} both give labels; remove one")
+    if edm:
+        left_out.remove(edm[0])
+    labels = _edm_labels(image_names, edm[0], open_) if edm else _folder_labels(image_names)
+    return Container(image_names, labels, open_, length, sorted(left_out))
 
 
-def _labels(image_names: Sequence[str], edm: bytes | None) -> Labels:
-    """Labels by EDM's dataset.json, or by the sorted class folders, or by ImageNet's classes."""
-    if edm is None:
-        classes = [str(PurePosixPath(name).parent) for name in image_names]
-        if len(set(classes)) < 2:
-            matches = [WNID.match(PurePosixPath(name).name) for name in image_names]
-            classes = [match.group() for match in matches if match]
-        unique, numbers = np.unique(classes, return_inverse=True)
-        return numbers if len(numbers) == len(image_names) and len(unique) > 1 else None
-    try:
-        labels = msgspec.json.decode(edm, type=dict[str, list[tuple[str, int]] | None])["labels"]
-    except (KeyError, msgspec.DecodeError) as error:
-        allowed = '{"labels": [[FILE, CLASS], …]} with integer classes, or {"labels": null}'
-        raise ValueError(f"dataset.json cannot be read ({error}); allowed is {allowed}") from error
+def _edm_labels(
+    image_names: Sequence[str], path: str, open_: Callable[[str], IO[bytes]]
+) -> Labels:
+    """Labels by EDM's dataset.json, which names files from its own folder on."""
+    allowed = 'allowed is {"labels": [[FILE, CLASS], …]} with integer classes, or {"labels": null}'
+    with one_line_errors(path, "cannot be read", allowed), open_(path) as file:
+        labels = msgspec.json.decode(file.read(), type=_EdmLabels).labels
     if labels is None:
         return None
-    by_name = dict(labels)
+    folder = path.removesuffix("dataset.json")
+    by_name: dict[str, int] = {}
+    for name, label in labels:
+        if by_name.setdefault(folder + name, label) != label:
+            raise ValueError(f"dataset.json gives {short(name)} two labels; leave one")
     if odd := sorted(by_name.keys() ^ set(image_names)):
-        raise ValueError(f"dataset.json and the images differ by {len(odd)} names, e.g. {odd[0]}")
+        example = f"{len(odd)} names, e.g. {short(odd[0])}"
+        raise ValueError(f"dataset.json and the images differ by {example}; list each image once")
     return np.array([by_name[name] for name in image_names], np.int64)
 
 
-def read_image(name: str, files: Container, convert: bool) -> Image.Image:
-    """RGB image of a file; one of another mode is converted or refused."""
+def _folder_labels(image_names: Sequence[str]) -> Labels:
+    """Labels by the sorted class folders, or by ImageNet's classes."""
+    classes = [NUMBERED.sub("", name.rpartition("/")[0]) for name in image_names]
+    folders = {*classes}
+    for folder in sorted(folders):
+        above = folder
+        while above:
+            above = above.rpartition("/")[0]
+            if above in folders:
+                loose = short(image_names[classes.index(above)])
+                fix = "move it into its class's folder, or all images into one"
+                raise ValueError(f"{loose} lies beside the folder {short(folder)}; {fix}")
+    if len(folders) < 2:
+        matches = [WNID.match(name.rpartition("/")[2]) for name in image_names]
+        classes = [match.group() for match in matches if match]
+    unique, numbers = np.unique(classes, return_inverse=True)
+    return numbers if len(numbers) == len(image_names) and len(unique) > 1 else None
+
+
+def read_image(name: str, files: Container) -> Image.Image:
+    """RGB image of a file, by the rules of this module."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(files.read(name)))
-        image.load()
-        image = image.convert("RGB") if convert else image
+        data = b""
+        with files.open(name) as file:
+            data = file.read()
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if not (fault := _fault(image)):
+            if image.format == "PNG":  # Pillow leaves the checksums out when it reads pixels
+                Image.open(io.BytesIO(data)).verify()
+                if PNG_END not in data:
+                    raise ValueError("wrong checksum at its end")
+            image.load()
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                is_opaque = image.getchannel("A").getextrema() == (255, 255)
+                fault = "" if is_opaque else "has transparent pixels"
     except Exception as error:  # Pillow, zipfile and zlib each raise their own kinds
-        raise ValueError(f"cannot decode {name} ({error}); replace it") from error
-    if image.mode != "RGB":
-        raise ValueError(f"{name} is {image.mode}, allowed is RGB; convert the images beforehand")
-    return image
+        start = f"it starts with {data[:12]!r}" if data else "it is empty"
+        reason = f"no image: {start}" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ValueError(f"cannot decode {short(name)} ({short(reason)}); replace it") from error
+    if fault:
+        allowed = "allowed is 8-bit RGB without transparency"
+        raise ValueError(f"{short(name)} {fault}, {allowed}; convert the images beforehand")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _fault(image: Image.Image) -> str:
+    """What an opened image is that cannot be read as 8-bit RGB; "" if it can."""
+    if image.width * image.height > MAX_PIXELS:
+        return f"has {image.width}x{image.height} pixels"
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # has previews
+        return f"has {frames} frames"
+    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
+        raw, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if DEEP.match(str(raw)) or (tile.codec_name.startswith("ppm") and more and more[0] > 255):
+            return "has channels of more than 8 bits"
+    return "" if image.mode in MODES else f"is {image.mode}"
 
 
 def centre_square(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -8,15 +8,16 @@ from PIL import Image
 
 from cmrepro.files import atomic_path
 
-GRID_ROWS, GRID_COLUMNS = 5, 12
+GRID_ROWS, GRID_COLUMNS, TILE, GAP = 5, 12, 64, 4  # tiles and the gaps between them in pixels
+REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
 
 
 def write_grid(path: Path, images: NDArray[np.uint8]) -> None:
-    """Write the first images, uint8 (N, H, W, 3), as a PNG with each pixel doubled."""
-    columns = min(GRID_COLUMNS, len(images))
-    rows = min(GRID_ROWS, len(images) // columns)
-    _, height, width, channels = images.shape
-    tiles = images[: rows * columns].reshape(rows, columns, height, width, channels)
-    grid = tiles.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+    """Write the first images, uint8 (N, H, W, 3), as a PNG of one size with transparent gaps."""
+    step = TILE + GAP
+    grid = Image.new("RGBA", (GRID_COLUMNS * step - GAP, GRID_ROWS * step - GAP))
+    for i, image in enumerate(images[: GRID_ROWS * GRID_COLUMNS]):
+        tile = Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BOX)
+        grid.paste(tile, (i % GRID_COLUMNS * step, i // GRID_COLUMNS * step))
     with atomic_path(path) as temporary:
-        Image.fromarray(grid.repeat(2, axis=0).repeat(2, axis=1)).save(temporary, format="PNG")
+        grid.save(temporary, format="PNG")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cmrepro import npz
 from cmrepro.data.containers import Container, Labels, centre_square, read_image
+from cmrepro.files import one_line_errors, short
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
 
@@ -68,10 +69,10 @@ class ImageFiles(ImageSource):
 
     def __init__(self, name: str, files: Container, image_size: int | None) -> None:
         first = files.image_names[0]
-        width, height = read_image(first, files, convert=image_size is not None).size
+        width, height = read_image(first, files).size
         if image_size and min(width, height) < image_size:
             takes = f"the network takes {image_size}x{image_size}; enlarge it beforehand"
-            raise ValueError(f"{first} has {height}x{width} pixels, {takes}")
+            raise ValueError(f"{short(first)} has {height}x{width} pixels, {takes}")
         shape = (len(files.image_names), image_size or height, image_size or width, 3)
         super().__init__(name, shape, files.labels)
         self.files, self.image_size = files, image_size
@@ -88,13 +89,14 @@ class ImageFiles(ImageSource):
         return batch
 
     def _pixels(self, name: str) -> Images:
+        image = read_image(name, self.files)
         if self.image_size is not None:
-            return centre_square(read_image(name, self.files, convert=True), self.image_size)
-        pixels = np.asarray(read_image(name, self.files, convert=False))
-        if pixels.shape != self.image_shape:
+            return centre_square(image, self.image_size)
+        if (pixels := np.asarray(image)).shape != self.image_shape:
+            first = f"{short(self.files.image_names[0])} is {self.image_shape[:2]}"
+            other = f"{short(name)} is {pixels.shape[:2]}"
             raise ValueError(
-                f"'{self.name}' mixes sizes: {self.files.image_names[0]} is "
-                f"{self.image_shape[:2]}, {name} is {pixels.shape[:2]}; resize them beforehand"
+                f"'{short(self.name)}' mixes sizes: {first}, {other}; resize them beforehand"
             )
         return pixels
 
@@ -111,37 +113,35 @@ class ImageFiles(ImageSource):
 def _pool(process: int) -> tuple[ThreadPoolExecutor, int]:
     """Threads of a process, which do not survive a fork: its share of the cores; their number."""
     cores = len(os.sched_getaffinity(0))
-    num_threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    num_threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
     return ThreadPoolExecutor(num_threads, f"decode-{process}"), num_threads
 
 
 class SampleSet(ImageSource):
-    """An ADM-style .npz: `arr_0` uint8 (N, H, W, 3), optional `arr_1` integer labels (N,)."""
+    """ADM-style arrays: `arr_0` uint8 (N, H, W, 3), optional `arr_1` integer labels (N,)."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path = path
-        try:
-            with npz.open_images(path) as (_, shape):
-                pass
-            with np.load(path, allow_pickle=False) as arrays:
-                labels = arrays.get("arr_1")
-            if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != shape[:1]):
-                found = f"arr_1 is {labels.dtype} {labels.shape}"
-                raise ValueError(f"{found}, must be integer class numbers {shape[:1]}")
-        except npz.DAMAGED as error:
-            raise ValueError(
-                f"{path} is not a sample set ({error}); write numpy.ascontiguousarray((127.5 * x "
-                "+ 127.5).round().clip(0, 255).astype('uint8').transpose(0, 2, 3, 1)) of x in "
-                "[-1, 1] and (N, 3, H, W)"
-            ) from error
-        super().__init__(name, shape, None if labels is None else labels.astype(np.int64))
+    def __init__(self, path: Path, name: str, channels_first: bool = False) -> None:
+        self.path, self.channels_first = path, channels_first
+        labels = None
+        with one_line_errors(path, "is not a sample set"):
+            with npz.open_images(path, channels_first) as images:
+                shape = images.shape
+            if channels_first:
+                shape = shape[0], *shape[2:], 3
+            if "arr_1" in images.keys:
+                with np.load(path, allow_pickle=False) as arrays:
+                    labels = arrays["arr_1"]
+                is_integer = labels.dtype.kind in "iu" and labels.shape == shape[:1]
+                if not is_integer or labels.max() >= 2**63:
+                    found = short(f"arr_1 is {labels.dtype} {labels.shape}")
+                    raise ValueError(f"{found}, must be integers {shape[:1]} below 2^63")
+                labels = labels.astype(np.int64)
+        super().__init__(name, shape, labels)
 
     def take(self, indices: Indices) -> Images:
         return np.concatenate(list(self.batches(CHUNK_IMAGES)))[np.asarray(indices)]
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
         """Images read one after the other, none of them twice."""
-        try:
-            yield from npz.image_batches(self.path, batch_size, start, stop)
-        except npz.DAMAGED as error:
-            raise ValueError(f"{self.path} is damaged ({error}); write it again") from error
+        with one_line_errors(self.path, "is damaged", "write it again"):
+            yield from npz.image_batches(self.path, batch_size, start, stop, self.channels_first)

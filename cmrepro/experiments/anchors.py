@@ -6,7 +6,7 @@ from scipy.ndimage import uniform_filter
 
 from cmrepro.data import ImageDataset
 from cmrepro.experiments.run import evaluate
-from cmrepro.records import RunRecord, SampleProvenance
+from cmrepro.records import NOISE, RunRecord, SampleProvenance
 from cmrepro.settings import Protocol
 
 BLUR_WIDTH = 5
@@ -27,7 +27,7 @@ def anchor_images(
     return {
         dataset.name: subset,
         f"{dataset.name}-blurred-{BLUR_WIDTH}px": blurred.astype(np.uint8),
-        "uniform-noise": generator.integers(0, 256, subset.shape, np.uint8),
+        NOISE: generator.integers(0, 256, subset.shape, np.uint8),
     }
 
 
@@ -36,5 +36,5 @@ def anchor_records(dataset: ImageDataset, protocol: Protocol, seed: int) -> list
     records = []
     for name, images in anchor_images(dataset, protocol.num_images, seed).items():
         source = ImageDataset(name, images)
-        records += evaluate(source, [protocol], SampleProvenance(model=name))
+        records += evaluate(source, [protocol], SampleProvenance(model=name), progress=True)
     return records

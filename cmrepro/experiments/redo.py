@@ -45,15 +45,13 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
         images = f"first {record.num_images} images have sha256 {record.hashes.images}"
         advice = f"give with --samples the set whose {images}"
         raise ValueError(f"{record.id} is of images from elsewhere; {advice}")
-    if not sampler.clip_denoised:
-        raise ValueError(f"{record.id} was sampled without clipping; repeat it from Python")
     name = str(file or record.model)
     path = find_checkpoint(name)
     if sha256(path) != checkpoint.sha256:
         training = checkpoint.training and checkpoint.training.provenance
         by = f" (it was trained by: {training.command})" if training else ""
-        found = f"{path} is not the checkpoint of {record.id}, which has sha256"
-        raise ValueError(f"{found} {checkpoint.sha256}; give its file with --checkpoint{by}")
+        found = f"{name} is not the record's checkpoint, of sha256 {checkpoint.sha256}"
+        raise ValueError(f"{found}; give its file with --checkpoint{by}")
     times = sampler.times
     by_number = sampler.algorithm == "heun" or len(times) == 1
     options = {
@@ -63,7 +61,8 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
         "to-uint8": sampler.to_uint8,
         "device": record.sampling_device,
     }
-    return ["sample", name, *_options(options)]
+    clipping = "--clip-denoised" if sampler.clip_denoised else "--no-clip-denoised"
+    return ["sample", name, *_options(options), clipping]
 
 
 def _evaluate_command(record: RunRecord, samples: Path, out: Path, files: Files) -> list[str]:

@@ -5,11 +5,9 @@ from pathlib import Path
 
 from cmrepro.checkpoints.load import load_model
 from cmrepro.data import ImageDataset
-from cmrepro.data.grids import write_grid
-from cmrepro.experiments.run import evaluate
-from cmrepro.files import make_folder
+from cmrepro.experiments.run import evaluate, write_results
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.records import FOLDER, RunRecord, write_record
+from cmrepro.records import RunRecord
 from cmrepro.sampling import sample, sample_provenance, sampler_settings
 from cmrepro.schema import Positive, Struct, lookup, read_toml
 
@@ -38,7 +36,6 @@ def reproduce(
     Writes out/results/records/*.json and out/results/samples/*.png (seed 0).
     """
     protocol = load_protocol(suite.protocol)
-    make_folder(out / "results")  # a bad folder is refused before the work
     records: list[RunRecord] = []
     for name, nfe in suite.checkpoints.items():
         model = load_model(name, device)
@@ -48,17 +45,16 @@ def reproduce(
             progress = f"{model.path.stem} seed {seed}"
             samples = sample(model, settings, suite.num_images, seed, model.image_size, progress)
             sampling_s = round(time.perf_counter() - start, 2)
-            for stage, images in enumerate(samples.stages, 1):
+            for stage, pixels in enumerate(samples.stages, 1):
+                images = ImageDataset(model.path.stem, pixels)
                 records += evaluate(
-                    ImageDataset(model.path.stem, images),
+                    images,
                     [protocol],
                     sample_provenance(model, settings, seed, samples, stage),
                     num_images=suite.num_images,
                     device=device,
+                    progress=True,
                     durations_s={"sampling_all_steps": sampling_s},
                 )
-                write_record(records[-1], out / FOLDER, overwrite)
-                if seed == 0:
-                    grid = f"results/samples/{records[-1].model}_nfe{records[-1].nfe}.png"
-                    write_grid(out / grid, images)
+                write_results(records[-1], images, out, overwrite)
     return records

@@ -7,10 +7,11 @@ from pathlib import Path
 from msgspec.structs import asdict
 
 from cmrepro.data import ImageSource
+from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, write_grid
 from cmrepro.metrics.evaluate import Task, num_scored, score
 from cmrepro.metrics.references import load_reference
 from cmrepro.provenance import provenance
-from cmrepro.records import Hashes, RunRecord, SampleProvenance
+from cmrepro.records import FOLDER, Hashes, RunRecord, SampleProvenance, write_record
 from cmrepro.settings import Protocol
 
 
@@ -39,7 +40,7 @@ def evaluate(
         raise ValueError(f"{found}; give one for each, in their order, or none")
     for protocol in protocols:  # before references are downloaded
         num_scored(images.num_images, protocol, num_images)
-    training = samples.checkpoint.training if samples.checkpoint else None
+    training = (samples.checkpoint and samples.checkpoint.training) or samples.training
     tasks = []
     for protocol, name in zip(protocols, references or [None] * len(protocols), strict=True):
         reference = load_reference(protocol, name)
@@ -71,3 +72,14 @@ def evaluate(
         )
         for task, result in zip(tasks, scores, strict=bool(scores))
     ]
+
+
+def write_results(
+    record: RunRecord, images: ImageSource | None, out: Path, overwrite: bool = False
+) -> Path:
+    """Write a record below `out`, and for seed 0 a grid of its first images; the record's path."""
+    path = write_record(record, out / FOLDER, overwrite)
+    if images is not None and record.nfe is not None and not record.seed:
+        first = next(images.batches(GRID_ROWS * GRID_COLUMNS))
+        write_grid(out / f"results/samples/{record.model}_nfe{record.nfe}.png", first)
+    return path

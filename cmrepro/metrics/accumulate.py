@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
-from tqdm import tqdm
 
 from cmrepro.distributed import gather, rank_and_world_size, scatter
 from cmrepro.metrics.extractors import BATCH_SIZE, Features, ImageBatches, extract, load_extractor
 from cmrepro.metrics.frechet import StreamingMoments
+from cmrepro.progress import progress_bar
 from cmrepro.settings import Extractor
 
 PENDING_BATCHES = 64  # between two updates of the moments: 33 MB at 2,048 dimensions
@@ -84,7 +84,7 @@ def accumulate(
 
     batches = images.batches(BATCH_SIZE, 0, num_extracted) if rank == 0 else iter(())
     hidden = not progress or rank > 0
-    with tqdm(total=num_extracted, desc="features", unit="image", disable=hidden) as bar:
+    with progress_bar(None, hidden, total=num_extracted, desc="features", unit="image") as bar:
         for _ in range(math.ceil(num_extracted / (BATCH_SIZE * world_size))):
             parts = list(islice(batches, world_size))
             part = scatter(parts)

@@ -10,7 +10,13 @@ from cmrepro.metrics.accumulate import Accumulator, accumulate
 from cmrepro.metrics.extractors import ImageBatches
 from cmrepro.metrics.frechet import fid_infinity, fid_of_parts, frechet_distance
 from cmrepro.metrics.reference_files import FEATURE_METRICS, ReferenceStatistics
-from cmrepro.metrics.scores import Estimate, inception_score, kernel_distance, manifold_scores
+from cmrepro.metrics.scores import (
+    Estimate,
+    inception_score,
+    kernel_distance,
+    manifold_scores,
+    within_range,
+)
 from cmrepro.records import Uncertainty
 from cmrepro.settings import MANIFOLD_METRICS, Extractor, Metric, Protocol
 
@@ -73,8 +79,12 @@ def score(
     for task, count in zip(tasks, counts, strict=True):
         generated = accumulators[task.protocol.extractor, count]
         classified = accumulators.get((task.protocol.logits_extractor, count), generated)
-        values, uncertainty = _scores(task, generated, classified.logits, intervals, device)
-        warnings = [*_warnings(count, task.protocol), *task.reference.warnings(task.protocol)]
+        raw, uncertainty = _scores(task, generated, classified.logits, intervals, device)
+        values = {metric: within_range(metric, value) for metric, value in raw.items()}
+        moved = (metric for metric in values if values[metric] != raw[metric])
+        edge = "by rounding, recorded as the edge of its range"
+        warnings = [f"{m} was {raw[m]:.17g} {edge}, {values[m]:g}" for m in moved]
+        warnings += _warnings(count, images.num_images, task)
         sums = generated.digest.hexdigest(), checksums[count], set_sha256
         results.append(Scores(values, count, warnings, *sums, uncertainty if intervals else None))
     return results
@@ -111,10 +121,14 @@ def _scores(
         k = protocol.manifold.neighborhood
         estimates |= manifold_scores(*features, neighborhood=k, device=device).estimates
     values |= {metric: estimate.value for metric, estimate in estimates.items()}
+    ends: dict[Metric, tuple[float, float]] = {m: x.interval for m, x in estimates.items()}
+    infinity = fid_infinity(fid_parts) if fid_parts else None
+    if infinity:  # the FID of all images has its standard error
+        ends["fid"] = Estimate(values["fid"], infinity.standard_error).interval
     uncertainty = Uncertainty(
-        intervals={name: estimates[name].interval for name in metrics if name in estimates},
+        intervals={metric: ends[metric] for metric in metrics if metric in ends},
         fid_by_num_images=fid_parts,
-        fid_infinity=fid_infinity(fid_parts) if fid_parts else None,
+        fid_infinity=infinity,
     )
     return {metric: values[metric] for metric in metrics}, uncertainty
 
@@ -125,15 +139,17 @@ def num_scored(available: int, protocol: Protocol, requested: int | None = None)
     parts, manifold = protocol.inception_score, protocol.manifold
     least = max((parts and parts.num_splits) or 2, manifold.neighborhood + 1 if manifold else 2)
     if not least <= count <= available:
-        source = f"protocol '{protocol.name}' asks for" if requested is None else "--num-images is"
-        allowed = f"allowed are {least} to {available} (--num-images), or sample more"
-        fix = f"needed are {least}" if available < least else allowed
-        raise ValueError(f"got {available} images, {source} {count}; {fix}")
+        source = f"protocol '{protocol.name}' asks for" if requested is None else "num_images is"
+        allowed = f"allowed are {least} or more, and no more than there are images"
+        raise ValueError(f"got {available} images, {source} {count}; {allowed}: set num_images")
     return count
 
 
-def _warnings(count: int, protocol: Protocol) -> Iterator[str]:
-    """Reasons to read the scores of `count` images with care."""
+def _warnings(count: int, available: int, task: Task) -> Iterator[str]:
+    """Reasons to read the scores of the first `count` images with care."""
+    protocol, reference = task.protocol, task.reference
+    if count < available:
+        yield f"the first {count:,} of {available:,} images are scored, not a random subset"
     expected = f"{count:,} images where protocol {protocol.name} has"
     if count != protocol.num_images:
         affected = "FID, IS, precision and recall depend on the number of images"
@@ -143,3 +159,12 @@ def _warnings(count: int, protocol: Protocol) -> Iterator[str]:
         yield f"{count:,} images for {dim:,} dimensions: {singular}"
     if protocol.kernel and count < protocol.kernel.subset_size:
         yield f"KID from subsets of {expected} {protocol.kernel.subset_size:,}"
+    if reference.metadata.extractor is None or reference.metadata.dataset is None:
+        trusted = "its extractor, resize and data set are taken on trust"
+        yield f"reference {reference.name} does not say what it was made of: {trusted}"
+    stored, features = protocol.stored_features, reference.features
+    num_real = reference.num_images if features is None else len(features)
+    if stored and num_real not in (0, stored.num_images):
+        expected = f"protocol {protocol.name} has {stored.num_images:,}"
+        affected = "KID, precision and recall depend on it"
+        yield f"features of {num_real:,} real images where {expected}: {affected}"

@@ -108,7 +108,6 @@ def extract(
     All passes have the same number of images, the last one with black images, whose output is
     dropped, so that the features of an image depend neither on N nor on the other images.
     """
-    check_images(images)
     size = min(batch_size, extractor.images_at_once)
     parts = []
     # TensorFloat32, the default on recent GPUs, rounds to 11 bits; extractors are in float32.
@@ -124,13 +123,9 @@ def extract(
     return Features(*joined)
 
 
-def load_extractor(settings: Extractor, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """The extractor of these settings on a device; the same object at the next call."""
-    return _load_extractor(settings, str(torch.device(device)))
-
-
 @functools.cache
-def _load_extractor(settings: Extractor, device: str) -> FeatureExtractor:
+def load_extractor(settings: Extractor, device: str = "cpu") -> FeatureExtractor:
+    """The extractor of these settings on a device; the same object at the next call."""
     path = weights_file(settings)
     if settings.network == "efficientnet-lite0":
         network: nn.Module = EfficientNetLite0(path)

@@ -11,6 +11,10 @@ from scipy.linalg.lapack import dpotrf, dpstrf, dsygst
 
 from cmrepro.records import Extrapolation
 
+# Eigenvalues below zero that a covariance may have, in units of its norm: other tools sum in
+# float32 too. Rounding to float32 alone leaves 6e-8.
+COVARIANCE_ROUNDING = 1e-5
+
 MOMENTS_BLOCK = 4096  # rows of features in float64 at once
 
 # FID is measured for the whole set, halves, ..., fifths, evenly spaced in 1/N. With fifths the
@@ -112,7 +116,7 @@ def fid_of_parts(
     """
     count, dim = features.shape
     if count < 2 * PARTS:
-        raise ValueError(f"got {count} images, --intervals needs at least {2 * PARTS}")
+        raise ValueError(f"got {count} images, intervals need at least {2 * PARTS}")
     order = np.random.default_rng(seed).permutation(count)
     parts: dict[int, tuple[float, ...]] = {}
     for divisor in range(PARTS, 0, -1):
@@ -156,15 +160,18 @@ def check_features(name: str, features: np.ndarray) -> None:
         raise ValueError(f"{name} of image {row} are not finite; inspect that image")
 
 
-def check_gaussian(name: str, mu: np.ndarray, sigma: np.ndarray) -> None:
-    """Raise ValueError unless these are a finite mean and a symmetric covariance, of any rank."""
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        fault = f": mu has shape {mu.shape} and sigma {sigma.shape}, must be (D,) and (D, D)"
-    elif not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        fault = " hold values that are not finite"
+def check_gaussian(mu: np.ndarray, sigma: np.ndarray) -> None:
+    """Raise ValueError unless these are a finite mean and a covariance, of any rank."""
+    if mu.ndim != 1 or mu.size == 0 or sigma.shape != (len(mu), len(mu)):
+        shapes = f"mu has shape {mu.shape} and sigma {sigma.shape}"
+        raise ValueError(f"{shapes}, must be (D,) and (D, D)")
+    if not all(np.abs(array).max() < 1e100 for array in (mu, sigma)):  # nor their products
+        raise ValueError("mu or sigma hold values that are not finite")
+    asymmetry = np.abs(sigma - sigma.T).max()
     # 1e-6: float32 files of other tools, whose two triangles were rounded apart.
-    elif (asymmetry := np.abs(sigma - sigma.T).max()) > 1e-6 * np.abs(sigma).max():
-        fault = f": sigma differs from its transpose by {asymmetry:.3g}"
-    else:
-        return
-    raise ValueError(f"{name} statistics{fault}; build them again from the images")
+    if asymmetry > 1e-6 * np.abs(sigma).max():
+        raise ValueError(f"sigma differs from its transpose by {asymmetry:.3g}")
+    shifted, limit = sigma.copy(), COVARIANCE_ROUNDING * np.linalg.norm(sigma)
+    shifted.flat[:: len(mu) + 1] += limit
+    if limit and dpotrf(shifted.T, lower=1, overwrite_a=1)[1]:  # an eighth of the distance's cost
+        raise ValueError("sigma is no covariance: its least eigenvalue is negative")

@@ -1,19 +1,20 @@
 """Files of reference statistics, and the protocols that they serve.
 
-Our file is an .npz with `mu` (D,) float64 and `sigma` (D, D) float32 (the keys that TTUR, EDM, ADM
-and clean-fid read), `mu_s` and `sigma_s` likewise of spatial features for sFID (ADM's keys),
+Our file is an .npz with `mu` (D,) and `sigma` (D, D) in float64 (the keys that TTUR, EDM, ADM and
+clean-fid read), `mu_s` and `sigma_s` likewise of spatial features for sFID (ADM's keys),
 `features` (M, D) float16 for KID and the manifold metrics, and `metadata`, a JSON object as uint8.
-Rounding sigma to float32 moves the Fréchet distance by less than 1e-9 relative. Files of TTUR, EDM
-and clean-fid (.npz of `mu` and `sigma`), EDM and EDM2 (.pkl), and ADM (.npz with `mu_s`, `sigma_s`
-and 10,000 images `arr_0`), which have no metadata, are read too.
+A singular sigma needs float64: float32 moves the FID of 1,000 images against themselves from 0 to
+-7e-4; the bundled file, of full rank, has float32. Files of TTUR, EDM and clean-fid (.npz of `mu`
+and `sigma`), EDM and EDM2 (.pkl), and ADM (.npz with `mu_s`, `sigma_s` and 10,000 images `arr_0`),
+which have no metadata, are read too. A file's format is known by its first bytes.
 """
 
-import contextlib
 import functools
 import hashlib
+import io
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cmrepro import npz
-from cmrepro.files import atomic_path, cache_folder, sha256
+from cmrepro.files import atomic_path, cache_folder, first_bytes, one_line_errors, sha256
 from cmrepro.metrics.extractors import BATCH_SIZE, extract, load_extractor
 from cmrepro.metrics.frechet import check_features, check_gaussian
 from cmrepro.schema import convert, to_builtins, to_json
@@ -29,9 +30,8 @@ from cmrepro.settings import MANIFOLD_METRICS, Protocol, Reference, ReferenceMet
 
 FEATURE_METRICS = {"kid", *MANIFOLD_METRICS}  # that need features, not moments alone
 
-# Not loaded: images, labels, and mu_clip and sigma_clip of openai/consistency_models.
-_UNLOADED = {"arr_0", "arr_1", "mu_clip", "sigma_clip"}
-_KEYS = {"mu", "sigma", "mu_s", "sigma_s", "features", "metadata", *_UNLOADED}
+_KEYS = {"mu", "sigma", "mu_s", "sigma_s", "features", "metadata"}
+BUILD = "`cmrepro references build`"
 
 
 @dataclass(eq=False)
@@ -87,19 +87,6 @@ class ReferenceStatistics:
             fix = "build one with `cmrepro references build`, or leave these metrics out"
             raise ValueError(f"reference {self.name} lacks the features for {lacking}; {fix}")
 
-    def warnings(self, protocol: Protocol) -> list[str]:
-        """Reasons to read scores against these statistics with care, one line each."""
-        warnings, stored = [], protocol.stored_features
-        if self.metadata.extractor is None or self.metadata.dataset is None:
-            trusted = "its extractor, resize and data set are taken on trust"
-            warnings.append(f"reference {self.name} does not say what it was made of: {trusted}")
-        count = self.num_images if self.features is None else len(self.features)
-        if stored and count not in (0, stored.num_images):
-            expected = f"protocol {protocol.name} has {stored.num_images:,}"
-            affected = "KID, precision and recall depend on it"
-            warnings.append(f"features of {count:,} real images where {expected}: {affected}")
-        return warnings
-
     def real_features(self, protocol: Protocol, device: str = "cpu") -> np.ndarray:
         """Features of M real images; those of images in the file are extracted once and cached."""
         if self.features is None:
@@ -109,7 +96,7 @@ class ReferenceStatistics:
             cached = cache_folder() / "features" / f"{self.name}-{digest}.npy"
             if not cached.is_file():
                 network = load_extractor(protocol.extractor, device)
-                with _one_line_errors(self.path):
+                with one_line_errors(self.path, "is damaged", "fetch it again"):
                     batches = npz.image_batches(self.path, BATCH_SIZE)
                     parts = [extract(batch, network).features for batch in batches]
                 with atomic_path(cached) as temporary:
@@ -120,12 +107,12 @@ class ReferenceStatistics:
 
 def write_statistics(path: Path, statistics: ReferenceStatistics) -> None:
     """Write our .npz."""
-    arrays: dict[str, Any] = {"mu": statistics.mu, "sigma": statistics.sigma.astype(np.float32)}
+    arrays: dict[str, Any] = {"mu": statistics.mu, "sigma": statistics.sigma}
     if statistics.features is not None:
         arrays["features"] = statistics.features.astype(np.float16)
     if statistics.spatial_mu is not None and statistics.spatial_sigma is not None:
         arrays["mu_s"] = statistics.spatial_mu
-        arrays["sigma_s"] = statistics.spatial_sigma.astype(np.float32)
+        arrays["sigma_s"] = statistics.spatial_sigma
     text = json.dumps(to_builtins(statistics.metadata)).encode()
     arrays["metadata"] = np.frombuffer(text, np.uint8)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -133,36 +120,36 @@ def write_statistics(path: Path, statistics: ReferenceStatistics) -> None:
 
 
 def read_statistics(path: Path) -> ReferenceStatistics:
-    """Read and verify a file of reference statistics; nothing in a .pkl is executed."""
-    if not path.is_file():
-        raise ValueError(f"no reference statistics at {path}; check the path")
-    with _one_line_errors(path):
-        return _read_pickle(path) if path.suffix == ".pkl" else _read_npz(path)
-
-
-@contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
-    """Turn every error of a wrong or damaged file into a ValueError of one line."""
-    try:
-        yield
-    except Exception as error:  # damaged files raise nearly everything
-        text = f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("ValueError: ")
-        fault = f"{path} does not hold reference statistics ({text})"
-        raise ValueError(f"{fault}; build or fetch it again") from error
+    """Read and verify a file of reference statistics; nothing in a pickle is executed."""
+    if path.is_dir():
+        allowed = f"an .npz or .pkl of mu and sigma; {BUILD} makes one of images"
+        raise ValueError(f"{path} is a folder, allowed is {allowed}")
+    start = first_bytes(path)
+    fault, fix = "does not hold reference statistics", f"{BUILD} makes them of images"
+    with one_line_errors(path, fault, f"{fix}, or fetch it again"):
+        if start.startswith(b"PK"):
+            return _read_npz(path)
+        if start[0] in b"\x80(}":  # pickled dicts of protocols 2 and later, 0, and 1
+            return _read_pickle(path)
+        raise ValueError("it is neither an .npz nor a pickle")
 
 
 def _read_npz(path: Path) -> ReferenceStatistics:
     with np.load(path, allow_pickle=False) as file:
         keys = set(file.files)
-        arrays = {key: file[key] for key in keys - _UNLOADED}
-    if not {"mu", "sigma"} <= keys <= _KEYS:
-        allowed = "mu_s, sigma_s, arr_0 (ADM) or features, metadata (cmrepro references build)"
-        got = ", ".join(sorted(keys)) or "nothing"
-        raise ValueError(f"it holds {got}, must hold mu and sigma, with {allowed}")
+        if len(keys) < len(file.files):
+            raise ValueError("it holds an array twice")
+        for pair in ({"mu", "sigma"}, keys & {"mu_s", "sigma_s"} and {"mu_s", "sigma_s"}):
+            if not pair <= keys:
+                got = ", ".join(sorted(keys)[:5]) or "nothing"
+                raise ValueError(f"it holds {got}, must hold {' and '.join(sorted(pair))}")
+        arrays = {key: file[key] for key in keys & _KEYS}
     result = ReferenceStatistics(*_moments(arrays["mu"], arrays["sigma"]), path=path)
-    if keys & {"mu_s", "sigma_s"}:
+    if "mu_s" in keys:
         result.spatial_mu, result.spatial_sigma = _moments(arrays["mu_s"], arrays["sigma_s"])
     if "features" in keys:
+        if arrays["features"].dtype.kind != "f":
+            raise ValueError(f"features are {arrays['features'].dtype}, must be floats")
         result.features = arrays["features"].astype(np.float32)
         check_features("features", result.features)
         if result.features.shape[1:] != result.mu.shape:
@@ -171,42 +158,56 @@ def _read_npz(path: Path) -> ReferenceStatistics:
         values = json.loads(arrays["metadata"].tobytes())
         result.metadata = convert(ReferenceMetadata, values, "metadata")
     if "arr_0" in keys:
-        with npz.open_images(path) as (_, shape):
-            result.num_images = shape[0]
+        with npz.open_images(path) as images:
+            result.num_images = images.shape[0]
     return result
 
 
 def _moments(mu: Any, sigma: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance in float64, verified."""
-    mu, sigma = np.asarray(mu), np.asarray(sigma)
-    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise ValueError(f"mu is {mu.dtype} and sigma {sigma.dtype}, must be floats")
+    for name, array in (("mu", mu), ("sigma", sigma)):
+        got: Any = getattr(array, "dtype", type(array).__name__)
+        if not isinstance(array, np.ndarray) or got.kind != "f" or got.itemsize < 4:
+            raise ValueError(f"{name} is {got}, must be an array of float32 or float64")
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
-    check_gaussian("reference", mu, sigma)
+    check_gaussian(mu, sigma)
     return mu, sigma
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays in plain containers and refuses to look up anything else."""
+# Pickled name of what an array is made of -> a maker of it. The functions are made anew each time,
+# since a pickle can set attributes of what it looks up.
+_PICKLED: dict[tuple[str, str], Callable[[], Any]] = {
+    ("numpy", "ndarray"): lambda: np.ndarray,
+    ("numpy", "dtype"): lambda: np.dtype,
+    ("numpy._core.multiarray", "_reconstruct"): lambda: np.ndarray.__reduce__(np.empty(0))[0],
+    ("numpy._core.multiarray", "scalar"): lambda: lambda t, data: np.frombuffer(data, t)[0],
+    ("numpy._core.numeric", "_frombuffer"): lambda: (
+        lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(shape, order=order)
+    ),
+    # The form of bytes in protocols 0 to 2.
+    ("_codecs", "encode"): lambda: lambda text, _: text.encode("latin1"),
+    ("collections", "OrderedDict"): lambda: dict,
+}
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Rebuilds numpy arrays in plain containers and refuses to look up anything else.
+
+    The unpickler of the standard library that is written in Python: the one in C fills its table
+    of objects up to any number in the file, in gigabytes of memory.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        match module.replace("numpy.core", "numpy._core"), name:
-            case "numpy", ("ndarray" | "dtype"):
-                return getattr(np, name)
-            case "numpy._core.multiarray", "_reconstruct":
-                return np.ndarray.__reduce__(np.empty(0))[0]
-            case "numpy._core.numeric", "_frombuffer":
-                # A new function each time: a pickle can set attributes of what it looks up.
-                return lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(
-                    shape, order=order
-                )
+        if maker := _PICKLED.get((module.replace("numpy.core", "numpy._core"), name)):
+            return maker()
         raise pickle.UnpicklingError(f"it calls {module}.{name}")
 
 
 def _read_pickle(path: Path) -> ReferenceStatistics:
     """EDM's pickle of mu and sigma, or EDM2's, whose `fid` is such a pair."""
-    with open(path, "rb") as file:
-        content = _ArrayUnpickler(file).load()
+    # latin1: Python 2 wrote bytes as text.
+    content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     pair = content if "mu" in content else content["fid"]
-    metadata = convert(ReferenceMetadata, {"num_images": content.get("num_images")}, "")
+    count = content.get("num_images")
+    metadata = ReferenceMetadata(num_images=None if count is None else int(count))
     return ReferenceStatistics(*_moments(pair["mu"], pair["sigma"]), metadata=metadata, path=path)

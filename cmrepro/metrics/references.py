@@ -49,10 +49,15 @@ def bundled_references() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("bundled/*.npz"))}
 
 
+def known_references() -> dict[str, RegisteredReference | Path]:
+    """All references by name, those of the package by their paths."""
+    return {**registered_references(), **bundled_references()}
+
+
 def fetch_reference(name: str) -> Path:
     """The file of reference statistics by name, downloaded if it is not in the cache."""
-    known: dict[str, RegisteredReference | Path] = {**registered_references()}
-    entry = lookup("reference", name, known | {**bundled_references()})
+    kind, listed_by = "reference (no such file either)", "cmrepro references list"
+    entry = lookup(kind, name, known_references(), listed_by)
     if isinstance(entry, Path):
         return entry
     if entry.url:
@@ -65,9 +70,13 @@ def fetch_reference(name: str) -> Path:
 
 
 def load_reference(protocol: Protocol, name: str | Path | None = None) -> ReferenceStatistics:
-    """The reference statistics of a name or file, or the protocol's own; they must serve it."""
-    name = str(name or protocol.reference)
-    is_file = name.endswith((".npz", ".pkl"))
+    """The reference statistics of a file or name, or the protocol's own; they must serve it.
+
+    A file that exists is read, also where its name is that of a known reference; a protocol of the
+    package means the known one.
+    """
+    stated, name = name is not None, str(name or protocol.reference)
+    is_file = (stated or name not in known_references()) and Path(name).exists()
     reference = read_statistics(Path(name) if is_file else fetch_reference(name))
     if not is_file and (entry := registered_references().get(name)):
         metadata = to_builtins(reference.metadata)
@@ -125,7 +134,7 @@ def build_reference(
     # As exact as in the file, so that writing and reading it does not change a score.
     features = accumulator.features.astype(np.float16).astype(np.float32) if stored else None
     moments = [m.mean_and_covariance() for m in (accumulator.moments, accumulator.spatial) if m]
-    arrays = [x for mu, sigma in moments for x in (mu, sigma.astype(np.float32).astype(float))]
+    arrays = [array for pair in moments for array in pair]
     metadata = ReferenceMetadata(
         dataset=dataset,
         split=split,

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_kid import kernel_poly, mmd2
 
+from cmrepro.records import RANGES
 from cmrepro.settings import InceptionScoreSettings, KernelSettings, Metric
 
 NORMAL_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+# The FID of a set against itself is -7e-4 where its singular covariance was rounded to float32.
+ROUNDING = {"fid": 1e-2, "sfid": 1e-2}
 BLOCK = 2048  # rows and columns of a block of distances: 33 MB in float64
 
 
@@ -35,6 +38,13 @@ class Estimate(NamedTuple):
 def mean_estimate(values: np.ndarray) -> Estimate:
     """Mean of N values, with the standard error std / sqrt(N)."""
     return Estimate(float(np.mean(values)), float(np.std(values) / np.sqrt(len(values))))
+
+
+def within_range(metric: Metric, value: float) -> float:
+    """The value, put on the edge of the metric's range where rounding left it outside."""
+    low, high = RANGES.get(metric, (-np.inf, np.inf))
+    edge = min(max(value, low), high)
+    return edge if abs(edge - value) < ROUNDING.get(metric, 1e-9) else value
 
 
 def inception_score(logits: np.ndarray, settings: InceptionScoreSettings) -> Estimate:
@@ -84,14 +94,13 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
         raise ValueError(f"got KID subsets of {size} images, allowed are 2 to {smaller} {sets}")
     kernel = {"kid_kernel_poly_degree": settings.degree, "kid_kernel_poly_coef0": settings.coef0}
     rng = np.random.RandomState(settings.seed)
-    distances, influence = [], np.zeros(len(generated))
+    distances, influence, ones = [], np.zeros(len(generated)), np.ones(size, np.float32)
     for _ in range(settings.num_subsets):
         rows = rng.choice(len(generated), size, replace=False)
         x, y = generated[rows], real[rng.choice(len(real), size, replace=False)]
         k_xx, k_xy, k_yy = (kernel_poly(a, b, **kernel) for a, b in ((x, x), (x, y), (y, y)))
         distances.append(float(mmd2(k_xx, k_xy, k_yy)))
-        others = (k_xx.sum(axis=1, dtype=np.float64) - np.diagonal(k_xx)) / (size - 1)
-        added = 2 * (others - k_xy.mean(axis=1, dtype=np.float64))
+        added = 2 * ((k_xx @ ones - np.diagonal(k_xx)) / (size - 1) - k_xy @ ones / size)
         influence[rows] += (added - added.mean()) / (size * settings.num_subsets)
     return Estimate(float(np.mean(distances)), float(np.linalg.norm(influence)))
 

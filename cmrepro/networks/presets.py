@@ -30,6 +30,10 @@ IMAGE_SIZES = {"adm-imagenet64": 64, "adm-lsun256": 256} | dict.fromkeys(
     ("demo", "ncsnpp-cifar10", "patch-unet"), 32
 )
 
+# Their official sampler clips D to [-1, 1] (scripts/image_sample.py); that of CIFAR-10 and EDM's
+# own do not (deviation `heun-clipping`).
+CLIPPED_DENOISERS = ("adm-imagenet64", "adm-lsun256")
+
 
 def build_network(name: str, dropout: float = 0.0) -> nn.Module:
     """Build the network of a preset with fresh weights."""

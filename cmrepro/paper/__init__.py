@@ -5,15 +5,25 @@ No torch, no pandas.
 """
 
 from cmrepro.paper.claims import (
-    ABLATED,
     AbsoluteClaim,
+    Claim,
     Deviation,
     Ordering,
     Setting,
-    ablated_fields,
+    added_claims,
     claim,
     claims,
+    demo_datasets,
     deviations,
-    metrics,
+    learning_rates,
+    stand_ins,
 )
-from cmrepro.paper.tables import TABLE3_RECIPES, Printed, hyperparameters, later_work, result_rows
+from cmrepro.paper.tables import (
+    LOWER_IS_BETTER,
+    METRICS,
+    TABLE3_RECIPES,
+    Printed,
+    hyperparameters,
+    read_csv,
+    result_rows,
+)

@@ -4,37 +4,20 @@ Absolute claims are made from the rows of Tables 1 and 2, so that no value is st
 claims.toml says which recipe, protocol and tolerance decide them.
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from msgspec.structs import asdict
 
 from cmrepro import settings
-from cmrepro.paper.tables import FOLDER, Printed, ResultRow, hyperparameters, result_rows
-from cmrepro.schema import Positive, Struct, convert, read_toml, unknown
+from cmrepro.paper.tables import FOLDER, METRICS, Printed, ResultRow, hyperparameters, result_rows
+from cmrepro.schema import Positive, Struct, convert, lookup, read_toml
 
-Ablated = Literal["distance", "solver", "num_scales", "target_ema"]
 Value = str | int | float
-# Recipe fields that the ablations change, with the row of Table 3 that has their value.
-ABLATED: dict[Ablated, str | None] = {
-    "distance": None,  # in the text, so in claims.toml
-    "solver": "ODE solver",
-    "num_scales": "N",
-    "target_ema": "mu",
-}
-
-
-class Metric(Struct, frozen=True, kw_only=True):
-    """A score's label and its better direction."""
-
-    label: str
-    better: Literal["lower", "higher"]
-
-    @property
-    def higher_is_better(self) -> bool:
-        """True if more is better."""
-        return self.better == "higher"
 
 
 class Setting(Struct, frozen=True):
@@ -64,12 +47,16 @@ class Model(Struct, frozen=True, kw_only=True):
     protocol: str  # protocol of its scores
     initialisation: settings.Initialisation  # "teacher" (EDM) or "random"
     selection: str  # which checkpoint, or "not stated"
+    evaluated_steps: Positive | None = None  # of the scored file, where not those of Table 3
+    evaluated_deviation: str = ""  # entry of the ledger that says so
 
 
 class AbsoluteClaim(Model, frozen=True, kw_only=True):
     """One printed score of a model."""
 
     kind: ClassVar[str] = "absolute"
+    basis: ClassVar[str] = "tables"  # as in `Ordering`
+    notes: ClassVar[tuple[str, ...]] = ()
     id: str  # e.g. "song2023/table1/cd/nfe1/fid"
     where: str  # place in the paper
     setting: Setting  # recipe, NFE, protocol and metric that decide it
@@ -85,6 +72,12 @@ class AbsoluteClaim(Model, frozen=True, kw_only=True):
     def value(self) -> float:
         """The printed value."""
         return self.printed.value
+
+    @property
+    def statement(self) -> str:
+        """The claim in words."""
+        steps = f"{self.setting.nfe} step{'s' * (self.setting.nfe > 1)}"
+        return f"{METRICS[self.setting.metric]} of {self.method}, {steps}"
 
     @property
     def images_seen(self) -> int:
@@ -104,6 +97,7 @@ class Ordering(Struct, frozen=True, kw_only=True):
     better: Setting  # the side that wins
     worse: tuple[Setting, ...]  # the sides that it beats, all of them
     num_images: int  # number of generated images on each side
+    notes: tuple[str, ...] = ()  # limits of the claim or of its test
 
 
 Claim = AbsoluteClaim | Ordering
@@ -115,44 +109,72 @@ def _file() -> dict[str, Any]:
 
 
 @functools.cache
-def metrics() -> Mapping[str, Metric]:
-    """Label and better direction of each metric (Section 6)."""
-    return convert(dict[str, Metric], _file()["metrics"], "claims.toml")
-
-
-@functools.cache
 def _models() -> dict[str, Model]:
     """Model of each recipe."""
     return convert(dict[str, Model], _file()["model"], "claims.toml")
 
 
-@functools.cache
-def ablated_fields(
-    recipe: str, changes: tuple[tuple[str, Value], ...] = (), demo: bool = False
-) -> Mapping[str, Value | None] | None:
-    """Values of a setting's recipe, with its changes, in the fields of `ABLATED`.
+class StandIn(Struct, frozen=True, kw_only=True):
+    """A recipe's value in the demo that stands in for another of the paper."""
 
-    None where a field follows a schedule or does not apply, and None for all of them if there is
-    no such recipe. In the demo's recipes another distance stands in for LPIPS.
+    name: str  # the paper's, in words, e.g. "LPIPS"
+    value: str  # the demo's, in recipes
+    by: str  # the demo's, in words
+
+
+@functools.cache
+def stand_ins() -> Mapping[Value, StandIn]:
+    """The demo's stand-ins by the paper's value."""
+    return convert(dict[Value, StandIn], _file()["demo"]["stand_ins"], "claims.toml")
+
+
+def demo_datasets(recipe: str) -> tuple[str, ...]:
+    """Training images with which a demo model tests a claim: the paper's, or the demo's."""
+    data = _models()[recipe].training_data
+    return (data, *_file()["demo"]["training_data"].get(data, ()))
+
+
+def learning_rates(recipe: str) -> Mapping[str, float]:
+    """The paper's learning rates by distance, stand-ins too, where they depend on it."""
+    rates: dict[str, float] = _file()["learning_rates"].get(recipe, {})
+    return rates
+
+
+class ClaimsFile(Struct, frozen=True, kw_only=True):
+    """A claims file of one's own: tables [[absolute]] and [[ordering]] with every field.
+
+    `recipe` of a setting is a name in `stands_for`, or that of a model from elsewhere.
     """
-    found: dict[str, Value | None] = dict.fromkeys(ABLATED)
-    if demo:
-        recipes, stand_ins = _file()["demo"]["recipes"], _file()["demo"]["stand_ins"]
-        changed = {field: stand_ins.get(value, value) for field, value in changes}
-        return found | recipes[recipe] | changed if recipe in recipes else None
-    if (model := _models().get(recipe)) is None:
-        return None
-    rows = {row.name: row.cells.get(model.table3, "") for row in hyperparameters()}
-    found["distance"] = model.distance
-    for name, row in ABLATED.items():
-        if row and (cell := rows[row]):
-            found[name] = cell.lower() if name == "solver" else Printed(cell).value
-    return found | dict(changes)
+
+    absolute: tuple[AbsoluteClaim, ...] = ()
+    ordering: tuple[Ordering, ...] = ()
+
+
+_OWN: ContextVar[tuple[Claim, ...]] = ContextVar("own claims", default=())
+
+
+@contextlib.contextmanager
+def added_claims(path: Path) -> Iterator[None]:
+    """Context in which `claims` has those of a file of one's own too."""
+    file, known = read_toml(ClaimsFile, path), {claim.id for claim in claims()}
+    own: tuple[Claim, ...] = (*file.absolute, *file.ordering)
+    for claim in own:
+        if claim.id in known:
+            raise ValueError(f"{path}: the id {claim.id} is taken; choose another")
+        known.add(claim.id)
+    token = _OWN.set(own)
+    yield
+    _OWN.reset(token)
+
+
+def claims() -> tuple[Claim, ...]:
+    """Every claim of the paper, then those of `added_claims`."""
+    return (*_paper_claims(), *_OWN.get())
 
 
 @functools.cache
-def claims() -> tuple[Claim, ...]:
-    """Every claim: the cells of CD and CT rows in the order of the tables, then the orderings."""
+def _paper_claims() -> tuple[Claim, ...]:
+    """The cells of CD and CT rows in the order of the tables, then the orderings."""
     recipes = {(m.dataset, m.method): recipe for recipe, m in _models().items()}
     absolute = [
         _absolute(row, metric, recipe)
@@ -205,22 +227,20 @@ def _ordering(entry: dict[str, Any], slug: str) -> Ordering:
         better=better,
         worse=tuple(map(setting, entry["worse"])),
         num_images=_file()["protocols"][better.protocol]["num_images"],
+        notes=tuple(entry.get("notes", ())),
     )
 
 
 def claim(id: str) -> Claim:
     """The claim with this id."""
-    by_id = {claim.id: claim for claim in claims()}
-    if id not in by_id:
-        raise ValueError(unknown("claim", id, by_id, "cmrepro claims"))
-    return by_id[id]
+    return lookup("claim", id, {claim.id: claim for claim in claims()}, "cmrepro claims")
 
 
 class Deviation(Struct, frozen=True, kw_only=True):
     """One place where the paper and its official code, or another source, disagree."""
 
     id: str  # e.g. "ct-imagenet64-learning-rate"
-    row: Positive | None = None  # number of the finding, 1 to 32; None for context entries
+    row: Positive | None = None  # number of the finding, 1 to 32; None for the others
     # Part of the work, or the kind of source that disagrees
     group: Literal["table3", "training", "evaluation", "paper", "reports", "later-values"]
     item: str  # subject of the disagreement

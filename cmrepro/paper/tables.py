@@ -8,11 +8,15 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from cmrepro import settings
 from cmrepro.schema import Positive, Struct, convert
 from cmrepro.settings import Metric
 
 FOLDER = Path(__file__).parent
-METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
+# Labels of metrics; the paper has FID, IS, precision and recall.
+METRICS: dict[Metric, str] = {metric: metric for metric in settings.METRICS}
+METRICS |= {"fid": "FID", "sfid": "sFID", "is": "IS", "kid": "KID"}
+LOWER_IS_BETTER = ("fid", "sfid", "kid")  # of the others more is better (Section 6)
 # Recipe of each column; LSUN's stand for Bedroom and Cat alike.
 TABLE3_RECIPES = {
     "cifar10_cd": "cifar10-cd",
@@ -71,21 +75,7 @@ class HyperparameterRow(Struct, frozen=True, kw_only=True):
         return Printed(self.cells[column]).value
 
 
-class LaterRow(Struct, frozen=True, kw_only=True):
-    """One result of a later paper, for context."""
-
-    paper: str  # title, or name of a re-implementation
-    arxiv: str = ""  # arXiv number, "" without one
-    dataset: str  # data set
-    method: str  # method and setting
-    nfe: Positive  # network evaluations per image
-    fid: Printed  # the printed FID
-    verified: str  # how sure the value is
-    source: str  # where it was seen
-    images_seen: Positive | None = None  # images seen in training, where stated
-
-
-def _read_csv(name: str) -> list[dict[str, Any]]:
+def read_csv(name: str) -> list[dict[str, Any]]:
     """The rows of a CSV file of this folder, without their empty cells."""
     with (FOLDER / name).open(newline="", encoding="utf-8") as file:
         return [{key: text for key, text in row.items() if text} for row in csv.DictReader(file)]
@@ -94,7 +84,7 @@ def _read_csv(name: str) -> list[dict[str, Any]]:
 @functools.cache
 def result_rows(number: int) -> tuple[ResultRow, ...]:
     """Table 1 (CIFAR-10) or 2 (ImageNet-64, LSUN) of the paper."""
-    rows = _read_csv(f"table{number}.csv")
+    rows = read_csv(f"table{number}.csv")
     for row in rows:
         row["table"] = number
         row["scores"] = {metric: {"text": row.pop(metric)} for metric in METRICS if metric in row}
@@ -106,13 +96,6 @@ def hyperparameters() -> tuple[HyperparameterRow, ...]:
     """Table 3 of the paper."""
     rows = [
         {"name": row.pop("hyperparameter"), "verified": row.pop("verified"), "cells": row}
-        for row in _read_csv("table3.csv")
+        for row in read_csv("table3.csv")
     ]
     return convert(tuple[HyperparameterRow, ...], rows, "table3.csv")
-
-
-@functools.cache
-def later_work() -> tuple[LaterRow, ...]:
-    """Results of later few-step models."""
-    rows = [row | {"fid": {"text": row["fid"]}} for row in _read_csv("later_work.csv")]
-    return convert(tuple[LaterRow, ...], rows, "later_work.csv", strict=False)

@@ -1,25 +1,37 @@
 """Like with like: what must agree before two scores are set side by side.
 
 A claim of the paper and a record are brought to the same fields (`facts`); `Agreement` names those
-that differ and those that are not known. Verdicts, tables and `cmrepro compare` use it alike.
+that differ and those that are not known. `pair_agreement` is the one answer about two records, for
+verdicts and `cmrepro compare` alike. Other questions have their own answers in `cmrepro.records`:
+`RunRecord.identity` tells runs apart, `differences` lists all that differs in their files.
 """
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from cmrepro.paper import ABLATED, AbsoluteClaim, Setting, ablated_fields, claims
+from cmrepro.paper import (
+    AbsoluteClaim,
+    Setting,
+    claims,
+    demo_datasets,
+    learning_rates,
+    stand_ins,
+)
 from cmrepro.records import RunRecord, TrainingRun
-from cmrepro.schema import Struct
-from cmrepro.settings import Metric
+from cmrepro.schema import Struct, to_builtins
+from cmrepro.training.recipes import load_recipe, recipe_names
 
 Value = str | int | float | bool | None
 Facts = dict[str, Value]
 
 SAMPLING = ("times", "to_uint8", "clip_denoised")
-SCORING = ("protocol", "reference", "num_images")
-SCORED = (*SCORING, "scale", "dataset", "network")
+SCORED = ("protocol", "reference", "num_images", "scale", "dataset", "network")
+SCORING = (*SCORED[:3], "reference_sha256")  # of a pair of records: claims state no checksum
 TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
+IMAGES = ("dataset_sha256", "dataset_files_sha256")  # checksums of what was trained on
+ABLATED = ("distance", "solver", "num_scales", "target_ema")  # recipe fields that ablations change
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
 # Recipe fields that can move a score; claims do not hold them.
@@ -32,7 +44,7 @@ FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
 # Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
 FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
 # A record without one of these is not set beside a printed score.
-NEEDED = {*SCORING, "dataset", "network", "images_seen", "batch_size", "total_steps"}
+NEEDED = {"dataset", "network", "images_seen", "batch_size", "total_steps"}
 UNKNOWN = (None, "", "not stated", "as released")
 NAMES = ("for the better", "for the worse")  # the sides of an ordering, in words
 
@@ -42,11 +54,18 @@ class Agreement(Struct, frozen=True):
 
     different: dict[str, str]  # both values of a field that differs
     unknown: dict[str, str]  # the side that does not state a field
+    allowed: tuple[str, ...] = ()  # differences that a comparison allows
 
-    def __str__(self) -> str:
-        """Both in one line, "" where all fields are known and agree."""
-        unknown = f"not known: {', '.join(self.unknown.values())}" if self.unknown else ""
-        return "; ".join(filter(None, [*self.different.values(), unknown]))
+    @property
+    def notes(self) -> list[str]:
+        """The allowed differences and the unknown fields, a sentence each."""
+        unknown = [f"not known: {', '.join(self.unknown.values())}"] if self.unknown else []
+        return [*self.allowed, *unknown]
+
+    def __or__(self, other: "Agreement") -> "Agreement":
+        """Both together."""
+        allowed = tuple(dict.fromkeys(self.allowed + other.allowed))
+        return Agreement(self.different | other.different, self.unknown | other.unknown, allowed)
 
 
 def compare_facts(
@@ -60,11 +79,12 @@ def compare_facts(
         if silent:
             unknown[field] = f"{field} ({' and '.join(silent)})"
         elif values[0] != values[1]:
-            different[field] = f"{field} {in_words(values, names)}"
+            texts = [str(x)[:10] for x in values] if field.endswith("sha256") else [*values]
+            different[field] = f"{field} {in_words(texts, names)}"
     return Agreement(different, unknown)
 
 
-def in_words(values: tuple[object, object], names: tuple[str, str]) -> str:
+def in_words(values: Sequence[object], names: tuple[str, str]) -> str:
     """Two values with their places: "1,000 in the paper, 20 in the record"."""
     formats = {float: "g", int: ","}
     texts = [f"{value:{formats.get(type(value), '')}}" for value in values]
@@ -81,62 +101,152 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     if isinstance(score, RunRecord):
         known = _record_facts(score)
     else:
-        setting, shared = score.setting, ("num_images", "network", *TRAINING[:4], "selection")
-        known = {name: getattr(score, name) for name in shared}
-        known |= {"nfe": setting.nfe, "protocol": f"{setting.protocol}-v{score.protocol_version}"}
+        setting = score.setting
+        known = to_builtins(score) | {"nfe": setting.nfe, "images_seen": score.images_seen}
+        known["protocol"] = f"{setting.protocol}-v{score.protocol_version}"
         known |= dict.fromkeys(("reference", "dataset"), score.training_data)
         known |= {"scale": "paper", "stands_for": setting.recipe}
         known["weights"] = f"EMA {score.ema_rate:.6g}"
-        known.update(ablated_fields(setting.recipe, setting.changes) or {})
+        known |= ablated_fields(setting.recipe, setting.changes) or {}
     for name in known.keys() & {*ABLATED, *RECIPE}:
         if known[name] is None:  # a recipe field without a value is known too
             known[name] = "by a schedule" if name in FOLLOWING else "none"
-    return dict.fromkeys((*FIELDS, *SAMPLING, *RECIPE, "teacher")) | known
+    fields = (*FIELDS, *SAMPLING, *RECIPE, *IMAGES, "reference_sha256", "teacher_sha256")
+    return {name: known.get(name) for name in fields}
 
 
 def _record_facts(record: RunRecord) -> Facts:
-    reference, checkpoint = record.reference, record.checkpoint
+    reference, checkpoint, training = record.reference, record.checkpoint, trained(record)
     images = f"{reference.dataset}-{reference.split}" if reference.dataset else reference.name
-    protocol = f"{record.protocol.name}-v{record.protocol.version}"
-    known: Facts = {"nfe": record.nfe, "num_images": record.num_images}
-    known |= {"protocol": protocol, "reference": images, **(ablated(record) or {})}
-    if sampler := record.sampler:
-        known |= {name: getattr(sampler, name) for name in SAMPLING[1:]}
-        known["times"] = times_in_words(sampler.times)
+    known: Facts = {"stands_for": record.model}  # unless its training says otherwise
+    recipe = checkpoint.recipe if checkpoint else None
+    for part in filter(None, (record.sampler, recipe, training or record.training)):
+        known |= to_builtins(part)
+    known.pop("distance", None)
+    known |= {"nfe": record.nfe, "num_images": record.num_images, **(ablated(record) or {})}
+    known["protocol"] = f"{record.protocol.name}-v{record.protocol.version}"
+    known |= {"reference": images, "reference_sha256": reference.sha256, "weights": None}
+    times = record.sampler.times if record.sampler else record.times
+    known["times"] = times_in_words(times) if times else None
     if checkpoint:
         known |= {"network": checkpoint.network, "selection": checkpoint.selection.rule}
-        known |= {name: getattr(checkpoint.recipe, name) for name in RECIPE if checkpoint.recipe}
-    if training := trained(record):
-        shared = ("scale", "dataset", "stands_for", *TRAINING[:4])
-        known |= {name: getattr(training, name) for name in shared}
+    if training:
         rate = training.ema_rate and f"EMA {training.ema_rate:.6g}"  # the digits of Table 3
         known["weights"] = rate if training.weights == "ema" else training.weights
-        known["teacher"] = training.teacher_sha256 and training.teacher_sha256[:10]
+        if None not in (training.dataset_sha256, reference.images_sha256):
+            # The images decide and not their name: those of the reference, or others of its name.
+            if training.dataset_sha256 == reference.images_sha256:
+                known["dataset"] = images
+            elif training.dataset == images:
+                known["dataset"] = f"other images named {images}"
     return known
 
 
-def sampling_agreement(record: RunRecord) -> Agreement:
+def sampling_agreement(record: RunRecord, name: str) -> Agreement:
     """Agreement of a record's sampling with the times of its checkpoint and its protocol."""
     to_uint8 = None if (rule := record.protocol.to_uint8) == "as given" else rule
     expected: Facts = {"times": None, "to_uint8": to_uint8, "clip_denoised": True}
     if (checkpoint := record.checkpoint) and record.nfe in (1, 2):
         times = [t for t in (checkpoint.sigma_max, checkpoint.two_step_time)[: record.nfe] if t]
         expected["times"] = times_in_words(times) if len(times) == record.nfe else None
-    return compare_facts(expected, facts(record), SAMPLING, ("expected", "here"))
+    found = compare_facts(expected, facts(record), SAMPLING, ("expected", name))
+    return Agreement({f"{key} {name}": text for key, text in found.different.items()}, {})
 
 
 def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
     """Agreement of a record with a claim; what the record must state and does not, differs."""
-    found = compare_facts(facts(claim), facts(record), FIELDS, ("in the paper", "here"))
+    found = _against_paper(claim, record, FIELDS, "here")
     needed = {f: f"not known: {text}" for f, text in found.unknown.items() if f in NEEDED}
     unknown = {field: text for field, text in found.unknown.items() if field not in needed}
-    return Agreement(found.different | sampling_agreement(record).different | needed, unknown)
+    different = found.different | sampling_agreement(record, "here").different | needed
+    return Agreement(different, unknown, found.allowed)
 
 
-def scoring(record: RunRecord) -> tuple[object, ...]:
-    """Facts that make scores of different images comparable: protocol, reference, num_images."""
-    protocol = record.protocol
-    return protocol.name, protocol.version, record.reference.sha256, record.num_images
+def _against_paper(
+    claim: AbsoluteClaim, record: RunRecord, fields: Iterable[str], name: str
+) -> Agreement:
+    """Agreement of a record with the model of a claim, as printed or as it was evaluated."""
+    known, steps = facts(record), claim.evaluated_steps
+    found = compare_facts(facts(claim), known, fields, ("in the paper", name))
+    if steps is None or known["total_steps"] != steps:
+        return found
+    text = f"{found.different.pop('total_steps')} (deviation {claim.evaluated_deviation})"
+    if known["images_seen"] == steps * claim.batch_size:
+        del found.different["images_seen"]
+    return found | Agreement({}, {}, (text,))
+
+
+def against_setting(setting: Setting, record: RunRecord, name: str) -> Agreement:
+    """Agreement of a model with that of an ordering's side, which fixes the fields it changes."""
+    if ablated_fields(setting.recipe) is None:
+        return Agreement({}, {})  # the paper has no such model
+    if not is_demo(record):
+        plain = setting.replace(changes=())
+        paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
+        fields = [field for field in FIELDS if field not in dict(setting.changes)]
+        return _against_paper(paper, record, fields, name)
+    expected, dataset = demo_datasets(setting.recipe), facts(record)["dataset"]
+    text = f"dataset {' or '.join(expected)} expected, {dataset} {name}"
+    return Agreement({} if dataset in expected else {"dataset": text}, {})
+
+
+def pair_agreement(
+    a: RunRecord, b: RunRecord, names: tuple[str, str] = ("in the first", "in the second")
+) -> Agreement:
+    """Agreement of two records whose scores are set side by side.
+
+    Scoring and sampling must agree. One model may have another number of evaluations; models of
+    one recipe may differ in ablated fields and what follows from them; two methods, or models from
+    elsewhere, may be trained otherwise on the same images.
+    """
+    known, further = (facts(a), facts(b)), [*IMAGES]
+    found = compare_facts(*known, SCORING, names)
+    for record, name in zip((a, b), names, strict=True):
+        found |= sampling_agreement(record, name)
+    models = [record.identity["checkpoint"] or record.model for record in (a, b)]
+    if models[0] == models[1] or known[0]["dataset"] is known[1]["dataset"] is None:
+        return found
+    data = compare_facts(*known, ("dataset",), names)
+    unknown = {field: f"not known: {text}" for field, text in data.unknown.items()}
+    found |= Agreement(data.different | unknown, {})
+    recipes = [training and training.stands_for for training in map(trained, (a, b))]
+    if None not in recipes:
+        found |= compare_facts(*known, ("scale", "network", *SAMPLING[1:]), names)
+    if recipes[0] != recipes[1] or recipes[0] is None:
+        trained_by = ("images_seen", "batch_size", "initialisation", "distance")
+        if otherwise := compare_facts(*known, trained_by, names).different.values():
+            found |= Agreement({}, {}, (f"trained otherwise: {', '.join(otherwise)}",))
+    else:
+        changed = compare_facts(*known, ABLATED, names).different
+        varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
+        if "distance" in changed and (note := _learning_rates(a, known, names)):
+            varied.add("learning_rate")
+            found |= Agreement({}, {}, (note,))
+        fields = [field for field in (*TRAINING, *MODEL) if field not in varied]
+        found |= compare_facts(*known, fields, names)
+        further += [field for field in (*RECIPE, "teacher_sha256") if field not in varied]
+        if not changed and a.nfe != b.nfe:  # of one model, or else two things vary
+            found |= Agreement({"model": f"model {in_words((a.model, b.model), names)}"}, {})
+    # Fields that not all state, without a remark where they do not.
+    return found | Agreement(compare_facts(*known, further, names).different, {})
+
+
+def _learning_rates(
+    record: RunRecord, known: tuple[Facts, Facts], names: tuple[str, str]
+) -> str | None:
+    """Remark on the rates of two distances that allows them; None where there is none to make."""
+    own = known[0]["learning_rate"], known[1]["learning_rate"]
+    recipe, demo = str(known[0]["stands_for"]), is_demo(record)
+    paper = [learning_rates(recipe).get(str(fact["distance"])) for fact in known]
+    if not (isinstance(own[0], float) and isinstance(own[1], float)):
+        return None
+    if own[0] == own[1]:
+        plain = (ablated_fields(recipe, (), demo) or {}).get("distance")
+        text = f"both have learning_rate {own[0]:g}, which the recipe has for {plain}"
+        return text if demo or paper[0] != paper[1] else None
+    if paper[0] and paper[1] and math.isclose(own[0] / own[1], paper[0] / paper[1]):
+        return f"learning_rate {in_words(own, names)}, in the paper's ratio for these distances"
+    return None
 
 
 def trained(record: RunRecord) -> TrainingRun | None:
@@ -149,7 +259,30 @@ def is_demo(record: RunRecord) -> bool:
     return (training := trained(record)) is not None and training.scale == "demo"
 
 
-def ablated(record: RunRecord) -> Mapping[str, str | int | float | None] | None:
+def is_own(record: RunRecord) -> bool:
+    """True if a generator is none of the paper's models, their teachers and official files."""
+    training, checkpoint = trained(record), record.checkpoint
+    official = checkpoint and checkpoint.converted and checkpoint.converted.name
+    imitates = training and (ablated_fields(training.stands_for) or training.method == "edm")
+    return record.nfe is not None and not official and not imitates
+
+
+@functools.cache
+def ablated_fields(
+    recipe: str, changes: tuple[tuple[str, str | int | float], ...] = (), demo: bool = False
+) -> Facts | None:
+    """Values of a setting's recipe, with its changes, in the fields of `ABLATED`.
+
+    None if there is no such recipe. In the demo's recipes another distance stands in for LPIPS.
+    """
+    if (name := f"demo-{recipe}" if demo else recipe) not in recipe_names():
+        return None
+    found: Facts = {field: getattr(load_recipe(name), field) for field in ABLATED}
+    names = stand_ins() if demo else {}
+    return found | {field: names[x].value if x in names else x for field, x in changes}
+
+
+def ablated(record: RunRecord) -> Facts | None:
     """Values of a model's recipe in the fields of `ABLATED`; None where unknown."""
     if record.checkpoint and (recipe := record.checkpoint.recipe):
         return {name: getattr(recipe, name) for name in ABLATED}
@@ -162,99 +295,21 @@ def is_ablation(record: RunRecord) -> bool:
     """True if a model was trained with another value of an ablated field than its recipe's."""
     training = trained(record)
     fields = ablated_fields(training.stands_for, (), is_demo(record)) if training else None
-    return fields is not None and ablated(record) != fields
+    return None not in (fields, known := ablated(record)) and known != fields
 
 
 def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
     """Other records of images from elsewhere, scored like a record, in the order of FD."""
+    own = [facts(record)[field] for field in SCORING]
     elsewhere = [r for r in records if r.nfe is None and r.id != record.id]
-    found = [r for r in elsewhere if scoring(r) == scoring(record)]
+    found = [r for r in elsewhere if [facts(r)[field] for field in SCORING] == own]
     return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 
-def group(records: Iterable[RunRecord], *ignored: str) -> list[list[RunRecord]]:
-    """Groups of records whose identity differs in seed and ignored keys alone, sorted by seed."""
+def group(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
+    """Groups of records with the same metrics that differ in their seed, which orders them."""
     found = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
-        shared = {k: v for k, v in record.identity.items() if k not in ("seed", *ignored)}
-        if record.seed is not None:  # else the images alone tell two sample sets apart
-            shared["images"] = None
-        found[repr(shared)].append(record)
+        shared = {k: v for k, v in record.identity.items() if k != "seed"}
+        found[repr((shared, sorted(record.scores)))].append(record)
     return sorted(found.values(), key=lambda g: (g[0].model, g[0].nfe or 0, repr(g[0].identity)))
-
-
-class Side(Struct, frozen=True):
-    """One model with one sampler under one protocol."""
-
-    first: RunRecord  # the record of the first seed; the others agree but in seed and scores
-    records: dict[int, RunRecord]  # record by seed, of the seeds that count
-    remark: str  # note on those that do not, "" where all do
-
-
-def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
-    """Sides with that number of evaluations and that score, in the order of models' names.
-
-    Scores of the seeds on which a checkpoint or its second time was chosen flatter the model and
-    do not count.
-    """
-    usable = [r for r in records if r.nfe == nfe and metric in r.scores]
-    found = []
-    for members in group(usable, "model"):
-        by_seed = {record.seed: record for record in members if record.seed is not None}
-        checkpoint = members[0].checkpoint
-        chosen_on = {*checkpoint.selection.seeds} if checkpoint else set()
-        if checkpoint and nfe > 1 and (times := checkpoint.two_step_selection):
-            chosen_on |= {*times.seeds}
-        left_out = ", ".join(str(seed) for seed in sorted(chosen_on & by_seed.keys()))
-        remark = f"without seed {left_out}, on which checkpoint or time was chosen"
-        counted = {seed: r for seed, r in by_seed.items() if seed not in chosen_on}
-        if by_seed:
-            found.append(Side(members[0], counted, remark if left_out else ""))
-    return found
-
-
-def setting_sides(records: Sequence[RunRecord], setting: Setting, demo: bool) -> list[Side]:
-    """Sides of the model of a setting, with its changes and no others, at that scale."""
-    wanted = setting.recipe, demo, ablated_fields(setting.recipe, setting.changes, demo)
-    return [
-        side
-        for side in sides(records, setting.nfe, setting.metric)
-        if (training := trained(side.first))
-        and (training.stands_for, is_demo(side.first), ablated(side.first)) == wanted
-    ]
-
-
-def disagreement(
-    settings: tuple[Setting, Setting], records: tuple[RunRecord, RunRecord], demo: bool
-) -> tuple[list[str], list[str]]:
-    """Fields in which two sides are not comparable, and notes on the rest, in words."""
-    notes, found, different = [], [], {}
-    known = facts(records[0]), facts(records[1])
-    for setting, own, name in () if demo else zip(settings, known, NAMES, strict=True):
-        plain = setting.replace(changes=())
-        paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
-        fields = [field for field in FIELDS if field not in dict(setting.changes)]
-        found.append(compare_facts(facts(paper), own, fields, ("in the paper", name)))
-    checksums = {record.checkpoint and record.checkpoint.sha256 for record in records}
-    if len(checksums) > 1:
-        fields = [*SCORED]
-        if settings[0].recipe == settings[1].recipe:
-            wanted = [ablated_fields(s.recipe, s.changes, demo) or {} for s in settings]
-            changed = [f for f in ABLATED if wanted[0].get(f) != wanted[1].get(f)]
-            varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
-            fields += [field for field in (*TRAINING, *MODEL) if field not in varied]
-            further = [field for field in (*RECIPE, "teacher") if field not in varied]
-            different = compare_facts(*known, further, NAMES).different
-            if not changed:  # two checkpoints of one setting
-                models = records[0].model, records[1].model
-                different = {"model": f"model {in_words(models, NAMES)}"}
-        else:
-            trained_by = ("images_seen", "batch_size", "initialisation", "distance")
-            otherwise = compare_facts(*known, trained_by, NAMES).different
-            notes += [f"trained otherwise: {', '.join(otherwise.values())}"] if otherwise else []
-        found.append(compare_facts(*known, fields, NAMES))
-    unknown: dict[str, str] = {}
-    for agreement in found:
-        different, unknown = different | agreement.different, unknown | agreement.unknown
-    notes += [f"not known: {', '.join(unknown.values())}"] if unknown else []
-    return list(different.values()), notes

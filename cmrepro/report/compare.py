@@ -5,7 +5,7 @@ from statistics import NormalDist
 from typing import Any
 
 from cmrepro.records import RELATIVE_TOLERANCE, RunRecord, differences
-from cmrepro.report.comparability import SAMPLING, SCORED, SCORING, TRAINING, compare_facts, facts
+from cmrepro.report.comparability import Agreement, pair_agreement
 from cmrepro.schema import Struct
 from cmrepro.settings import Metric
 
@@ -26,7 +26,7 @@ class Comparison(Struct, frozen=True):
     # `what`, `first`, `second`, `difference` (second - first) and `interval`, half the width of
     # its 95 % interval, None where the spread of a score is not known
     scores: list[dict[str, Any]]
-    reasons: list[str]  # why the scores cannot be compared; empty where they can
+    agreement: Agreement  # what keeps the scores from being compared, as for a verdict
 
 
 def compare(first: RunRecord, second: RunRecord) -> Comparison:
@@ -43,26 +43,14 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
     scores = []
     for metric in (m for m in first.scores if m in second.scores):
         x, y = first.scores[metric], second.scores[metric]
-        half = math.hypot(_half_width(first, metric), _half_width(second, metric))
+        half = math.hypot(half_interval(first, metric), half_interval(second, metric))
         half = 0.0 if first.hashes.images == second.hashes.images else half
         row = {"what": metric, "first": x, "second": y, "difference": y - x}
         scores.append(row | {"interval": None if math.isnan(half) else half})
-    a, b = facts(first), facts(second)
-    reasons, fields = [], [*SCORING]  # the models and their NFE may differ
-    if first.reference.sha256 != second.reference.sha256 and a["reference"] == b["reference"]:
-        reasons.append("reference statistics with other checksums")
-    with_model = [record.id for record in (first, second) if record.checkpoint]
-    if len(with_model) == 1:
-        reasons.append(f"only {with_model[0]} states how its model was trained")
-    if len(with_model) == 2:
-        fields = [*SCORED, *TRAINING, *SAMPLING[first.nfe != second.nfe :]]
-    agreement = compare_facts(a, b, fields, ("in the first", "in the second"))
-    unknown = [f"not known: {text}" for text in agreement.unknown.values()]
-    reasons = [*agreement.different.values(), *unknown, *reasons]
-    return Comparison(settings, _divergence(first, second), scores, reasons)
+    return Comparison(settings, _divergence(first, second), scores, pair_agreement(first, second))
 
 
-def _half_width(record: RunRecord, metric: Metric) -> float:
+def half_interval(record: RunRecord, metric: Metric) -> float:
     """Half the 95 % interval of a score over sets of as many images, NaN where not known."""
     if not (uncertainty := record.uncertainty):
         return math.nan

@@ -3,25 +3,26 @@
 import functools
 import html
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from cmrepro.data.grids import REAL
 from cmrepro.files import atomic_path, sha256
+from cmrepro.paper import deviations
 from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report import results
-from cmrepro.report.comparability import anchors, is_demo
-from cmrepro.report.tables import LABELS, deviations_rows, later_work_rows, render
+from cmrepro.report.comparability import anchors, is_demo, is_own
+from cmrepro.report.tables import LABELS, later_work_rows, render
 from cmrepro.report.verdicts import verdicts
 from cmrepro.schema import flat, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
 SITE = Path("results/site")
-REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
+PAGES = f"records/*_{'[0-9a-f]' * 8}.html"  # of records; others there are foreign
 MARK = "Written by `cmrepro report`"
 # The package's checkpoints; their reader needs torch, which the report does without.
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
@@ -42,8 +43,8 @@ def write_report(out: Path, overwrite: bool = False) -> list[Path]:
 def require_own_report(out: Path, overwrite: bool) -> None:
     """Refuse a REPORT.md that is there and was not written by `write_report`."""
     report = out / "REPORT.md"
-    if report.is_file() and not overwrite and MARK not in report.read_text(encoding="utf-8"):
-        raise ValueError(f"{report} is not by cmrepro; choose another --out, or add --overwrite")
+    if report.is_file() and not overwrite and MARK not in report.read_text("utf-8", "replace"):
+        raise ValueError(f"{report} is not by cmrepro; choose another folder, or overwrite it")
 
 
 def check_report(out: Path) -> tuple[list[str], str]:
@@ -51,14 +52,17 @@ def check_report(out: Path) -> tuple[list[str], str]:
     import matplotlib
 
     drawn_by = f"Matplotlib v{matplotlib.__version__}, "
+    pixels = re.compile(r'(?<=;base64,)[^"]*')  # compressed otherwise by another zlib
     problems, other = [], 0
     texts, surplus = _texts(out)
     for name, text in texts.items():
         if not (out / name).exists():
             problems.append(f"{name} is missing")
-        elif (found := (out / name).read_text(encoding="utf-8")) == text:
             continue
-        elif name.endswith(".svg") and drawn_by not in found:
+        found = (out / name).read_text(encoding="utf-8")
+        if pixels.sub("", found) == pixels.sub("", text):
+            continue
+        if name.endswith(".svg") and drawn_by not in found:
             other += 1
         else:
             problems.append(f"{name} differs from the records")
@@ -99,7 +103,7 @@ def _texts(out: Path) -> tuple[dict[str, str], list[str]]:
             file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
             bundled=bundled.is_file() and sha256(bundled) == checksum,
         )
-    pages = [path.relative_to(out).as_posix() for path in (out / SITE).rglob("*.html")]
+    pages = [path.relative_to(out).as_posix() for path in (out / SITE).glob(PAGES)]
     return texts, sorted(page for page in pages if page not in texts)
 
 
@@ -109,63 +113,50 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
 
     decided = verdicts(records)
     paper = {f"table{number}": results.paper_rows(number, records, decided) for number in (1, 2)}
-    orderings, absolute = (results.verdict_rows(decided, k) for k in ("ordering", "absolute"))
-    measured = {row["dataset"] for row in orderings if row["verdict"] != "not measured"}
-    ledger = ("id", "item", "paper", "released", "action")
-    deviations = [row for row in deviations_rows() if row["row"] is not None]
     tables = {name: [row.cells for row in rows] for name, rows in paper.items()}
-    tables |= {"results": results.results_rows(records), "verdicts": absolute + orderings}
-    tables["later_work"] = later_work_rows()
-    tables["deviations"] = [{name: row[name] for name in ledger} for row in deviations]
-    elsewhere = [r for r in records if r.nfe is None and "fid" in r.scores]
-    context = (f"{r.model} {r.scores['fid']:.1f} ({r.protocol.name})" for r in elsewhere)
-    samples: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
+    tables |= {"results": results.results_rows(records), "verdicts": results.claims_rows(records)}
+    tables |= {"later_work": later_work_rows(), "models": results.model_rows(records)}
+    ledger = ("id", "item", "paper", "released", "action")
+    ours = [row for row in deviations() if row.group in ("table3", "training", "evaluation")]
+    tables["deviations"] = [{name: getattr(row, name) for name in ledger} for row in ours]
+    real = {"real images": str(REAL)} if (out / REAL).exists() else {}
+    samples: dict[bool, dict[str, str]] = {True: {}, False: real}  # by is_own
+    by_nfe = {(r.model, r.nfe): is_own(r) for r in records if r.nfe is not None}
+    for (model, nfe), own in sorted(by_nfe.items()):
         if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
-            samples[model].append((nfe, path))
-    summary = []
-    for kind, rows in (("Orderings and ablations", orderings), ("Printed scores", absolute)):
-        counts = Counter(row["verdict"] for row in rows)
-        each = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
-        summary.append(f"{kind} ({counts.total()}): {each}.")
+            samples[own][f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"] = path
+    demo = any(map(is_demo, records))
     return {
+        "orderings": results.verdict_table(decided, "ordering"),
+        "printed": results.verdict_table(decided, "absolute"),
+        "counts": results.counts(decided),
+        "scale": results.scale(records),
         "paper": paper,
+        "measured": {k: [row.cells for row in rows if row.records] for k, rows in paper.items()},
+        "yours": results.own_table(records),
         "tables": tables,
-        "ours": [row for row in tables["table1"] if row["ours"] != results.AS_PUBLISHED],
-        "summary": " ".join(summary),
-        "orderings": [row for row in orderings if row["dataset"] in measured],
-        "absolute": [row for row in absolute if row["verdict"] != "not measured"],
         "records": results.record_rows(records),
         "runs": _runs(records),
-        "models": results.model_rows(records),
-        "figures": figures(records, out / "results/training"),
-        "samples": list(samples.items()),
-        "real": (out / REAL).exists(),
-        "context": ", ".join(context),
-        "demo": any(is_demo(r) for r in records),
+        "figures": figures(records, out / "results"),
+        "samples": samples[False],
+        "own_samples": samples[True],
+        "real": bool(real),
+        "context": any(r.nfe is None for r in records),
+        "demo": demo,
         "warnings": sorted({w for r in records for w in r.warnings}),
     }
 
 
-def _runs(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Command, code, hardware and time of the records, one line each."""
+def _runs(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Commands, code, hardware and time of the records."""
     sources = [record.provenance for record in records]
-
-    def distinct(values: Iterable[object]) -> str:
-        counts = Counter("none" if value is None else str(value) for value in values)
-        each = (f"{value} ({n} of {len(records)} records)" for value, n in sorted(counts.items()))
-        return "; ".join(counts if len(counts) == 1 else each)
-
-    commands = [f"`{' '.join(source.command.split()[:2])} …`" for source in sources]
     fields = ("cmrepro", "commit", "dirty", "python", "platform", "cpu", "gpu")
-    packages = sorted({f"{name} {v}" for s in sources for name, v in s.packages.items()})
+    found = {name: {str(getattr(source, name)) for source in sources} for name in fields}
+    found["packages"] = {f"{name} {v}" for s in sources for name, v in s.packages.items()}
+    found["command"] = {f"`{' '.join(s.command.split()[:2])} …`" for s in sources}
     key = "sampling_all_steps"
     sampling = {(r.model, r.seed): r.durations_s[key] for r in records if key in r.durations_s}
     scoring = sum(r.durations_s.get("scoring", 0) for r in records)
-    return [
-        ("command", f"{distinct(commands)}; in full on each record's page"),
-        *((field, distinct(getattr(s, field) for s in sources)) for field in fields),
-        ("packages", ", ".join(packages)),
-        ("sampling", f"{sum(sampling.values()):.0f} s for {len(sampling)} runs of the main job"),
-        ("scoring", f"{scoring:.0f} s for all {len(records)} records"),
-    ]
+    seconds = {"sampling": sum(sampling.values()), "scoring": scoring}
+    texts = {name: ", ".join(sorted(values)) for name, values in found.items()}
+    return texts | {name: f"{duration:.0f} s" for name, duration in seconds.items()}

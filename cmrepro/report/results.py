@@ -1,23 +1,37 @@
-"""Records as rows: means over seeds, the paper's Tables 1 and 2 with our scores, the models."""
+"""Records and verdicts as rows: means over seeds, the paper's tables with our scores, models."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cmrepro.paper import AbsoluteClaim, claims, metrics, result_rows
+from cmrepro.paper import METRICS, AbsoluteClaim, claims, result_rows
 from cmrepro.records import RunRecord
-from cmrepro.report.comparability import against_claim, group, is_ablation, times_in_words, trained
-from cmrepro.report.statistics import Verdict, summarise
+from cmrepro.report.comparability import (
+    SCORED,
+    against_claim,
+    anchors,
+    compare_facts,
+    facts,
+    group,
+    is_ablation,
+    is_own,
+    times_in_words,
+    trained,
+)
+from cmrepro.report.compare import half_interval
+from cmrepro.report.statistics import Summary, summarise
 from cmrepro.report.tables import LABELS
+from cmrepro.report.verdicts import Verdict, verdicts
 from cmrepro.settings import Metric
 
-PAPER_METRICS: tuple[Metric, ...] = ("fid", "is", "precision", "recall")
 AS_PUBLISHED = "as published"  # methods that this suite does not have
 RECIPE_COLUMNS = (
-    *("method", "num_scales", "s0", "s1", "schedule_steps", "target_ema", "mu0", "distance"),
-    *("solver", "batch_size", "learning_rate"),
+    *("method", "distance", "solver", "num_scales", "s0", "s1", "target_ema", "mu0"),
+    *("batch_size", "learning_rate"),
 )
 TRAINING_COLUMNS = ("total_steps", "images_seen", "dataset", "weights")
 SHOWN = ("model", "nfe", "num_images", "protocol", "protocol version")
+Table = tuple[list[dict[str, Any]], list[str]]  # rows that name their notes by number, the notes
 
 
 class PaperRow(NamedTuple):
@@ -32,13 +46,47 @@ def protocol_of(record: RunRecord) -> str:
     return f"{record.protocol.name} v{record.protocol.version}"
 
 
-def _means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
+def summary(members: Sequence[RunRecord], metric: Metric) -> Summary:
+    """Mean of a score over seeds with its interval; that of the sample set for one record."""
+    if len(members) == 1:
+        return Summary(members[0].scores[metric], half_interval(members[0], metric), 1)
+    return summarise([record.scores[metric] for record in members])
+
+
+def ranked(records: Sequence[RunRecord]) -> list[tuple[Summary, RunRecord]]:
+    """FD and first record of each group of seeds, best first, without ablations."""
+    groups = group(r for r in records if "fid" in r.scores and not is_ablation(r))
+    found = [(summary(members, "fid"), members[0]) for members in groups]
+    return sorted(found, key=lambda pair: pair[0].mean)
+
+
+def means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
     """Mean ± half the 95 % interval of each score of a group of records, by label."""
-    shared = [metric for metric in shown if metric in members[0].scores]
-    return {LABELS[m]: str(summarise([r.scores[m] for r in members])) for m in shared}
+    return {LABELS[m]: str(summary(members, m)) for m in shown if m in members[0].scores}
 
 
-def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def interval_ends(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, float]:
+    """Mean of each score of a group of records, and the ends of its 95 % interval, as numbers."""
+    row: dict[str, float] = {}
+    for metric in (metric for metric in shown if metric in members[0].scores):
+        found = summary(members, metric)
+        row |= {metric: found.mean, f"{metric}_low": found.low, f"{metric}_high": found.high}
+    return row
+
+
+def counted_means(
+    members: Sequence[RunRecord], shown: Sequence[Metric], prefix: str = ""
+) -> dict[str, str]:
+    """Means of a group of records under prefix + label, their number and their protocol."""
+    cells = {f"{prefix}{name}": mean for name, mean in means(members, shown).items()}
+    first = members[0]
+    return cells | {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
+
+
+def results_rows(
+    records: Sequence[RunRecord],
+    cells: Callable[[Sequence[RunRecord], Sequence[Metric]], Mapping[str, Any]] = means,
+) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
     rows = []
     for members in (groups := group(records)):
@@ -46,7 +94,7 @@ def results_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
         row = {name: getattr(first, name) for name in ("model", "nfe")}
         row |= {"protocol": protocol_of(first), "num_images": first.num_images}
         row |= {"seeds": len(members)} | ({"settings": settings} if settings else {})
-        rows.append(row | _means(members, tuple(LABELS)))
+        rows.append(row | dict(cells(members, tuple(LABELS))))
     return rows
 
 
@@ -64,19 +112,23 @@ def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
 
 
 def paper_rows(
-    number: int, records: Sequence[RunRecord], verdicts: Mapping[str, Verdict]
+    number: int, records: Sequence[RunRecord], decided: Mapping[str, Verdict]
 ) -> list[PaperRow]:
-    """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations)."""
+    """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations).
+
+    Images from elsewhere that are scored like ours follow in the order of FD.
+    """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
     models = {(c.dataset, c.method): c.setting.recipe for c in absolute}
-    for dataset in {c.dataset for c in absolute}:  # the teacher is no claim
-        models[dataset, "EDM"] = models[dataset, "CD"].removesuffix("cd") + "edm"
+    for (dataset, method), recipe in [*models.items()]:  # the teacher is no claim
+        if method == "CD":
+            models[dataset, "EDM"] = recipe.removesuffix("cd") + "edm"
     columns: tuple[Metric, ...] = ("fid", "is") if number == 1 else ("fid", "precision", "recall")
     rows = []
     for row in result_rows(number):
         printed: dict[str, Any] = {"dataset": row.dataset} if number == 2 else {}
         printed |= {"method": row.method, "nfe": row.nfe}
-        printed |= {metrics()[m].label: str(row.scores.get(m, "")) for m in columns}
+        printed |= {METRICS[m]: str(row.scores.get(m, "")) for m in columns}
         model = models.get((row.dataset, row.method))
         made = [(r, t) for r in records if r.nfe == row.nfe and (t := trained(r))]
         ours = [r for r, t in made if t.stands_for == model and not is_ablation(r)]
@@ -88,37 +140,57 @@ def paper_rows(
         for members in (groups := group(ours)):
             first, settings = members[0], _settings(members[0], groups)
             answers = [
-                "not comparable" if against_claim(c, first).different else verdicts[c.id].answer
+                "not comparable" if against_claim(c, first).different else decided[c.id].answer
                 for c in of_row
                 if c.setting.metric in first.scores
             ]
             cells = {"ours": first.model + (f" ({settings})" if settings else "")}
-            cells |= {f"our {name}": mean for name, mean in _means(members, PAPER_METRICS).items()}
-            cells |= {"n": f"{len(members)} x {first.num_images:,}"}
-            cells |= {"protocol": protocol_of(first), "verdict": ", ".join(dict.fromkeys(answers))}
+            cells |= counted_means(members, columns, "our ")
+            cells |= {"verdict": ", ".join(dict.fromkeys(answers))}
             rows.append(PaperRow(printed | cells, members))
+    context = {a.id: a for row in rows for r in row.records[:1] for a in anchors(r, records)}
+    for a in context.values():
+        rows.append(PaperRow({"ours": a.model} | counted_means([a], columns, "our "), [a]))
     return rows
 
 
-def verdict_rows(verdicts: Mapping[str, Verdict], kind: str) -> list[dict[str, Any]]:
-    """One row a claim of a kind ("absolute" or "ordering"): its statement and its verdict."""
+def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a claim with its verdict; `recipe` and `nfe` of an ordering are its better side's.
+
+    `score` is the mean over seeds, `difference` what an ordering's better side gains (negative
+    where it is worse), `low` and `high` are the ends of the 95 % interval of either.
+    """
     rows = []
-    for c in (c for c in claims() if c.kind == kind):
-        statement = c.where if isinstance(c, AbsoluteClaim) else c.statement
-        row = {"statement": statement, "dataset": c.dataset, "verdict": verdicts[c.id].answer}
-        rows.append(row | {"reason": verdicts[c.id].reason, "claim": c.id})
+    for claim, verdict in zip(claims(), verdicts(records).values(), strict=True):
+        absolute, mean = isinstance(claim, AbsoluteClaim), verdict.estimate
+        row: dict[str, Any] = {"id": claim.id, "statement": verdict.statement(claim)}
+        row |= {"dataset": claim.dataset, "basis": claim.basis, "verdict": str(verdict)}
+        row |= dict.fromkeys(("score", "difference", "low", "high", "seeds"))
+        if mean:
+            row |= {"score" if absolute else "difference": mean.mean, "seeds": mean.n}
+            row |= {"low": mean.low, "high": mean.high} if mean.n > 1 else {}
+        row |= {"reason": verdict.reason, "note": "; ".join([*verdict.notes, *claim.notes])}
+        row |= {"kind": claim.kind} | dict.fromkeys(("published", "margin", "better", "worse"))
+        if isinstance(claim, AbsoluteClaim):
+            setting = claim.setting
+            row |= {"published": claim.printed.text, "margin": claim.margin}
+        else:
+            setting = claim.better
+            row |= {"better": str(setting), "worse": "; ".join(map(str, claim.worse))}
+        row |= {key: getattr(setting, key) for key in ("recipe", "nfe", "protocol", "metric")}
+        rows.append(row | {"num_images": claim.num_images, "where": claim.where})
     return rows
 
 
 def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a record, those of one group beside each other."""
-    rows = []
-    for record in (record for members in group(records) for record in members):
-        row = {"record": record.id} | {n: getattr(record, n) for n in ("model", "nfe", "seed")}
-        row |= {LABELS[m]: f"{record.scores[m]:.5g}" for m in LABELS if m in record.scores}
-        row |= {"num_images": f"{record.num_images:,}", "protocol": protocol_of(record)}
-        rows.append(row)
-    return rows
+    return [
+        {"record": r.id, "model": r.model, "nfe": r.nfe, "seed": r.seed}
+        | {LABELS[m]: f"{r.scores[m]:.5g}" for m in LABELS if m in r.scores}
+        | {"num_images": f"{r.num_images:,}", "protocol": protocol_of(r)}
+        for members in group(records)
+        for r in members
+    ]
 
 
 def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -134,3 +206,71 @@ def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
             row |= {"machine": training.provenance.cpu, "threads": training.provenance.threads}
             rows[record.model] = row
     return list(rows.values())
+
+
+def counts(decided: Mapping[str, Verdict]) -> dict[str, dict[str, int]]:
+    """Number of claims by kind and answer, those not measured last."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    answers = [(claim.kind, decided[claim.id].answer) for claim in claims()]
+    for kind, answer in sorted(answers, key=lambda pair: pair[1] == "not measured"):
+        found[kind][answer] += 1
+    return {**found}
+
+
+def verdict_table(decided: Mapping[str, Verdict], kind: str) -> Table:
+    """One row a claim of a kind that has records; its reason and limits are notes.
+
+    Those of a printed score are one note, which several scores of one model share.
+    """
+    found = [(c, decided[c.id]) for c in claims() if c.kind == kind]
+    found = [(claim, verdict) for claim, verdict in found if verdict.answer != "not measured"]
+    datasets = {claim.dataset for claim, _ in found}
+    rows = []
+    for claim, verdict in found:
+        row = {"statement": verdict.statement(claim)}
+        row |= {"dataset": claim.dataset} if len(datasets) > 1 else {}
+        row |= {"verdict": str(verdict)}
+        row["difference" if kind == "ordering" else "score"] = str(verdict.estimate or "")
+        notes = (verdict.reason, *verdict.notes, *claim.notes)
+        rows.append((row, ["; ".join(notes)] if kind == "absolute" else notes))
+    return _numbered(rows)
+
+
+def own_table(records: Sequence[RunRecord]) -> Table:
+    """One row a model that is none of the paper's, beside the paper's FIDs for its data set."""
+    absolute = [c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting.metric == "fid"]
+    rows = []
+    for members in group(record for record in records if is_own(record)):
+        first, known = members[0], facts(members[0])
+        images = str(known["dataset"] or known["reference"])
+        beside = [c for c in absolute if images.startswith(c.training_data.removesuffix("train"))]
+        printed = [f"{c.method} {c.printed.text}" for c in beside if c.setting.nfe == first.nfe]
+        notes = [f"the paper has no row of {images}"]
+        if beside:
+            sides, fields = ("in the paper", "here"), (*SCORED[:3], "dataset")
+            compared = compare_facts(facts(beside[0]), known, fields, sides)
+            notes = [*compared.different.values()]
+            notes += [f"not known: {text}" for text in compared.unknown.values()]
+        row = {"model": first.model, "nfe": first.nfe, **counted_means(members, ("fid", "is"))}
+        row |= {"paper's FID": ", ".join(printed)}
+        rows.append((row | {"verdict": "not comparable" if notes else "comparable"}, notes))
+    return _numbered(rows)
+
+
+def _numbered(rows: Iterable[tuple[dict[str, Any], Iterable[str]]]) -> Table:
+    """Rows with the numbers of their notes, and the notes, each once."""
+    numbers: dict[str, int] = {}
+    shown = []
+    for row, notes in rows:
+        own = [numbers.setdefault(note, len(numbers) + 1) for note in notes]
+        shown.append(row | {"notes": ", ".join(map(str, own))})
+    return shown, list(numbers)
+
+
+def scale(records: Sequence[RunRecord]) -> dict[str, list[tuple[str, str]]]:
+    """Names and FD by protocol, best first, of models and of images from elsewhere."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for mean, first in ranked(records):
+        steps = f", {first.nfe} step{'s' * (first.nfe != 1)}" if first.nfe else ""
+        found[protocol_of(first)].append((first.model + steps, str(mean)))
+    return found

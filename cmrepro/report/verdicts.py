@@ -5,23 +5,102 @@ seeds (`report.statistics`); both between comparable scores only (`report.compar
 number is a mean over all seeds: no claim of this paper is a minimum over runs.
 """
 
+import math
 from collections.abc import Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.paper import AbsoluteClaim, Ordering, Setting, claims, metrics
-from cmrepro.records import RunRecord
+from cmrepro.paper import (
+    LOWER_IS_BETTER,
+    AbsoluteClaim,
+    Claim,
+    Ordering,
+    Setting,
+    claims,
+    stand_ins,
+)
+from cmrepro.records import NOISE, RunRecord
 from cmrepro.report import comparability, statistics
-from cmrepro.report.comparability import NAMES, SCORED, Side, facts, sampling_agreement, scoring
-from cmrepro.report.statistics import Summary, Verdict, half_width, inconclusive, summarise
+from cmrepro.report.comparability import NAMES, Agreement, facts
+from cmrepro.report.statistics import MOST_SEEDS, POWER, Summary, half_width, summarise
 from cmrepro.report.tables import LABELS
+from cmrepro.schema import Struct
 from cmrepro.settings import Metric
 
 HOLDS = {True: "holds at demo scale", False: "reproduced"}
 DOES_NOT_HOLD = {True: "does not hold at demo scale", False: "not reproduced"}
+UNTRAINED_SHARE = 0.1  # of noise's FD: a model that is no further from it did not train
+
+
+class Side(Struct, frozen=True):
+    """One model with one sampler under one protocol."""
+
+    first: RunRecord  # the record of the first seed; the others agree but in seed and scores
+    records: dict[int, RunRecord]  # record by seed, of the seeds that count
+    remark: str  # note on those that do not, "" where all do
+
+
+def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
+    """Sides with that number of evaluations and that score, in the order of models' names.
+
+    Scores of the seeds on which a checkpoint or its second time was chosen flatter the model and
+    do not count.
+    """
+    usable = [r for r in records if r.nfe == nfe and metric in r.scores]
+    found = []
+    for members in comparability.group(usable):
+        by_seed = {record.seed: record for record in members if record.seed is not None}
+        checkpoint = members[0].checkpoint
+        chosen_on = {*checkpoint.selection.seeds} if checkpoint else set()
+        if checkpoint and nfe > 1 and (times := checkpoint.two_step_selection):
+            chosen_on |= {*times.seeds}
+        left_out = ", ".join(str(seed) for seed in sorted(chosen_on & by_seed.keys()))
+        remark = f"without seed {left_out}, on which checkpoint or time was chosen"
+        counted = {seed: r for seed, r in by_seed.items() if seed not in chosen_on}
+        if by_seed:
+            found.append(Side(members[0], counted, remark if left_out else ""))
+    return found
+
+
+def setting_sides(records: Sequence[RunRecord], setting: Setting, demo: bool) -> list[Side]:
+    """Sides of the model of a setting, with its changes and no others, at that scale."""
+    wanted = comparability.ablated_fields(setting.recipe, setting.changes, demo)
+
+    def fits(record: RunRecord) -> bool:
+        fields = (
+            comparability.ablated(record) or {}
+        )  # a model of one's own has those of its recipe, if any
+        as_wanted = fields == wanted if wanted else {*setting.changes} <= {*fields.items()}
+        named = facts(record)["stands_for"] == setting.recipe
+        return as_wanted and named and comparability.is_demo(record) == demo
+
+    return [s for s in sides(records, setting.nfe, setting.metric) if fits(s.first)]
+
+
+class Verdict(Struct, frozen=True):
+    """Verdict on one claim."""
+
+    # "not measured", "not comparable", "inconclusive", "reproduced", "not reproduced", "holds at
+    # demo scale" or "does not hold at demo scale"
+    answer: str
+    reason: str  # one short sentence
+    # Mean score over seeds of an absolute claim; of an ordering the difference, positive where the
+    # side that it calls better is better
+    estimate: Summary | None = None
+    notes: tuple[str, ...] = ()  # limits of the verdict, a short sentence each
+    failure: str = ""  # "the worse side did not train", where that is why it is inconclusive
+    stand_in: str = ""  # what decided in the place of what the claim names
+    seeds_to_decide: int | None = None  # seeds that would decide an inconclusive claim
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, [self.answer, self.failure, self.stand_in]))
+
+    def statement(self, claim: Claim) -> str:
+        """The claim in words as it was decided: from a figure alone, or with a stand-in."""
+        limits = filter(None, ["figure only" * (claim.basis == "figure"), self.stand_in])
+        return claim.statement + "".join(f" ({limit})" for limit in limits)
 
 
 def verdicts(records: Sequence[RunRecord]) -> dict[str, Verdict]:
@@ -40,7 +119,7 @@ def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verd
     setting = claim.setting
     compared = [
         (side, comparability.against_claim(claim, side.first))
-        for side in comparability.sides(records, setting.nfe, setting.metric)
+        for side in sides(records, setting.nfe, setting.metric)
         if facts(side.first)["stands_for"] == setting.recipe
     ]
     if not compared:
@@ -50,36 +129,56 @@ def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verd
         side, agreement = min(
             compared, key=lambda x: (comparability.is_ablation(x[0].first), len(x[1].different))
         )
-        return Verdict("not comparable", f"{side.first.model}: {agreement}")
-    found = [(side, _decide_score(claim, side, str(found))) for side, found in comparable]
+        return _not_comparable(agreement, f"{side.first.model}: ")
+    found = [(side, _decide_score(claim, side, found.notes)) for side, found in comparable]
     if len({verdict.answer for _, verdict in found}) == 1:
         return found[0][1]
-    each = "; ".join(f"{side.first.model} {v.answer} ({v.reason})" for side, v in found)
-    return Verdict("inconclusive", f"the models disagree: {each}")
+    each = tuple(f"{side.first.model} {v.answer}: {v.reason}" for side, v in found)
+    return Verdict("inconclusive", "the models disagree", notes=each)
 
 
-def _decide_score(claim: AbsoluteClaim, side: Side, unknown: str) -> Verdict:
+def _not_comparable(agreement: Agreement, subject: str) -> Verdict:
+    """Verdict that counts what differs in its reason and names each difference in its notes."""
+    differences = [*agreement.different.values()]
+    fields = ", ".join(text.split()[0] for text in differences)
+    reason = differences[0] if len(differences) == 1 else f"differs in {fields}"
+    notes = (*(differences if len(differences) > 1 else ()), *agreement.notes)
+    return Verdict("not comparable", f"{subject}{reason}", notes=notes)
+
+
+def _decide_score(claim: AbsoluteClaim, side: Side, notes: Sequence[str]) -> Verdict:
     """Verdict on a printed score by comparable records."""
     values = [record.scores[claim.setting.metric] for record in side.records.values()]
-    notes = "".join(f"; {note}" for note in (side.remark, unknown) if note)
+    notes = (*filter(None, [side.remark]), *notes)
     against = f"{claim.printed} with margin {claim.margin:.2g}"
     if not values:
-        return Verdict("not comparable", f"no seed is left{notes}")
+        return Verdict("not comparable", "no seed is left", notes=notes)
     mean = summarise(values)
     if mean.n == 1:
-        reason = f"{mean} of 1 seed against {against}; a spread needs at least 2 seeds{notes}"
-        return Verdict("inconclusive", reason, mean)
+        reason = f"{mean} of 1 seed against {against}; a spread needs at least 2 seeds"
+        return Verdict("inconclusive", reason, mean, notes)
     distance, sd = mean.mean - claim.value, float(np.std(values, ddof=1))
-    reasons = {}
-    for percent in (90, 95):
-        half = half_width(sd, mean.n, percent / 100)
-        interval = f"{percent} % interval {mean.mean - half:.4g} to {mean.mean + half:.4g}"
-        reasons[percent] = f"{mean.mean:.4g} over {mean.n} seeds, {interval}, against {against}"
+    outside = statistics.is_outside(distance, claim.margin, sd, mean.n)
+    percent = 95 if outside else 90  # of the interval that decides
+    half = half_width(sd, mean.n, percent / 100)
+    interval = f"{percent} % interval {mean.mean - half:.4g} to {mean.mean + half:.4g}"
+    reason = f"{mean.mean:.4g} over {mean.n} seeds, {interval}, against {against}"
+    if outside:
+        return Verdict("not reproduced", reason, mean, notes)
     if statistics.is_equivalent(distance, claim.margin, sd, mean.n):
-        return Verdict("reproduced", reasons[90] + notes, mean)
-    if statistics.is_outside(distance, claim.margin, sd, mean.n):
-        return Verdict("not reproduced", reasons[95] + notes, mean)
-    return inconclusive(reasons[90], mean, distance, claim.margin, sd, notes)
+        return Verdict("reproduced", reason, mean, notes)
+    return _inconclusive(reason, mean, (distance, claim.margin, sd), notes)
+
+
+def _inconclusive(
+    reason: str, estimate: Summary, observed: tuple[float, float, float], notes: Sequence[str]
+) -> Verdict:
+    """Verdict that names the number of seeds that would decide; observed: distance, margin, sd."""
+    seeds = statistics.seeds_to_decide(*observed)
+    count = f"more than {MOST_SEEDS:,}" if seeds is None else f"{seeds}"
+    text = f"were mean and spread as observed, {count} seeds would decide with power"
+    notes = (*notes, f"{text} {100 * POWER:.0f} % or more")
+    return Verdict("inconclusive", reason, estimate, notes, seeds_to_decide=seeds)
 
 
 class _Pair(NamedTuple):
@@ -88,8 +187,8 @@ class _Pair(NamedTuple):
     worse: Setting
     scores: NDArray[np.float64]  # (2, n) of the better and of the worse side, by common seed
     gains: NDArray[np.float64]  # (n,) by which the better side is better
-    different: list[str]  # fields in which the two are not comparable, in words
-    notes: list[str]
+    agreement: Agreement
+    failure: str  # the side that did not train and its FD beside noise's, "" where both did
 
 
 def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
@@ -98,65 +197,68 @@ def ordering_verdict(claim: Ordering, records: Sequence[RunRecord]) -> Verdict:
     It holds when, for every worse side, the whole 95 % interval of the mean difference lies on the
     claimed side of zero. It does not hold when for one of the K worse sides the interval lies
     wholly on the other; there the interval is that of 1 - 5 % / K, so that a claim of which no
-    part is wrong is denied in at most 5 %.
+    part is wrong is denied in at most 5 %. A side that did not train decides nothing.
     """
     settings = (claim.better, *claim.worse)
     missing: list[Sequence[Setting]] = []
     found: list[Verdict] = []
     for demo in (True, False):
-        candidates = [comparability.setting_sides(records, x, demo) for x in settings]
+        candidates = [setting_sides(records, x, demo) for x in settings]
         missing.append([x for x, of in zip(settings, candidates, strict=True) if not of])
         if not missing[-1]:
-            found.insert(0, _by_candidates(claim, candidates, demo))
+            found.insert(0, _by_candidates(claim, candidates, demo, records))
     if not found:
         fewest = min(missing, key=len)
         return Verdict("not measured", f"no record of {'; '.join(map(str, fewest))}")
     return min(found, key=lambda verdict: verdict.answer == "not comparable")
 
 
-def _by_candidates(claim: Ordering, candidates: list[list[Side]], demo: bool) -> Verdict:
-    """Verdict where every setting has records; the choice among them never depends on scores."""
-    agreements = [[(s, sampling_agreement(s.first)) for s in of] for of in candidates]
-    comparable = [[side for side, found in of if not found.different] for of in agreements]
-    if [] in comparable:
-        side, agreement = agreements[comparable.index([])][0]
-        return Verdict("not comparable", f"{side.first.model}: {agreement}")
-    combinations = [c for c in product(*comparable) if len({scoring(s.first) for s in c}) == 1]
-    if not combinations:
-        first, *rest = [facts(of[0].first) for of in comparable]
-        found = [str(comparability.compare_facts(first, x, SCORED, NAMES)) for x in rest]
-        reason = "; ".join(filter(None, found)) or "scored against different reference statistics"
-        return Verdict("not comparable", reason)
+def _by_candidates(
+    claim: Ordering, candidates: list[list[Side]], demo: bool, records: Sequence[RunRecord]
+) -> Verdict:
+    """Verdict where every setting has records; the choice among them never depends on scores.
 
-    def pairs_of(combination: Sequence[Side]) -> list[_Pair]:
-        better, *others = combination
-        worse_sides = zip(claim.worse, others, strict=True)
-        return [_pair((claim.better, worse), (better, side), demo) for worse, side in worse_sides]
+    The better side is the first for which every setting has a worse one that agrees with it: those
+    of more images first, then of more seeds, then of models named like their recipes.
+    """
 
-    combinations.sort(key=_preference, reverse=True)
-    tried = map(pairs_of, combinations)
-    alike = (pairs for pairs in tried if not any(pair.different for pair in pairs))
-    pairs = next(alike, None) or pairs_of(combinations[0])
+    def pair_with(better: Side, worse: Setting, others: list[Side]) -> _Pair:
+        pairs = [_pair((claim.better, worse), (better, side), records) for side in others]
+        return min(pairs, key=lambda pair: bool(pair.agreement.different))
+
+    better_sides, *worse_sides = [sorted(x, key=_preference, reverse=True) for x in candidates]
+    settings = [*zip(claim.worse, worse_sides, strict=True)]
+    tried = [[pair_with(better, *setting) for setting in settings] for better in better_sides]
+    pairs = min(tried, key=lambda pairs: any(pair.agreement.different for pair in pairs))
+    changes = [value for side in (claim.better, *claim.worse) for _, value in side.changes]
+    replaced = [stand_ins()[v] for v in dict.fromkeys(changes) if demo and v in stand_ins()]
+    stand_in = ", ".join(f"{x.by} for {x.name}" for x in replaced)
     for pair in pairs:
-        if pair.different:
-            return Verdict("not comparable", "; ".join(pair.different))
+        if pair.agreement.different:
+            return _not_comparable(pair.agreement, "")
         if len(pair.gains) < 2:
-            seeds = f"seeds on both sides: {len(pair.gains)}; at least 2 are needed"
-            return Verdict("inconclusive", "; ".join([seeds, *pair.notes]))
-    return _decide(claim, pairs, demo)
+            reason = f"seeds on both sides: {len(pair.gains)}; at least 2 are needed"
+            return Verdict("inconclusive", reason, notes=(*pair.agreement.notes,))
+    verdict = _decide(claim, pairs, demo)
+    features = "".join(f"{x.by} features stand in for {x.name}: " for x in replaced)
+    return verdict.replace(reason=features + verdict.reason, stand_in=stand_in)
 
 
-def _preference(sides: Sequence[Side]) -> tuple[int, int, int]:
-    """Greater for more images, then more seeds, then more models named like their recipes."""
-    firsts = [side.first for side in sides]
-    named = [r for r in firsts if (c := r.checkpoint) and c.recipe and c.recipe.name == r.model]
-    return firsts[0].num_images, sum(len(side.records) for side in sides), len(named)
+def _preference(side: Side) -> tuple[int, int, bool]:
+    checkpoint = side.first.checkpoint
+    recipe = checkpoint.recipe if checkpoint else None
+    named = recipe is not None and recipe.name == side.first.model
+    return side.first.num_images, len(side.records), named
 
 
-def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool) -> _Pair:
+def _pair(
+    settings: tuple[Setting, Setting], pair: tuple[Side, Side], records: Sequence[RunRecord]
+) -> _Pair:
     """Two sides with their differences by common seed."""
     (a, b), metric = pair, settings[0].metric
-    different, notes = comparability.disagreement(settings, (a.first, b.first), demo)
+    found, notes = comparability.pair_agreement(a.first, b.first, NAMES), []
+    for setting, side, name in zip(settings, pair, NAMES, strict=True):
+        found |= comparability.against_setting(setting, side.first, name)
     common = sorted(a.records.keys() & b.records.keys())
     if (a.first.nfe, a.first.num_sampled) != (b.first.nfe, b.first.num_sampled):
         notes.append("paired by seed alone, as the two sides draw different amounts of noise")
@@ -165,18 +267,27 @@ def _pair(settings: tuple[Setting, Setting], pair: tuple[Side, Side], demo: bool
         if other := [s for s in common if None not in noise[s] and len(noise[s]) > 1]:
             common = [s for s in common if s not in other]
             notes.append(f"without seed {', '.join(map(str, other))}, whose noise differs")
-            different += [] if common else ["the noise of every seed differs"]
+            if not common:
+                found |= Agreement({"noise": "noise of every seed differs"}, {})
         if any(None in noise[s] for s in common):
             notes.append("paired by seed alone, as a side does not record its noise")
     notes += [f"{s.remark} {name}" for s, name in zip(pair, NAMES, strict=True) if s.remark]
-    if not common and not different:
-        notes.append("no seed in common")
     scores, gains = _gains(metric, pair, common)
     shared = [m for m in LABELS if m in a.first.scores.keys() & b.first.scores.keys()]
     opposite = [m for m in shared if (_gains(m, pair, common)[1] * gains.sum() < 0).all()]
     if len(common) > 1 and opposite:
         notes.append(f"the other way with every seed: {', '.join(LABELS[m] for m in opposite)}")
-    return _Pair(settings[1], scores, gains, different, notes)
+    found |= Agreement({}, {}, tuple(notes))
+    failures = [
+        f"the {role} side did not train: {LABELS['fid']} {fid:.4g} where noise has {limit:.4g}"
+        for role, side in zip(("better", "worse"), pair, strict=True)
+        for noise in comparability.anchors(side.first, records)
+        if noise.model == NOISE
+        and (limit := noise.scores.get("fid", math.inf))
+        and (fids := [r.scores["fid"] for r in side.records.values() if "fid" in r.scores])
+        and (fid := float(np.mean(fids))) > (1 - UNTRAINED_SHARE) * limit
+    ]
+    return _Pair(settings[1], scores, gains, found, failures[0] if failures else "")
 
 
 def _gains(
@@ -184,32 +295,32 @@ def _gains(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(2, n) scores by side and seed, and (n,) gains of the first side over the second."""
     scores = np.array([[s.records[seed].scores[metric] for seed in seeds] for s in pair])
-    return scores, (scores[0] - scores[1]) * (1 if metrics()[metric].higher_is_better else -1)
+    return scores, (scores[0] - scores[1]) * (-1 if metric in LOWER_IS_BETTER else 1)
 
 
 def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
     """Verdict where all pairs are comparable and have two seeds or more."""
     confidence = 1 - statistics.ALPHA / len(pairs)
     halves = [half_width(np.std(p.gains, ddof=1), len(p.gains), confidence) for p in pairs]
-    denied = [p for p, half in zip(pairs, halves, strict=True) if p.gains.mean() + half < 0]
-    summaries = [(pair, summarise(list(pair.gains))) for pair in denied[:1] or pairs]
+    failed = [pair for pair in pairs if pair.failure]
+    trained = [(p, half) for p, half in zip(pairs, halves, strict=True) if not p.failure]
+    denied = [pair for pair, half in trained if pair.gains.mean() + half < 0]
+    summaries = [(pair, summarise(list(pair.gains))) for pair in denied[:1] or failed[:1] or pairs]
     closest, gain = min(summaries, key=lambda found: found[1].mean - found[1].half_width)
-    sd, wins = float(np.std(closest.gains, ddof=1)), int((closest.gains > 0).sum())
     better, worse = closest.scores.mean(axis=1)
     size = Summary(abs(gain.mean), gain.half_width, gain.n)
     text = (
         f"{LABELS[claim.better.metric]} {better:.4g} against {worse:.4g}"
         f"{f' of {closest.worse}' if len(claim.worse) > 1 else ''}, "
-        f"{'better' if gain.mean >= 0 else 'worse'} by {size} (95 % interval), paired over "
-        f"{gain.n} seeds and better in {wins} of them"
+        f"{'better' if gain.mean >= 0 else 'worse'} by {size} (95 % interval, {gain.n} seeds)"
     )
-    if sd:
-        value, low, high = statistics.probability_better(gain.mean, sd, gain.n)
-        interval = f"95 % interval {low:.3f} to {high:.3f}, n = {gain.n}"
-        text += f"; P(better with a new seed) {value:.3f} ({interval})"
-    notes = "".join(f"; {note}" for note in dict.fromkeys(n for pair in pairs for n in pair.notes))
+    notes = tuple(dict.fromkeys(note for pair in pairs for note in pair.agreement.notes))
     if denied:
-        return Verdict(DOES_NOT_HOLD[demo], text + notes, gain)
+        return Verdict(DOES_NOT_HOLD[demo], text, gain, notes)
+    if failed:
+        failure = closest.failure.partition(":")[0]
+        return Verdict("inconclusive", closest.failure, gain, (text, *notes), failure)
     if gain.mean > gain.half_width:
-        return Verdict(HOLDS[demo], text + notes, gain)
-    return inconclusive(text, gain, gain.mean, 0.0, sd, notes)
+        return Verdict(HOLDS[demo], text, gain, notes)
+    sd = float(np.std(closest.gains, ddof=1))
+    return _inconclusive(text, gain, (gain.mean, 0.0, sd), notes)

@@ -6,22 +6,19 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import distributed
-from tqdm import tqdm
 
 from cmrepro.checkpoints.io import save_checkpoint
 from cmrepro.checkpoints.load import CheckpointModel
 from cmrepro.data import ImageSource
-from cmrepro.data.grids import write_grid
+from cmrepro.data.grids import GRID_COLUMNS, GRID_ROWS, write_grid
 from cmrepro.distributed import all_reduce_max
 from cmrepro.files import atomic_path, make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES
+from cmrepro.progress import progress_bar
 from cmrepro.records import Provenance
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.training.data import BatchSource, prefetched
@@ -29,13 +26,7 @@ from cmrepro.training.methods import learning_rate_at, scales_and_mu
 from cmrepro.training.state import checkpoint_info, load_newest, save_state, state_files
 from cmrepro.training.step import Training
 
-Images = NDArray[np.uint8]
-# A mean loss this many times the median of the earlier ones is no fluctuation: in healthy runs it
-# stays below the median, which includes the larger losses of the start.
-DIVERGED_RATIO = 100.0
-PREVIEW_IMAGES = 200  # two batches of the sampler; a grid shows 60
 PREVIEW_HEUN_POINTS = 10  # half of EDM's 18: for a preview, not for a result
-NUM_REAL = 2000
 
 
 def train(
@@ -44,18 +35,17 @@ def train(
     out: Path,
     *,
     name: str | None = None,  # name of the checkpoint; the recipe's by default
-    resume: bool = False,  # continue from the newest whole state in `out`, if there is one
+    resume: bool = False,  # continue from the newest state in `out`, if there is one
     save_every: int = 500,  # steps between states
-    log_every: int = 50,  # steps between lines of the log
-    sample_every: int = 2000,  # steps between grids of samples with a quick score; 0 for none
-    keep: int = 2,  # number of states to keep
+    log_every: int = 50,  # steps between lines of the log; the first and the last have one too
+    sample_every: int = 2000,  # steps between grids of samples; 0 for none
     provenance: Provenance | None = None,  # code and machine, for the checkpoint
 ) -> Path:
     """Train to the recipe's last step and write the checkpoint of the averaged weights.
 
-    `out` then holds NAME.safetensors, the newest states (state-STEP.pt), log.jsonl, samples/ and
-    scores.jsonl. Ctrl-C and SIGTERM save the first two and end the run after its step. Every
-    process of `torchrun` calls this with the same arguments and folder; rank 0 writes.
+    `out` then holds NAME.safetensors, the newest states (state-STEP.pt), log.jsonl and samples/.
+    Ctrl-C and SIGTERM save the first two and end the run after its step. Every process of
+    `torchrun` calls this with the same arguments and folder; rank 0 writes.
     """
     recipe, teacher, rank = training.recipe, training.teacher, training.rank
     size = IMAGE_SIZES[recipe.network]
@@ -68,20 +58,22 @@ def train(
         if (taught := teacher.info.recipe) and taught.dataset != recipe.dataset:
             text = f"the teacher was trained on {taught.dataset}"
             raise ValueError(f"{text}, the recipe is for {recipe.dataset}")
-    checkpoint = out / f"{name or recipe.name}.safetensors"
+    name = name or recipe.name
+    checkpoint = out / f"{name}.safetensors"
     resumed = resume and load_newest(training, checksums, out)
+    recipe = training.recipe  # with the schedule of the run that continues
     # --resume may replace the log of its own run, but no checkpoint of an unknown one.
     guarded = [checkpoint] if resume else [checkpoint, out / "log.jsonl", *state_files(out)]
     if not resumed and (present := [path for path in guarded if path.exists()]):
         fix = "continue its training with --resume, or choose another --out or --name"
         raise ValueError(f"{present[0]} is there already; {fix}")
     make_folder(out)
-    log = Log(training, dataset, out)
+    log = Log(training, dataset, out, name)
 
     def save() -> None:
         if rank == 0:
-            save_state(training, checksums, out, keep)
-            info = checkpoint_info(training, checksums, dataset.name, provenance)
+            save_state(training, checksums, out)
+            info = checkpoint_info(training, checksums, dataset, provenance)
             save_checkpoint(checkpoint, training.ema.network, info)
 
     source = BatchSource(dataset, recipe, training.seed, rank, training.world_size)
@@ -90,19 +82,14 @@ def train(
         with stop_signals() as received, contextlib.closing(batches), log.bar:
             while training.step < recipe.total_steps:
                 start = time.perf_counter()
-                try:
-                    loss = training.train_step(next(batches))
-                except BaseException:
-                    if training.between_steps and training.step:
-                        save()
-                    raise
+                loss = training.train_step(next(batches))
                 training.duration_s += time.perf_counter() - start
                 log.after_step(loss, log_every)
                 if stop := all_reduce_max(max(received, default=0)):
                     save()
                     if rank == 0:
                         text = f"saved at step {training.step}; continue with --resume"
-                        tqdm.write(text, file=sys.stderr)
+                        log.bar.write(text, file=sys.stderr)
                     raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
                 if sample_every and training.step % sample_every == 0:
                     log.preview()
@@ -136,97 +123,54 @@ def stop_signals() -> Iterator[set[int]]:
 class Log:
     """Progress bar, log (losses are means since the line before) and previews, at rank 0."""
 
-    def __init__(self, training: Training, dataset: ImageSource, out: Path) -> None:
-        self.training, self.dataset, self.out = training, dataset, out
+    def __init__(self, training: Training, dataset: ImageSource, out: Path, model: str) -> None:
+        self.training, self.dataset, self.out, self.model = training, dataset, out, model
         self._losses: list[float] = []
-        self._means: list[float] = []
-        self._score: Callable[[Images], float] | None = None
-        self._last = time.perf_counter()
         if training.rank == 0:
-            self._means = [entry["loss"] for entry in trim_log(out / "log.jsonl", training.step)]
-            trim_log(out / "scores.jsonl", training.step)
-        self.bar = tqdm(
-            desc=training.recipe.name,
-            total=training.recipe.total_steps,
-            initial=training.step,
-            unit="step",
-            mininterval=5,
-            disable=training.rank > 0,
-        )
+            trim_log(out / "log.jsonl", training.step)
+        ends = {"initial": training.step, "total": training.recipe.total_steps}
+        self.bar = progress_bar(None, training.rank > 0, desc=model, unit="step", **ends)
 
     def after_step(self, loss: float, log_every: int) -> None:
-        """Count a step; every `log_every` steps write a line and compare the loss."""
+        """Count a step, and log the first, the last and every `log_every`."""
         training, recipe, step = self.training, self.training.recipe, self.training.step
         self._losses.append(loss)
         self.bar.update()
-        if training.rank > 0 or step % log_every:
+        if training.rank > 0 or (step % log_every and step not in (1, recipe.total_steps)):
             return
-        mean, now = statistics.fmean(self._losses), time.perf_counter()
-        num_images = len(self._losses) * recipe.batch_size  # since the last line
+        mean = statistics.fmean(self._losses)
         entry = {
+            "model": self.model,
             "step": step,
             "images": step * recipe.batch_size,
             "loss": mean,
             "duration_s": round(training.duration_s, 1),
-            "images_per_s": round(num_images / (now - self._last), 2),
             "learning_rate": learning_rate_at(recipe, step - 1),
             "loss_scale": training.scaler.get_scale(),
         }
         if training.method.parameterization == "boundary":
             entry["num_scales"], entry["mu"] = scales_and_mu(recipe, step - 1)
-        self._losses, self._last = [], now
-        append(self.out / "log.jsonl", entry)
+        self._losses = []
+        with open(self.out / "log.jsonl", "a") as file:
+            file.write(json.dumps(entry) + "\n")
         self.bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
-        usual = statistics.median(self._means or [mean])
-        self._means.append(mean)
-        if mean > DIVERGED_RATIO * usual:
-            grown = f"its mean is {mean:g}, the median of the earlier ones {usual:g}"
-            raise FloatingPointError(f"the loss has diverged at step {step}: {grown}")
 
     def preview(self) -> None:
-        """Write samples/STEP.png and a line of scores.jsonl; the processes sample together."""
+        """Write samples/STEP.png; the processes sample together."""
         training, step, size = self.training, self.training.step, self.dataset.image_shape[0]
-        info = checkpoint_info(training, {}, self.dataset.name, None)
+        info = checkpoint_info(training, {}, self.dataset, None)
         steps = PREVIEW_HEUN_POINTS if info.parameterization == "edm" else 1
         settings = sampler_settings(info, steps)
-        stages = sample(training.ema, settings, PREVIEW_IMAGES, 0, size).stages
+        stages = sample(training.ema, settings, GRID_ROWS * GRID_COLUMNS, 0, size).stages
         if training.rank == 0:
             write_grid(self.out / "samples" / f"{step:08d}.png", stages[-1])
-            self._score = self._score or quick_score(self.dataset, str(training.device))
-            score = round(self._score(stages[-1]), 2)
-            append(self.out / "scores.jsonl", {"step": step, "quick_fd": score})
 
 
-def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line to a log."""
-    with open(path, "a") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def trim_log(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the lines beyond a step, as a killed run leaves them; returns the others."""
+def trim_log(path: Path, step: int) -> None:
+    """Remove the lines beyond a step, as a killed run leaves them."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     entries = [json.loads(line) for line in lines if line.endswith("\n")]
-    entries = [entry for entry in entries if entry["step"] <= step]
-    if len(entries) < len(lines):
+    count = sum(entry["step"] <= step for entry in entries)
+    if count < len(lines):
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(lines[: len(entries)]))
-    return entries
-
-
-def quick_score(dataset: ImageSource, device: str) -> Callable[[Images], float]:
-    """Fréchet distance to the data in features of `embedded`, biased by its few samples."""
-    # Imported here because the metrics take seconds to import.
-    from cmrepro.metrics.extractors import extract, load_extractor
-    from cmrepro.metrics.frechet import frechet_distance
-    from cmrepro.metrics.protocols import load_protocol
-
-    extractor = load_extractor(load_protocol("embedded").extractor, device)
-
-    def moments(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
-        features = extract(images, extractor).features
-        return features.mean(0, dtype=np.float64), np.cov(features, rowvar=False, dtype=np.float64)
-
-    evenly = np.linspace(0, dataset.num_images - 1, min(NUM_REAL, dataset.num_images))
-    real = moments(dataset.take(evenly.round().astype(np.int64)))
-    return lambda images: frechet_distance(*moments(images), *real)
+            temporary.write_text("".join(lines[:count]))

@@ -3,17 +3,24 @@
 import tomllib
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import asdict
 
 from cmrepro.paper import TABLE3_RECIPES, deviations
-from cmrepro.schema import convert, lookup
+from cmrepro.schema import Struct, convert, lookup, read_toml
 from cmrepro.settings import Recipe
 
 _TABLES = tomllib.loads(resources.files(__package__).joinpath("recipes.toml").read_text())
 _RECIPES: dict[str, dict[str, Any]] = _TABLES["recipes"]
 VARIANTS = {"paper": ("paper",), "released": ("released",), "both": ("paper", "released")}
+
+
+class _File(Struct, frozen=True, kw_only=True):
+    """A recipe file."""
+
+    recipes: dict[str, dict[str, Any]]
 
 
 def recipe_names() -> list[str]:
@@ -22,11 +29,27 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, variant: str = "paper") -> Recipe:
-    """The named recipe in the variant "paper" or "released"."""
+    """A recipe by name, or the only one of a .toml file, in the variant "paper" or "released".
+
+    A file has a table [recipes.NAME] like those of recipes.toml, whose defaults hold for it too.
+    """
+    recipes, where = _RECIPES, ""
+    if name.endswith(".toml"):
+        recipes, where = read_toml(_File, Path(name)).recipes, name
+        if len(recipes) != 1:
+            raise ValueError(f"{name} has {len(recipes)} tables [recipes.NAME], must have one")
+        [name] = recipes
     values = {"name": name, "variant": variant, "stands_for": name, **_TABLES["defaults"]}
-    values |= lookup("recipe", name, _RECIPES)
+    values |= lookup("recipe", name, recipes)
     released = values.pop("released", {})
-    return convert(Recipe, values | (released if variant == "released" else {}), "")
+    return convert(Recipe, values | (released if variant == "released" else {}), where)
+
+
+def recipe_list() -> list[dict[str, Any]]:
+    """One row a recipe: its name and what tells it from the others."""
+    fields = ("name", "method", "dataset", "batch_size", "total_steps")
+    recipes = map(load_recipe, recipe_names())
+    return [{field: getattr(recipe, field) for field in fields} for recipe in recipes]
 
 
 def recipe_rows(name: str, variant: str = "paper") -> list[dict[str, str]]:
@@ -39,7 +62,7 @@ def recipe_rows(name: str, variant: str = "paper") -> list[dict[str, str]]:
     for field, value in asdict(recipe).items():
         rows.append({"field": field, "value": _text(value)})
         if (differs := getattr(other, field)) != value and field != "variant":
-            rows[-1] |= {f"in {other.variant}": _text(differs), "deviation": ids[field]}
+            rows[-1] |= {f"in {other.variant}": _text(differs), "deviation": _text(ids.get(field))}
     return rows
 
 

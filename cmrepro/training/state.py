@@ -12,16 +12,22 @@ import torch
 from msgspec.structs import asdict
 
 from cmrepro.checkpoints.load import CheckpointModel
+from cmrepro.data import ImageSource
+from cmrepro.data.sources import ImageFiles
 from cmrepro.distributed import broadcast
 from cmrepro.files import atomic_path
 from cmrepro.records import CheckpointInfo, Provenance, TrainingRun
 from cmrepro.schema import convert, to_builtins
 from cmrepro.settings import Recipe
-from cmrepro.training.methods import learning_rate_at, two_step_time
+from cmrepro.training.methods import two_step_time
 from cmrepro.training.step import Training
 
 Checksums = dict[str, str | None]  # dataset_sha256, teacher_sha256
 PARTS = ("online", "target", "ema", "optimizer", "scaler")  # objects with a state of their own
+FIXES = {
+    "schedule_steps": "N(k) and mu(k) follow it; leave it out to keep that of the run",
+    "total_steps": "linear_decay_share fixes the decay before the end; keep that of the run",
+}
 
 
 def state_files(folder: Path) -> list[Path]:
@@ -29,8 +35,8 @@ def state_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.pt"), reverse=True)
 
 
-def save_state(training: Training, checksums: Checksums, folder: Path, keep: int) -> None:
-    """Write folder/state-STEP.pt, then delete all states but the newest `keep`."""
+def save_state(training: Training, checksums: Checksums, folder: Path) -> None:
+    """Write folder/state-STEP.pt, then delete all states but this one and the one before."""
     state = {"recipe": to_builtins(training.recipe), "checksums": checksums}
     state |= {
         name: getattr(training, name) for name in ("seed", "precision", "step", "duration_s")
@@ -43,42 +49,40 @@ def save_state(training: Training, checksums: Checksums, folder: Path, keep: int
             torch.save(state, file)
         except RuntimeError as error:  # PyTorch raises it while it closes a file it cannot write
             raise (error.__context__ or error) from None
-    for path in state_files(folder)[keep:]:
+    for path in state_files(folder)[2:]:
         path.unlink()
 
 
 def load_newest(training: Training, checksums: Checksums, folder: Path) -> bool:
-    """Put a folder's newest whole state into `training`; False if it has no state."""
-    states = state_files(folder)
-    newest = next(filter(is_whole, states), None) if training.rank == 0 else None
+    """Put a folder's newest state into `training`; False if it has no state."""
+    newest = next(iter(state_files(folder)), None) if training.rank == 0 else None
+    if newest and not is_whole(newest):
+        raise ValueError(f"{newest} is damaged; delete it to resume from the one before")
     if (path := broadcast(newest)) is None:
-        if not states:
-            if training.rank == 0:
-                print(f"no state in {folder}; starting with the first step", file=sys.stderr)
-            return False
-        names = ", ".join(map(str, states))
-        raise ValueError(f"{names}: cut off or damaged; start again in another folder")
+        if training.rank == 0:
+            print(f"no state in {folder}; starting with the first step", file=sys.stderr)
+        return False
     state = torch.load(path, map_location="cpu", weights_only=True)
     recipe, step = training.recipe, state["step"]
-    if origin := state.get("origin"):  # written before states had checksums, scale and stands_for
-        teacher = origin["teacher_sha256"]
-        state["checksums"] = {"dataset_sha256": origin["data_sha256"], "teacher_sha256": teacher}
-        state["recipe"] |= {"scale": recipe.scale, "stands_for": recipe.stands_for}
-    found = _course(convert(Recipe, state["recipe"], str(path)), step) | state["checksums"]
-    expected = _course(recipe, step) | checksums
+    stored = convert(Recipe, state["recipe"], str(path))
+    kept = stored.schedule_steps or stored.total_steps
+    if recipe.s0 and not recipe.schedule_steps and kept != recipe.total_steps:
+        recipe = training.recipe = recipe.replace(schedule_steps=kept)
+        if training.rank == 0:
+            print(f"N(k) and mu(k) continue with schedule_steps = {kept}", file=sys.stderr)
+    found = _course(stored) | state["checksums"]
+    expected = _course(recipe) | checksums
     for key in ("seed", "precision"):
         found[key], expected[key] = state[key], getattr(training, key)
     for key, value in expected.items():
         if value != found[key]:
             differs = f"{key} is {found[key]!r}, not {value!r}"
-            raise ValueError(f"{path} is of another training: {differs}; use another --out")
+            fix = FIXES.get(key, "use another --out")
+            raise ValueError(f"{path} is of another training: {differs}; {fix}")
     for name in PARTS:
         getattr(training, name).load_state_dict(state[name])
     training.step, training.duration_s = step, state["duration_s"]
     if training.rank == 0:
-        for damaged in states[: states.index(path)]:
-            damaged.rename(f"{damaged}.damaged")
-            print(f"{damaged} is cut off or damaged; resuming from {path}", file=sys.stderr)
         for pattern in (".state-*.pt.*", ".*.safetensors.*", ".tmp??????"):
             for unfinished in folder.glob(pattern):  # by a killed process
                 unfinished.unlink()
@@ -94,24 +98,23 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _course(recipe: Recipe, step: int) -> dict[str, Any]:
-    """Everything of a recipe that its first `step` steps depend on: its end may be another."""
+def _course(recipe: Recipe) -> dict[str, Any]:
+    """Everything of a recipe but its end, unless steps before the end depend on that."""
     return to_builtins(recipe) | {
-        "total_steps": None,
+        "total_steps": recipe.linear_decay_share and recipe.total_steps,
         "schedule_steps": recipe.s0 and (recipe.schedule_steps or recipe.total_steps),
-        "learning_rate at that step": learning_rate_at(recipe, step),
     }
 
 
 def checkpoint_info(
-    training: Training, checksums: Checksums, dataset: str, provenance: Provenance | None
+    training: Training, checksums: Checksums, dataset: ImageSource, provenance: Provenance | None
 ) -> CheckpointInfo:
-    """Header of the checkpoint of a run's averaged weights, trained on the named images."""
+    """Header of the checkpoint of a run's averaged weights, trained on a data set."""
     recipe, teacher = training.recipe, training.teacher
     fields = asdict(recipe)
     run = {name: fields[name] for name in TrainingRun.__struct_fields__ if name in fields} | {
         **checksums,
-        "dataset": dataset,
+        "dataset": dataset.name,
         "weights": "ema",
         "total_steps": training.step,
         "images_seen": training.step * recipe.batch_size,
@@ -122,6 +125,8 @@ def checkpoint_info(
         "duration_s": round(training.duration_s, 1),
         "provenance": provenance,
     }
+    if isinstance(dataset, ImageFiles):  # not in memory, so never decoded as a whole
+        run["dataset_files_sha256"] = run.pop("dataset_sha256", None)
     header = {name: fields[name] for name in CheckpointInfo.__struct_fields__ if name in fields}
     return CheckpointInfo(
         **header,

@@ -46,7 +46,6 @@ class Training:
         precision: str | None = None,  # "fp32", "bf16" or "fp16"; the recipe's by default
         # Images of one forward pass; by default a device's share of the batch in the source
         micro_batch: int | None = None,
-        compiled: bool = False,  # compile the networks
         distance: Distance | None = None,  # d in the place of the recipe's
     ) -> None:
         self.rank, self.world_size = rank_and_world_size()
@@ -54,7 +53,7 @@ class Training:
         self.device, self.method = torch.device(device), METHODS[recipe.method]
         self.precision = precision or ("fp16" if recipe.mixed_precision else "fp32")
         self.micro_batch = micro_batch or -(-recipe.batch_size // recipe.num_gpus)
-        self._check(compiled)
+        self._check()
         self._dtype = lookup("precision", self.precision, PRECISIONS)
         solver = lookup("solver", recipe.solver, SOLVERS) if recipe.solver else None
         if recipe.distance:
@@ -82,9 +81,6 @@ class Training:
         self._target_weights: list[Tensor] = [*self.target.parameters()]
         self.optimizer = torch.optim.RAdam(self._weights, lr=recipe.learning_rate, foreach=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        if compiled:
-            for module in {m.network for m in (self.online, self.target, teacher) if m}:
-                module.compile()
         self._parallel = DistributedDataParallel(self.online) if self.world_size > 1 else None
         self._models = Models(
             recipe.sigma_data,
@@ -95,9 +91,8 @@ class Training:
             distance=distance,
         )
         self.step, self.duration_s = 0, 0.0
-        self.between_steps = True  # False while weights, averages and counter disagree
 
-    def _check(self, compiled: bool) -> None:
+    def _check(self) -> None:
         recipe, teacher = self.recipe, self.teacher
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"got seed = {self.seed}; allowed is 0 to {MAX_SEED - 1}")
@@ -109,8 +104,6 @@ class Training:
         if recipe.batch_size < self.world_size:
             allowed = f"allowed is {self.world_size} or more, an image a process"
             raise ValueError(f"got batch_size = {recipe.batch_size}; {allowed}")
-        if compiled and recipe.dropout:  # the target network would get another mask
-            raise ValueError(f"got --compile with dropout = {recipe.dropout}; allowed is 0")
 
     def _in_precision(self, model: nn.Module) -> Model:
         if self._dtype is None:
@@ -120,7 +113,7 @@ class Training:
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch on the device."""
         images, z, t, s, labels = batch
-        if not getattr(self.online.network.config, "num_classes", 0):
+        if not self.online.num_classes:
             labels = None
         return self.method.loss(self._models, images / 127.5 - 1, z, t, s, labels).mean()
 
@@ -159,14 +152,12 @@ class Training:
 
     def update(self) -> None:
         """Step by the present gradients, then update the target network and the EMA."""
-        self.between_steps = False
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.recipe, self.step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.update_target_and_ema()
         self.step += 1
-        self.between_steps = True
 
     def update_target_and_ema(self) -> None:
         """Update the target network with decay mu(k), and the EMA weights used for sampling."""
