@@ -50,7 +50,7 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
     if sha256(path) != checkpoint.sha256:
         training = checkpoint.training and checkpoint.training.provenance
         by = f" (it was trained by: {training.command})" if training else ""
-        found = f"{name} is not the record's checkpoint, of sha256 {checkpoint.sha256}"
+        found = f"{name} is not the record's checkpoint, of sha256 {checkpoint.sha256[:10]}…"
         raise ValueError(f"{found}; give its file with --checkpoint{by}")
     times = sampler.times
     by_number = sampler.algorithm == "heun" or len(times) == 1
