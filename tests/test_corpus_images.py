@@ -235,7 +235,7 @@ REFUSED: dict[str, Maker] = {
     r"0.png is \(8, 8\), 1.png is \(4, 8\)": image(encoded(PIXELS[0, :4])),
     "decode 1.png": image(encoded(PIXELS[0])[:60]),
     "decode 1.png .wrong checksum": image(encoded(PIXELS[0])[:-1] + b"x"),
-    "decode 1.png .broken PNG file": image(encoded(PIXELS[0])[:-13] + b"x" + PNG_END),
+    "decode 1.png .wrong checksum before byte": image(encoded(PIXELS[0])[:-13] + b"x" + PNG_END),
     "decode 1.png .no image: it is empty": image(b""),
     "decode 1.png .no image: it starts with b'<html>'": image(b"<html>"),
     "decode a.heic": row(folder, files() | {"a.heic": b"1"}),
