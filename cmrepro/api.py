@@ -95,10 +95,8 @@ def sample(
     """
     from cmrepro import sampling
 
-    settings, label = (
-        sampling.sampler_settings(model.info, steps),
-        "sampling" if progress else None,
-    )
+    settings = sampling.sampler_settings(model.info, steps)
+    label = "sampling" if progress else None
     samples = sampling.sample(model, settings, num_images, seed, model.image_size, label)
     images = samples.stages[-1].view(SampledImages)
     images.provenance = sampling.sample_provenance(model, settings, seed, samples)

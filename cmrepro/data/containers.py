@@ -249,7 +249,7 @@ def read_image(name: str, files: Container) -> Image.Image:
 
 
 def _fault(image: Image.Image) -> str:
-    """What an opened image is that cannot be read as 8-bit RGB; "" if it can."""
+    """Reason why an opened image cannot be read as 8-bit RGB; "" if it can."""
     if image.width * image.height > MAX_PIXELS:
         return f"has {image.width}x{image.height} pixels"
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # has previews

@@ -271,6 +271,6 @@ def scale(records: Sequence[RunRecord]) -> dict[str, list[tuple[str, str]]]:
     """Names and FD by protocol, best first, of models and of images from elsewhere."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for mean, first in ranked(records):
-        steps = f", {first.nfe} step{'s' * (first.nfe != 1)}" if first.nfe else ""
+        steps = f", {first.nfe} evaluation{'s' * (first.nfe != 1)}" if first.nfe else ""
         found[protocol_of(first)].append((first.model + steps, str(mean)))
     return found
