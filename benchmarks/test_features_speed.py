@@ -42,7 +42,7 @@ def test_inception_over_torch_fidelity(benchmark, gate, monkeypatch, tmp_path):
         peer(pixels)
 
     benchmark.pedantic(ours, rounds=1)
-    gate.ratio("Inception over torch-fidelity", ours, theirs, at_most=0.8, pairs=1)
+    gate.ratio("Inception over torch-fidelity", ours, theirs, at_most=0.8, pairs=3)
 
 
 def test_efficientnet_over_its_package(benchmark, gate):

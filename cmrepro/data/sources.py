@@ -113,7 +113,7 @@ class ImageFiles(ImageSource):
 def _pool(process: int) -> tuple[ThreadPoolExecutor, int]:
     """Threads of a process, which do not survive a fork: its share of the cores; their number."""
     cores = len(os.sched_getaffinity(0))
-    num_threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    num_threads = max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
     return ThreadPoolExecutor(num_threads, f"decode-{process}"), num_threads
 
 
