@@ -81,5 +81,6 @@ def write_results(
     path = write_record(record, out / FOLDER, overwrite)
     if images is not None and record.nfe is not None and not record.seed:
         first = next(images.batches(GRID_ROWS * GRID_COLUMNS))
-        write_grid(out / f"results/samples/{record.model}_nfe{record.nfe}.png", first)
+        grid = out / f"results/samples/{record.model}_nfe{record.nfe}.png"
+        write_grid(grid, first, overwrite)
     return path
