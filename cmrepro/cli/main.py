@@ -10,7 +10,7 @@ import click
 
 # Module of each command, which may import torch, and its line in `cmrepro --help`, which must not.
 COMMANDS = {
-    "reproduce": ("sample", "Sample, score and compare with the paper: the main job."),
+    "reproduce": ("reproduce", "Sample, score and compare with the paper: the main job."),
     "table3": ("tables", "Table 3, from the recipes that training uses."),
     "claims": ("report", "Claims of the paper, with the verdicts so far."),
     "deviations": ("tables", "Deviations of the official code from the paper."),
