@@ -6,16 +6,21 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
 LONGEST = 280  # of a message, characters
+TIMEOUT_S = 30  # without a byte from a server
+WAITS_S = (1, 4, 16)  # before a broken download continues
 RECORDED = "recorded at first download"  # stands for a checksum that nobody publishes
 
 
@@ -131,11 +136,15 @@ def first_bytes(path: Path) -> bytes:
         raise ValueError(
             f"{short(path, 80)} is a git-lfs pointer, not the file itself; run 'git lfs pull'"
         )
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+    if _is_web_page(start):
         raise ValueError(
             f"{short(path, 80)} is a web page (HTML or XML); download the file itself"
         )
     return start
+
+
+def _is_web_page(start: bytes) -> bool:
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
 def require_checksum(path: Path, checksum: str, advice: str) -> None:
@@ -165,46 +174,108 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("cmrepro"))
 
 
-def download(url: str, path: Path, checksum: str) -> Path:
+def record_checksum(path: Path, digest: str) -> None:
+    """Write PATH.sha256, as `sha256sum` does; later files of that path must have it."""
+    with atomic_path(path.with_name(path.name + ".sha256")) as temporary:
+        temporary.write_text(f"{digest}  {path.name}\n")
+
+
+def download(
+    url: str,
+    path: Path,
+    checksum: str,
+    read: Callable[[Path], object] | None = None,
+    bytes_approx: int | None = None,
+) -> Path:
     """Fetch `url` to `path`, continuing an interrupted download in PATH.part; gives `path`.
 
-    A file that is already there is used after its checksum. For the checksum `RECORDED`, the first
-    file's SHA-256 is recorded, and later files must have it.
+    A file that is already there is used after its checksum. For the checksum `RECORDED`, the
+    SHA-256 of the first file of about the right size that `read` reads without an error is
+    recorded, and later files must have it. The environment variable `CMREPRO_MIRROR`, an address
+    or a folder, stands in the place of the host of `url`.
     """
     if path.exists():
-        _check(path, path, checksum)
+        _check(path, path, checksum, read, bytes_approx)
         return path
     from filelock import FileLock
 
+    if mirror := os.environ.get("CMREPRO_MIRROR"):
+        url = mirror.rstrip("/") + urlsplit(url).path
     part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
     make_folder(path.parent)
     try:
         with FileLock(lock):
-            if not path.exists():  # another process may have fetched it
+            while not path.exists():  # another process may have fetched it
+                continued = part.exists()
                 _fetch(url, part)
-                _check(part, path, checksum)
-                os.replace(part, path)
+                try:
+                    _check(part, path, checksum, read, bytes_approx)
+                except ValueError as error:
+                    part.unlink()
+                    if not continued:  # else the start may have been of another file
+                        fault = short(str(error).replace(str(part), "it"), 120)
+                        got = f"{short(url, 90)} gives a wrong file, which was removed: {fault}"
+                        raise DownloadError(f"{got}; put the right one at {path}") from error
+                else:
+                    os.replace(part, path)
     except OSError as error:  # the network's errors are among them
         advice = f"run it again to continue, or put the file at {path} by hand"
         if error.errno == errno.ENOSPC:
             advice = "no space left: free some, or set CMREPRO_CACHE to a folder on another disk"
-        reason = f"cannot download {url} to {part} ({type(error).__name__})"
+        reason = f"cannot download {url} ({_reason(error)})"
         raise DownloadError(f"{reason}; {advice}") from error
     return path
 
 
-def _check(arrived: Path, path: Path, checksum: str) -> None:
-    """Compare a download for `path` with its checksum, or record that of the first one."""
-    record = path.with_name(path.name + ".sha256")
+def _reason(error: OSError) -> str:
+    """The status of an HTTP answer, or the kind of another error."""
+    if (response := getattr(error, "response", None)) is None:
+        return type(error).__name__
+    page = ", but a web page in place of the file" * response.ok
+    return f"HTTP {response.status_code} {response.reason}{page}"
+
+
+def _check(
+    arrived: Path,
+    path: Path,
+    checksum: str,
+    read: Callable[[Path], object] | None,
+    bytes_approx: int | None,
+) -> None:
+    """Compare a download for `path` with its checksum, or record that of the first right one."""
     if expected := expected_checksum(path, checksum):
-        where = f" as recorded in {record}" if checksum == RECORDED else ""
-        require_checksum(arrived, expected, f"{where}; delete it and download again")
-    else:
-        with atomic_path(record) as temporary:  # as `sha256sum` writes it
-            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
+        advice = "; delete it and download again"
+        if checksum == RECORDED:
+            advice = f", recorded in {path.name}.sha256; delete the wrong one of the two"
+        require_checksum(arrived, expected, advice)
+        return
+    size = arrived.stat().st_size
+    if bytes_approx and not bytes_approx / 10 < size < bytes_approx * 10:  # some are estimates
+        found = f"{arrived} has {size:,} bytes, expected are about {bytes_approx:,}"
+        raise ValueError(f"{found}; delete it and download again")
+    if read:
+        read(arrived)
+    record_checksum(path, sha256(arrived))
 
 
 def _fetch(url: str, part: Path) -> None:
+    """Fetch `url` to `part`, and continue it a few times where the connection breaks."""
+    if "://" not in url:
+        shutil.copyfile(url, part)
+        return
+    import requests
+
+    for wait_s in (*WAITS_S, None):
+        try:
+            return _receive(url, part)
+        except requests.RequestException as error:
+            refused = error.response is not None and error.response.status_code < 500
+            if wait_s is None or refused:
+                raise
+            time.sleep(wait_s)
+
+
+def _receive(url: str, part: Path) -> None:
     import requests
 
     from cmrepro.progress import progress_bar
@@ -212,18 +283,23 @@ def _fetch(url: str, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
     # The bytes of the file itself: its checksum and its ranges do not know of compression.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code == 416:  # the part is the whole file already
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+        if response.status_code == 416:  # nothing after the part, which is checked
             return
         response.raise_for_status()
         resumed = response.status_code == 206
         initial = have * resumed
         length = int(response.headers.get("Content-Length", 0))
         sizes: dict[str, Any] = {"initial": initial, "total": initial + length}
+        chunks = response.iter_content(CHUNK_BYTES)
+        chunk = next(chunks, b"")
+        if not resumed and _is_web_page(chunk):  # before it replaces the part
+            raise requests.HTTPError(response=response)
         with (
             open(part, "ab" if resumed else "wb") as file,
             progress_bar(desc=part.stem, unit="B", unit_scale=True, **sizes) as bar,
         ):
-            for chunk in response.iter_content(CHUNK_BYTES):
+            while chunk:
                 file.write(chunk)
                 bar.update(len(chunk))
+                chunk = next(chunks, b"")

@@ -15,7 +15,7 @@ COMMANDS = {
     "claims": ("report", "Claims of the paper, with the verdicts so far."),
     "deviations": ("tables", "Deviations of the official code from the paper."),
     "recipe": ("tables", "All recipes, or every field of one."),
-    "checkpoints": ("checkpoints", "Checkpoints: list, fetch, inspect, convert."),
+    "checkpoints": ("checkpoints", "Checkpoints: list, fetch, clean, inspect, convert."),
     "train": ("train", "Train an EDM teacher, CD or CT."),
     "sample": ("sample", "Sample images from a checkpoint."),
     "search-times": ("sample", "Choose the second sampling time by FID."),
