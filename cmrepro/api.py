@@ -150,7 +150,7 @@ def evaluate(
     from cmrepro.experiments import run
     from cmrepro.metrics.extractors import check_images
     from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.sampling import read_provenance
+    from cmrepro.sample_sets import read_provenance
 
     if isinstance(images, str | Path):
         source = open_images(images)

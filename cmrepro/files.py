@@ -9,13 +9,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 20
 LONGEST = 280  # of a message, characters
@@ -110,9 +107,14 @@ def one_line_errors(path: object, fault: str, advice: str = "") -> Iterator[None
         raise ValueError(start + short(text, 290 - len(start + end)) + end) from error
 
 
-def array_sha256(array: NDArray[Any]) -> str:
-    """Hexadecimal SHA-256 of an array's values in C order."""
-    return hashlib.sha256(array.tobytes()).hexdigest()
+def item_digests(items: Iterable[Any]) -> bytes:
+    """SHA-256 digests of arrays' values in C order, 32 bytes each."""
+    return b"".join(hashlib.sha256(item.tobytes()).digest() for item in items)
+
+
+def items_sha256(items: Iterable[Any]) -> str:
+    """Hexadecimal SHA-256 of arrays' digests, so that each process hashes its own images."""
+    return hashlib.sha256(item_digests(items)).hexdigest()
 
 
 def sha256(*paths: str | Path) -> str:

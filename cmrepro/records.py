@@ -142,6 +142,7 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
     training: StatedTraining | None = None  # of the model, where there is no checkpoint
     num_sampled: Positive | None = None  # images of the whole sample set
     sampling_device: str | None = None  # device that made them
+    sampling_batch_size: Positive | None = None  # images of a forward pass; None where unknown
     hashes: Hashes | None = None  # checksums of noise, labels and images of the whole sample set
 
     def stating(self, **stated: Unpack[Stated]) -> "SampleProvenance":

@@ -17,9 +17,10 @@ from tiny_checkpoint import save_tiny
 from torch import nn
 
 import cmrepro
+from cmrepro.noise import class_labels, noise
 from cmrepro.records import FOLDER, read_records
 from cmrepro.report.results import own_table
-from cmrepro.sampling import class_labels, noise, to_uint8
+from cmrepro.sampling import to_uint8
 from cmrepro.training.recipes import load_recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from cmrepro.checks.records import examine_checkpoint, examine_record, examine_s
 from cmrepro.data import open_images
 from cmrepro.files import DownloadError
 from cmrepro.records import read_record
-from cmrepro.sampling import read_provenance
+from cmrepro.sample_sets import read_provenance
 from cmrepro.schema import to_builtins
 
 

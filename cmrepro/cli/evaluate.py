@@ -57,7 +57,7 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     from cmrepro.experiments.explain import explain
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.experiments.run import write_results
-    from cmrepro.sampling import read_provenance
+    from cmrepro.sample_sets import read_provenance
 
     protocols = [load_protocol(name) for name in explained or arguments.pop("protocol")]
     images = open_images(samples, channels_first=arguments.pop("channels_first"))

@@ -5,6 +5,7 @@ Modules that need torch are imported inside the commands, so that wrong usage is
 
 import contextlib
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ from cmrepro.records import FOLDER, read_record
 @click.option("--seed", type=options.SEED, default=0, help="Image i depends on (seed, i) alone.")
 @click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
 @click.option("--clip-denoised/--no-clip-denoised", default=None, help="Default: as released.")
+@click.option("--batch-size", type=options.COUNT, help="Default: 100; on cuda by its memory.")
 @options.DEVICE
 @options.QUIET
 @options.OUT_NPZ
@@ -34,7 +36,8 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
 
     --to-uint8 truncate matches the official code. For an EDM model --steps is the number N of grid
     points, which take 2N - 1 network evaluations. Under `torchrun … -m cmrepro sample …` each
-    process samples its share of the images.
+    process samples its share of the images. They are kept in FILE.npz.stages until all are there:
+    an interrupted call continues.
     """
     options.require_new(out, overwrite)
     try:
@@ -45,19 +48,29 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
     from cmrepro import sampling
     from cmrepro.checkpoints.load import load_model
     from cmrepro.distributed import process_group
+    from cmrepro.sample_sets import provenance_path, write_sample_set
 
-    options.require_new(sampling.provenance_path(out), overwrite)
-    model, seed = load_model(checkpoint, how["device"]), how["seed"]
-    rounding, clip = how["to_uint8"], how["clip_denoised"]
-    settings = sampling.sampler_settings(model.info, times, rounding, clip)
-    with process_group() as rank:
-        size, label = model.image_size, model.path.stem
-        samples = sampling.sample(model, settings, how["num_images"], seed, size, label)
-    if rank == 0:
-        provenance = sampling.sample_provenance(model, settings, seed, samples)
-        images, labels = samples.stages[-1], samples.labels
-        sampling.write_sample_set(out, images, provenance, labels)
-        click.echo(f"wrote {out}\nwrote {sampling.provenance_path(out)}")
+    options.require_new(provenance_path(out), overwrite)
+    folder = out.with_name(f"{out.name}.stages")
+    with process_group() as rank:  # before the model is loaded, to the device of this process
+        model, seed = load_model(checkpoint, how["device"]), how["seed"]
+        rounding, clip = how["to_uint8"], how["clip_denoised"]
+        settings = sampling.sampler_settings(model.info, times, rounding, clip)
+        samples = sampling.sample(
+            model,
+            settings,
+            how["num_images"],
+            seed,
+            model.image_size,
+            progress=model.path.stem,
+            folder=folder,
+            batch_size=how["batch_size"],
+        )
+        if rank == 0:
+            provenance = sampling.sample_provenance(model, settings, seed, samples)
+            write_sample_set(out, samples.stages[-1], provenance, samples.labels)
+            shutil.rmtree(folder)
+            click.echo(f"wrote {out}\nwrote {provenance_path(out)}")
 
 
 @click.command("search-times")

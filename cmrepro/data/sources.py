@@ -1,10 +1,7 @@
 """Sources of images: arrays in memory, image files, sample sets (.npz)."""
 
-import functools
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,8 @@ from numpy.typing import NDArray
 
 from cmrepro import npz
 from cmrepro.data.containers import Container, Labels, centre_square, read_image
-from cmrepro.files import one_line_errors, short
+from cmrepro.distributed import thread_pool
+from cmrepro.files import item_digests, one_line_errors, short
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
 
@@ -41,15 +39,18 @@ class ImageSource:
             yield self.take(range(first, min(first + batch_size, end)))
 
     def sha256(self) -> str:
-        """Checksum that tells data sets apart: of the pixels in their order, if not of files."""
-        return images_sha256(self)
+        """Checksum that tells data sets apart: of all pixels in their order, if not of files."""
+        digest = hashlib.sha256()
+        for batch in self.batches(CHUNK_IMAGES):
+            digest.update(batch.tobytes())
+        return digest.hexdigest()
 
 
-def images_sha256(source: ImageSource, num_images: int | None = None) -> str:
-    """Checksum of the pixels of the first `num_images` images (default: all) in their order."""
+def images_sha256(source: ImageSource, num_images: int) -> str:
+    """Checksum of the first images of a sample set, that of `items_sha256`."""
     digest = hashlib.sha256()
     for batch in source.batches(CHUNK_IMAGES, stop=num_images):
-        digest.update(batch.tobytes())
+        digest.update(item_digests(batch))
     return digest.hexdigest()
 
 
@@ -79,7 +80,7 @@ class ImageFiles(ImageSource):
 
     def take(self, indices: Indices) -> Images:
         batch = np.empty((len(indices), *self.image_shape), np.uint8)
-        pool, num_threads = _pool(os.getpid())
+        pool, num_threads = thread_pool()
 
         def fill(first: int) -> None:
             for i in range(first, len(indices), num_threads):
@@ -107,14 +108,6 @@ class ImageFiles(ImageSource):
             line = f"{name}\0{self.files.length(name)}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
-
-
-@functools.cache
-def _pool(process: int) -> tuple[ThreadPoolExecutor, int]:
-    """Threads of a process, which do not survive a fork: its share of the cores; their number."""
-    cores = len(os.sched_getaffinity(0))
-    num_threads = max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
-    return ThreadPoolExecutor(num_threads, f"decode-{process}"), num_threads
 
 
 class SampleSet(ImageSource):

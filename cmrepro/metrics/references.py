@@ -1,6 +1,7 @@
 """Reference statistics by name (references.toml) or file, and built from real images."""
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,9 @@ def build_reference(
         order = np.random.RandomState(stored.seed).permutation(count)
         selected[order[: stored.num_images]] = True
     accumulator = Accumulator(extractor, selected)
-    checksums = accumulate(images, [accumulator], device=device, progress=progress)
-    if not checksums:  # another rank than 0
+    digest = hashlib.sha256()
+    update = lambda batch: digest.update(batch.tobytes())  # noqa: E731
+    if not accumulate(images, [accumulator], update, device=device, progress=progress):
         return broadcast(None)
     # As exact as in the file, so that writing and reading it does not change a score.
     features = accumulator.features.astype(np.float16).astype(np.float32) if stored else None
@@ -139,7 +141,7 @@ def build_reference(
         dataset=dataset,
         split=split,
         num_images=count,
-        images_sha256=checksums[count],
+        images_sha256=digest.hexdigest(),
         features_seed=stored.seed if stored else None,
         protocol=protocol.name,
         protocol_version=protocol.version,
