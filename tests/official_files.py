@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,10 +99,16 @@ def write_flax(path: pathlib.Path, name: str = "tiny-flax", **state: Any) -> pat
     return path
 
 
+def official_step(entry: ReleasedCheckpoint) -> int | None:
+    """Step counter in an official flax file: the loop saves number N after step 10,000 N + 1."""
+    number = re.search(r"checkpoint_(\d+)$", entry.url)
+    return int(number[1]) * 10_000 + 1 if number else None
+
+
 def write_official(entry: ReleasedCheckpoint, path: pathlib.Path) -> None:
     """A file of random weights of the released checkpoint's network, in its format."""
     if entry.format == "flax":
-        write_flax(path, entry.network, step=entry.training.total_steps or 0)
+        write_flax(path, entry.network, step=official_step(entry))
     else:
         write_torch(path, entry.network)
 

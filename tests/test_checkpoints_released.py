@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from artifacts import ARTIFACTS
-from official_files import release, use_small_networks, weights_of, write_official
+from official_files import (
+    official_step,
+    release,
+    use_small_networks,
+    weights_of,
+    write_official,
+)
 
 from cmrepro import sampling
 from cmrepro.checkpoints.convert import convert
@@ -62,7 +68,7 @@ def test_every_recipe_of_table_3_has_its_checkpoint() -> None:
     assert set(TRAINED.values()) == wanted
 
 
-@pytest.mark.parametrize("name", ["cifar10-cd-lpips", "lsun-bedroom256-ct-lpips", "edm-cifar10"])
+@pytest.mark.parametrize("name", ["cifar10-ct-lpips", "lsun-bedroom256-ct-lpips", "edm-cifar10"])
 def test_load_converts_an_official_file_on_first_use(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
@@ -74,7 +80,7 @@ def test_load_converts_an_official_file_on_first_use(
     info = model.info
     assert model.path == entry.converted
     assert (info.selection.rule, info.training) == ("as released", entry.training)
-    assert info.converted is not None
+    assert info.converted is not None and info.converted.step == official_step(entry)
     for key in ("name", "url", "licence", "format"):
         assert getattr(info.converted, key) == getattr(entry, key)
     for key in ("network", "parameterization", "sigma_min", "sigma_max", "two_step_time"):

@@ -62,5 +62,5 @@ def test_suites():
     assert suite.num_images == load_protocol(suite.protocol).num_images
     with pytest.raises(ValueError, match="did you mean 'cifar10'"):
         load_suite("cifar-10", "demo")
-    with pytest.raises(ValueError, match="unknown profile 'full'"):
-        load_suite("cifar10", "full")
+    with pytest.raises(ValueError, match="imagenet64 has no profile 'demo'; give --profile paper"):
+        load_suite("imagenet64", "demo")

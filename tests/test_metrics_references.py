@@ -21,7 +21,9 @@ from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceStatistics, write_statistics
 from cmrepro.metrics.references import (
     build_reference,
+    default_reference,
     load_reference,
+    registered_references,
 )
 from cmrepro.settings import Protocol, ReferenceMetadata, StoredFeatures
 
@@ -261,6 +263,17 @@ def test_the_bundled_reference_serves_its_protocol() -> None:
     error = features.mean(axis=0, dtype=np.float64) - reference.mu
     standard = np.sqrt(np.diag(reference.sigma) / len(features))
     assert np.abs(error / standard).max() < 6
+
+
+@pytest.mark.parametrize("name", ["adm-imagenet64", "adm-lsun-bedroom256", "adm-lsun-cat256"])
+def test_a_model_is_scored_against_the_data_that_it_was_trained_on(name: str) -> None:
+    dataset = f"{name.removeprefix('adm-')}-train"
+    assert default_reference(ADM, dataset) == name
+    assert registered_references()[name].dataset_split == dataset
+    assert default_reference(ADM, None) == ADM.reference
+    with pytest.raises(ValueError, match=f"data set '{EMBEDDED.reference}', .* need '{dataset}'"):
+        load_reference(EMBEDDED, dataset=dataset)
+    assert load_reference(EMBEDDED, EMBEDDED.reference, dataset)  # by its name it may be of others
 
 
 @pytest.mark.slow

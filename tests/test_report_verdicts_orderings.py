@@ -282,17 +282,3 @@ def test_the_demo_answers_where_a_model_of_the_papers_size_is_not_comparable():
     assert verdict.reason == "total_steps 800,000 in the paper, 730,000 for the worse"
     both = records + demo("cd", [90, 91, 92]) + demo("ct", [100, 102, 101])
     assert ordering_verdict(CD_CT, both).answer == "holds at demo scale"
-
-
-def test_a_released_checkpoint_without_a_recipe_is_matched_by_its_distance():
-    released = {
-        "model": "cifar10-cd-l2",
-        "checkpoint.sha256": sha256_of("released"),
-        "checkpoint.recipe": None,
-        TRAINING + "distance": "l2",
-        TRAINING + "images_seen": None,
-    }
-    l2 = full(CD, [4.5, 4.7, 4.6], released)
-    verdict = ordering_verdict(L2, full(CD, [3.5, 3.6, 3.55]) + l2)
-    assert verdict.answer == "reproduced"
-    assert "not known: images_seen (for the worse)" in str(verdict.notes)

@@ -18,13 +18,17 @@ class Suite(Struct, frozen=True, kw_only=True):
     protocol: str  # name of the protocol
     num_images: Positive  # images a seed and model
     seeds: Positive  # number of seeds: 0, 1, …
-    checkpoints: dict[str, Positive]  # network evaluations by name or path, each of them scored
+    checkpoints: dict[str, Positive]  # steps by name or path, each of them scored
 
 
 def load_suite(dataset: str, profile: str) -> Suite:
     """The suite of a data set and profile in suites.toml."""
     suites = read_toml(dict[str, dict[str, Suite]], Path(__file__).with_name("suites.toml"))
-    return lookup("profile", profile, lookup("data set to reproduce", dataset, suites))
+    profiles = lookup("data set to reproduce", dataset, suites)
+    if profile not in profiles:
+        allowed = " or ".join(profiles)
+        raise ValueError(f"{dataset} has no profile '{profile}'; give --profile {allowed}")
+    return profiles[profile]
 
 
 def reproduce(

@@ -29,10 +29,10 @@ def evaluate(
 ) -> list[RunRecord]:
     """Score a sample set in one pass: a record for each protocol at rank 0, none elsewhere.
 
-    `references` are names or files, one a protocol; by default the protocol's own, which must be
-    of the data set that the model was trained on. `num_images` are by default as many as each
-    protocol needs. `intervals` adds 95 % intervals and FID against the number of images.
-    `durations_s` are seconds of earlier stages.
+    `references` are names or files, one a protocol; by default the protocol's for the data set
+    that the model was trained on (a named one may be of other data; the record says so).
+    `num_images` are by default as many as each protocol needs. `intervals` adds 95 % intervals
+    and FID against the number of images. `durations_s` are seconds of earlier stages.
     """
     start = time.perf_counter()
     if len(references) not in (0, len(protocols)):
@@ -41,12 +41,11 @@ def evaluate(
     for protocol in protocols:  # before references are downloaded
         num_scored(images.num_images, protocol, num_images)
     training = (samples.checkpoint and samples.checkpoint.training) or samples.training
-    tasks = []
-    for protocol, name in zip(protocols, references or [None] * len(protocols), strict=True):
-        reference = load_reference(protocol, name)
-        if name is None:  # a named one may be of other data; the record says so
-            reference.require_protocol(protocol, training.dataset if training else None)
-        tasks.append(Task(protocol, reference, num_images))
+    dataset = training.dataset if training else None
+    tasks = [
+        Task(protocol, load_reference(protocol, name, dataset), num_images)
+        for protocol, name in zip(protocols, references or [None] * len(protocols), strict=True)
+    ]
     hashes = samples.hashes
     options = {"intervals": intervals, "checksum_all": hashes is not None, "progress": progress}
     scores = score(images, tasks, device=device, **options)

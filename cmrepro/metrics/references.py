@@ -25,6 +25,7 @@ class RegisteredReference(ReferenceMetadata, frozen=True, kw_only=True):
     url: str | None = None  # address; None for statistics that have to be built
     bytes_approx: Positive | None = None  # size of the download
     licence: str | None = None  # SPDX name
+    default_of: str | None = None  # protocol that has it for models of its data set
 
     @property
     def path(self) -> Path:
@@ -70,25 +71,35 @@ def fetch_reference(name: str) -> Path:
     return entry.path
 
 
-def load_reference(protocol: Protocol, name: str | Path | None = None) -> ReferenceStatistics:
-    """The reference statistics of a file or name, or the protocol's own; they must serve it.
+def default_reference(protocol: Protocol, dataset: str | None) -> str:
+    """Name of a protocol's reference statistics for models trained on a data set."""
+    of_protocol = (r for r in registered_references().values() if r.default_of == protocol.name)
+    names = {entry.dataset_split: entry.name for entry in of_protocol}
+    return names.get(dataset, protocol.reference)
 
-    A file that exists is read, also where its name is that of a known reference; a protocol of the
+
+def load_reference(
+    protocol: Protocol, name: str | Path | None = None, dataset: str | None = None
+) -> ReferenceStatistics:
+    """The reference statistics of a file or name, which must serve the protocol.
+
+    By default those of the protocol for models trained on `dataset`, and of no other data. A file
+    that exists is read, also where its name is that of a known reference; a protocol of the
     package means the known one.
     """
-    stated, name = name is not None, str(name or protocol.reference)
+    stated, name = name is not None, str(name or default_reference(protocol, dataset))
     is_file = (stated or name not in known_references()) and Path(name).exists()
     reference = read_statistics(Path(name) if is_file else fetch_reference(name))
     if not is_file and (entry := registered_references().get(name)):
         metadata = to_builtins(reference.metadata)
-        for key, stated in metadata.items():
+        for key, value in metadata.items():
             documented = getattr(entry, key)
-            if None not in (documented, stated) and documented != stated:
-                got = f"{reference.path} has {key} {stated!r}, {name} has {documented!r}"
+            if None not in (documented, value) and documented != value:
+                got = f"{reference.path} has {key} {value!r}, {name} has {documented!r}"
                 raise ValueError(f"{got}; delete the file and build or fetch it again")
-            metadata[key] = documented if stated is None else stated
+            metadata[key] = documented if value is None else value
         reference.metadata = ReferenceMetadata(**metadata)
-    reference.require_protocol(protocol)
+    reference.require_protocol(protocol, None if stated else dataset)
     return reference
 
 

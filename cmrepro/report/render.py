@@ -15,9 +15,8 @@ from cmrepro.files import atomic_path, sha256
 from cmrepro.paper import deviations
 from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report import results
-from cmrepro.report.comparability import anchors, is_demo, is_own
+from cmrepro.report.comparability import anchors, is_own
 from cmrepro.report.tables import LABELS, later_work_rows, render
-from cmrepro.report.verdicts import verdicts
 from cmrepro.schema import flat, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
@@ -111,8 +110,8 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     """Values of the templates of REPORT.md and of the page."""
     from cmrepro.report.figures import figures  # other commands do without matplotlib
 
-    decided = verdicts(records)
-    paper = {f"table{number}": results.paper_rows(number, records, decided) for number in (1, 2)}
+    decided = results.verdicts_by_scale(records)
+    paper = {f"table{number}": results.paper_rows(number, records) for number in (1, 2)}
     tables = {name: [row.cells for row in rows] for name, rows in paper.items()}
     tables |= {"results": results.results_rows(records), "verdicts": results.claims_rows(records)}
     tables |= {"later_work": later_work_rows(), "models": results.model_rows(records)}
@@ -125,11 +124,10 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     for (model, nfe), own in sorted(by_nfe.items()):
         if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
             samples[own][f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"] = path
-    demo = any(map(is_demo, records))
     return {
-        "orderings": results.verdict_table(decided, "ordering"),
-        "printed": results.verdict_table(decided, "absolute"),
-        "counts": results.counts(decided),
+        "orderings": {k: results.verdict_table(v, "ordering") for k, v in decided.items()},
+        "printed": results.verdict_table(decided.get("paper", {}), "absolute"),
+        "counts": {scale: results.counts(found) for scale, found in decided.items()},
         "scale": results.scale(records),
         "paper": paper,
         "measured": {k: [row.cells for row in rows if row.records] for k, rows in paper.items()},
@@ -142,7 +140,7 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
         "own_samples": samples[True],
         "real": bool(real),
         "context": any(r.nfe is None for r in records),
-        "demo": demo,
+        "demo": results.demo_rows(records),
         "warnings": sorted({w for r in records for w in r.warnings}),
     }
 

@@ -8,12 +8,12 @@ from cmrepro.paper import METRICS, AbsoluteClaim, claims, result_rows
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import (
     SCORED,
-    against_claim,
     anchors,
     compare_facts,
     facts,
     group,
     is_ablation,
+    is_demo,
     is_own,
     times_in_words,
     trained,
@@ -21,7 +21,7 @@ from cmrepro.report.comparability import (
 from cmrepro.report.compare import half_interval
 from cmrepro.report.statistics import Summary, summarise
 from cmrepro.report.tables import LABELS
-from cmrepro.report.verdicts import Verdict, verdicts
+from cmrepro.report.verdicts import Verdict, absolute_verdict, verdicts
 from cmrepro.settings import Metric
 
 AS_PUBLISHED = "as published"  # methods that this suite does not have
@@ -42,8 +42,10 @@ class PaperRow(NamedTuple):
 
 
 def protocol_of(record: RunRecord) -> str:
-    """Name and version of a record's protocol."""
-    return f"{record.protocol.name} v{record.protocol.version}"
+    """Name and version of a record's protocol, and the reference where it is not its first."""
+    protocol, reference = record.protocol, record.reference.name
+    other = f", {reference}" if reference != protocol.reference else ""
+    return f"{protocol.name} v{protocol.version}{other}"
 
 
 def summary(members: Sequence[RunRecord], metric: Metric) -> Summary:
@@ -111,11 +113,10 @@ def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
     return ", ".join(texts)
 
 
-def paper_rows(
-    number: int, records: Sequence[RunRecord], decided: Mapping[str, Verdict]
-) -> list[PaperRow]:
-    """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations).
+def paper_rows(number: int, records: Sequence[RunRecord]) -> list[PaperRow]:
+    """Rows of Table 1 or 2 as printed, repeated for each group of our records of their model.
 
+    A row's verdicts are those of its own records. Ablations and models of the demo have no row.
     Images from elsewhere that are scored like ours follow in the order of FD.
     """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
@@ -124,34 +125,42 @@ def paper_rows(
         if method == "CD":
             models[dataset, "EDM"] = recipe.removesuffix("cd") + "edm"
     columns: tuple[Metric, ...] = ("fid", "is") if number == 1 else ("fid", "precision", "recall")
+    full_size = [r for r in records if not is_demo(r) and not is_ablation(r)]
     rows = []
     for row in result_rows(number):
         printed: dict[str, Any] = {"dataset": row.dataset} if number == 2 else {}
         printed |= {"method": row.method, "nfe": row.nfe}
         printed |= {METRICS[m]: str(row.scores.get(m, "")) for m in columns}
         model = models.get((row.dataset, row.method))
-        made = [(r, t) for r in records if r.nfe == row.nfe and (t := trained(r))]
-        ours = [r for r, t in made if t.stands_for == model and not is_ablation(r)]
-        if not ours:
+        made = [(r, t) for r in full_size if r.nfe == row.nfe and (t := trained(r))]
+        groups = group(r for r, t in made if t.stands_for == model)
+        if not groups:
             printed["ours"] = "not measured" if model else AS_PUBLISHED
             rows.append(PaperRow(printed, []))
         place = (row.dataset, row.method, row.nfe)
         of_row = [c for c in absolute if (c.dataset, c.method, c.setting.nfe) == place]
-        for members in (groups := group(ours)):
+        for members in groups:
             first, settings = members[0], _settings(members[0], groups)
-            answers = [
-                "not comparable" if against_claim(c, first).different else decided[c.id].answer
-                for c in of_row
-                if c.setting.metric in first.scores
-            ]
+            answers = defaultdict(list)
+            for c in (c for c in of_row if c.setting.metric in first.scores):
+                answers[absolute_verdict(c, members).answer].append(METRICS[c.setting.metric])
+            texts = [f"{answer} ({' and '.join(of)})" for answer, of in answers.items()]
             cells = {"ours": first.model + (f" ({settings})" if settings else "")}
             cells |= counted_means(members, columns, "our ")
-            cells |= {"verdict": ", ".join(dict.fromkeys(answers))}
+            cells |= {"verdict": ", ".join(texts if len(texts) > 1 else answers)}
             rows.append(PaperRow(printed | cells, members))
     context = {a.id: a for row in rows for r in row.records[:1] for a in anchors(r, records)}
     for a in context.values():
         rows.append(PaperRow({"ours": a.model} | counted_means([a], columns, "our "), [a]))
     return rows
+
+
+def demo_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a model of the demo (no ablations), and images from elsewhere scored like them."""
+    models = [r for r in records if is_demo(r) and not is_ablation(r)]
+    context = {a.id: a for r in models for a in anchors(r, records)}
+    shown: tuple[Metric, ...] = ("fid", "is")
+    return results_rows([*models, *context.values()], lambda members, _: means(members, shown))
 
 
 def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -208,6 +217,17 @@ def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def verdicts_by_scale(records: Sequence[RunRecord]) -> dict[str, dict[str, Verdict]]:
+    """Verdicts by models of the paper's size ("paper") and of the demo, where there are such."""
+    demo = [r for r in records if is_demo(r)]
+    found = {"paper": verdicts([r for r in records if not is_demo(r)])}
+    if demo:
+        found["demo"] = verdicts([*demo, *(r for r in records if r.nfe is None)])
+        if all(verdict.answer == "not measured" for verdict in found["paper"].values()):
+            del found["paper"]
+    return found
+
+
 def counts(decided: Mapping[str, Verdict]) -> dict[str, dict[str, int]]:
     """Number of claims by kind and answer, those not measured last."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
@@ -222,7 +242,7 @@ def verdict_table(decided: Mapping[str, Verdict], kind: str) -> Table:
 
     Those of a printed score are one note, which several scores of one model share.
     """
-    found = [(c, decided[c.id]) for c in claims() if c.kind == kind]
+    found = [(c, decided[c.id]) for c in claims() if c.kind == kind and c.id in decided]
     found = [(claim, verdict) for claim, verdict in found if verdict.answer != "not measured"]
     datasets = {claim.dataset for claim, _ in found}
     rows = []

@@ -109,6 +109,21 @@ def verdicts(records: Sequence[RunRecord]) -> dict[str, Verdict]:
     return {claim.id: decide[claim.kind](claim, records) for claim in claims()}
 
 
+def verdict_needs(protocol: str, num_images: int, seeds: int) -> str:
+    """Sentence on what verdicts need and what a run of these settings will have, for its start."""
+    of_paper = [c for c in claims() if isinstance(c, AbsoluteClaim)]
+    needed = {c.num_images for c in of_paper if c.setting.protocol == protocol}
+    images = f"{max(needed):,} images of each seed and " if needed else ""
+    kinds = "printed scores and orderings" if needed else "orderings at demo scale"
+    outcome = "which is enough"
+    if num_images not in (needed or {num_images}):
+        outcome = "so that no score will be comparable with the paper's"
+    elif seeds < 2:
+        outcome = "so that every verdict will be inconclusive"
+    run = f"this run has {num_images:,} images of {seeds} seed{'s' * (seeds != 1)}, {outcome}"
+    return f"verdicts on {kinds} need {images}at least 2 seeds; {run}"
+
+
 def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verdict:
     """Verdict on a printed score.
 
