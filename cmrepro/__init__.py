@@ -7,7 +7,12 @@
 Names are resolved on first use, so that `import cmrepro` loads nothing heavy.
 """
 
+import os
 from typing import TYPE_CHECKING
+
+# OpenMP threads that wait busily take the cores from each other on a machine under load. The
+# variable is read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = [

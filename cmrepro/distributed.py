@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,3 +99,10 @@ def broadcast(value: Any) -> Any:
     if distributed.is_initialized():
         distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Temporary folder of rank 0, which the processes of one machine share."""
+    with tempfile.TemporaryDirectory(prefix="cmrepro-") as folder:
+        yield Path(broadcast(folder))

@@ -226,6 +226,8 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
     def identity(self) -> dict[str, Any]:
         """Everything that makes the scores, as flat keys: equal for two runs of one experiment."""
         sampler = self.sampler and schema.to_builtins(self.sampler)
+        if sampler and sampler["precision"] == "fp32":  # as in records from before it was a field
+            del sampler["precision"]
         return {
             "model": self.model,
             "checkpoint": self.checkpoint and self.checkpoint.sha256,

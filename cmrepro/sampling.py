@@ -37,6 +37,8 @@ BATCH_SIZE, FULL = 100, 32
 LARGEST_BATCH_SIZE = 512  # on "cuda"; larger ones are no faster, and processes share them worse
 BYTES_PER_PIXEL = 8500  # of the largest released network in float32: 56 GB for 100 LSUN images
 
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 TO_UINT8 = {"round": torch.round, "truncate": torch.floor}
 
 
@@ -212,8 +214,10 @@ def _in_passes(
             classes = None if labels is None else labels[part].to(device)
             f = functools.partial(model, labels=classes)
             x = z[part].to(device, non_blocking=True).transpose(0, 1)
-            images = _stages(f, settings, x, model.sigma_min)
-            passes.append([to_uint8(x, settings.to_uint8) for x in images])
+            precision = settings.precision
+            with torch.autocast(device.type, AUTOCAST[precision], precision != "fp32"):
+                images = _stages(f, settings, x, model.sigma_min)
+                passes.append([to_uint8(x, settings.to_uint8) for x in images])
         return [torch.cat(stage) for stage in zip(*passes, strict=True)], size
     except torch.OutOfMemoryError:
         if size == 1:

@@ -4,15 +4,24 @@ The paper does so by ternary search (Section 5), which scores 6 to 8 of 16 inner
 of 199, and may miss the best one where scores do not fall towards it from both sides.
 """
 
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from cmrepro.checkpoints.load import CheckpointModel
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
+from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.data import ImageDataset
+from cmrepro.distributed import broadcast, temporary_folder
 from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.references import load_reference
+from cmrepro.sample_sets import image_source
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.settings import Metric, Protocol, Selection
 
@@ -55,6 +64,23 @@ def ternary_search(score: Score, times: Sequence[float]) -> dict[int, float]:
 SEARCHES = {"ternary": ternary_search, "grid": grid_search}
 
 
+class FirstStepOnce(nn.Module):
+    """A model whose images of the first step are computed once, and kept in a folder."""
+
+    def __init__(self, model: CheckpointModel, sigma_max: float, folder: Path) -> None:
+        super().__init__()
+        self.model, self.sigma_max, self.folder = model, sigma_max, folder
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The model's images, by their noise."""
+        if t[0] < self.sigma_max:
+            return self.model(x_t, t, labels)
+        path = self.folder / f"{hashlib.sha256(x_t.cpu().numpy().tobytes()).hexdigest()}.npy"
+        if not path.exists():
+            np.save(path, self.model(x_t, t, labels).cpu().numpy())
+        return torch.from_numpy(np.load(path)).to(x_t.device)
+
+
 @dataclass(frozen=True)
 class TimeSearch:
     """Result of a search."""
@@ -76,8 +102,8 @@ def search_time(
 ) -> TimeSearch:
     """Search the second time t of Algorithm 1 by the FID of images sampled at (sigma_max, t).
 
-    By default N of the grid is that of the recipe (at its end, where N grows), and the number of
-    images at each time that of the protocol. The noise is the same at each time.
+    By default N of the grid is that of the recipe (at its end, where N grows) or the registry's,
+    and the number of images at each time that of the protocol. The noise is the same at each time.
     """
     info = model.info
     if seed < FIRST_SEARCH_SEED:
@@ -90,6 +116,9 @@ def search_time(
     if num_scales is None and info.recipe:
         # Where N grows, the grid is the last one (deviation `ct-num-boundaries`).
         num_scales = info.recipe.num_scales or (info.recipe.s1 or 0) + 1
+    elif num_scales is None and info.converted:
+        released = released_checkpoints().get(info.converted.name or "")
+        num_scales = released.num_scales if released else None
     if num_scales is None or num_scales < 3:
         found = f"got a grid of {num_scales or 'unknown'} points for {model.path.name}"
         raise ValueError(f"{found}; give a number of points >= 3 with --grid")
@@ -101,13 +130,20 @@ def search_time(
     def fid(time: float) -> float:
         settings = sampler_settings(info, [info.sigma_max, time], protocol.to_uint8)
         label = f"t = {time:.3g}"
-        samples = sample(model, settings, num_images, seed, model.image_size, label)
-        [scores] = score(ImageDataset(label, samples.stages[-1]), [task], device=device)
-        values = {str(metric): value for metric, value in scores.values.items()}
+        at_time = folder / str(time)
+        samples = sample(f, settings, num_images, seed, model.image_size, label, at_time)
+        results = score(image_source(label, samples.stages[-1]), [task], device=device)
+        values = broadcast(results and results[0].values)
+        if results:
+            shutil.rmtree(at_time)
         rows.append({"index": times.index(time), "time": time, **values})
-        return scores.values[METRIC]
+        return values[METRIC]
 
-    scores = SEARCHES[method](fid, times)
+    with temporary_folder() as folder:
+        once = FirstStepOnce(model, info.sigma_max, folder)
+        size, classes = model.image_size, model.num_classes
+        f = WrappedModel(once, size, classes, info, model.provenance).eval()
+        scores = SEARCHES[method](fid, times)
     index = min(scores, key=lambda i: scores[i])
     selection = Selection(
         rule=f"least {METRIC} of {len(scores)} among {num_scales} points, the reported metric",

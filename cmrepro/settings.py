@@ -11,6 +11,7 @@ Metric = Literal["fid", "sfid", "is", "kid", "precision", "recall", "density", "
 METRICS: tuple[Metric, ...] = get_args(Metric)
 MANIFOLD_METRICS: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
 Rounding = Literal["round", "truncate"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Method = Literal["edm", "cd", "ct"]
 # Of the released checkpoints: the paper's appendix trains in continuous time too.
 ReleasedMethod = Literal[Method, "continuous-cd", "continuous-cd-stopgrad", "continuous-ct"]
@@ -88,6 +89,7 @@ class SamplerSettings(Struct, frozen=True, kw_only=True):
     times: tuple[float, ...]  # at which f is evaluated, or the grid of Heun's method; decreasing
     to_uint8: Rounding = "round"  # of 127.5 x + 127.5; the official code truncates
     clip_denoised: bool = True  # clip the result of each evaluation to [-1, 1]
+    precision: Precision = "fp32"  # of the network's convolutions and products
 
     @property
     def nfe(self) -> int:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -17,6 +17,7 @@ from cmrepro.cli import options
 from cmrepro.cli.main import cli
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, read_record
+from cmrepro.settings import Precision
 
 
 @click.command()
@@ -26,6 +27,7 @@ from cmrepro.records import FOLDER, read_record
 @click.option("--seed", type=options.SEED, default=0, help="Image i depends on (seed, i) alone.")
 @click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
 @click.option("--clip-denoised/--no-clip-denoised", default=None, help="Default: as released.")
+@click.option("--precision", type=click.Choice(get_args(Precision)), default="fp32")
 @click.option("--batch-size", type=options.COUNT, help="Default: 100; on cuda by its memory.")
 @options.DEVICE
 @options.QUIET
@@ -56,6 +58,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
         model, seed = load_model(checkpoint, how["device"]), how["seed"]
         rounding, clip = how["to_uint8"], how["clip_denoised"]
         settings = sampling.sampler_settings(model.info, times, rounding, clip)
+        settings = settings.replace(precision=how["precision"])
         samples = sampling.sample(
             model,
             settings,
@@ -75,7 +78,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
 
 @click.command("search-times")
 @click.argument("checkpoint")
-@click.option("--grid", "num_scales", type=int, help="Points of the grid (default: the recipe's).")
+@click.option("--grid", "num_scales", type=int, help="Points of the grid (default: the model's).")
 @click.option("--method", type=click.Choice(["ternary", "grid"]), default="ternary")
 @options.PROTOCOL
 @click.option("--num-images", type=options.COUNT, help="Images at each time.")
@@ -97,10 +100,14 @@ def search_times(
 
     from cmrepro.checkpoints.convert import convert
     from cmrepro.checkpoints.load import load_model
+    from cmrepro.distributed import process_group
     from cmrepro.search import METRIC, search_time
 
-    model = load_model(checkpoint, how["device"])
-    found = search_time(model, load_protocol(protocol), **how)
+    with process_group() as rank:
+        model = load_model(checkpoint, how["device"])
+        found = search_time(model, load_protocol(protocol), **how)
+    if rank > 0:
+        return
     options.print_rows(found.rows, format_)
     best = min(row[METRIC] for row in found.rows)
     scored = f"the lowest {METRIC} ({best:.5g}) of the {len(found.rows)} times scored"

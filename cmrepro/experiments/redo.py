@@ -60,6 +60,7 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
         "seed": record.seed,
         "to-uint8": sampler.to_uint8,
         "device": record.sampling_device,
+        "precision": None if sampler.precision == "fp32" else sampler.precision,
         "batch-size": record.sampling_batch_size,
     }
     clipping = "--clip-denoised" if sampler.clip_denoised else "--no-clip-denoised"
