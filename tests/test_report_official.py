@@ -58,14 +58,16 @@ def test_every_row_of_our_models_has_the_verdict_of_its_own_records(records):
     trial = released_records("cifar10-cd-lpips", 1, CD, num_images=32)
     off = CD | {"is": 9.2, "fid": CD["fid"] + 0.115}  # the latter at the edge of the margin
     again = released_records("cifar10-cd-lpips", 1, off, **{"checkpoint.sha256": "0" * 64})
+    late = released_records("cifar10-cd-lpips", 1, CD, **{"sampler.times": [70.0]})
     demo = [demo_record("cd", 1, seed, CD["fid"]) for seed in range(3)]
     cells = [row.cells for n in (1, 2) for row in paper_rows(n, records) if row.records]
     assert len(cells) == sum(r.method in ("CD", "CT") for n in (1, 2) for r in result_rows(n)) + 1
     assert {x["verdict"] for x in cells} == {"reproduced", ""}  # EDM is no claim
-    rows = [r.cells for r in paper_rows(1, [*records, *trial, *again, *demo]) if r.records]
+    rows = [r.cells for r in paper_rows(1, [*records, *trial, *again, *late, *demo]) if r.records]
     found = [row["verdict"] for row in rows if (row["method"], row["nfe"]) == ("CD", 1)]
     differ = "inconclusive (FID), not reproduced (IS)"
-    assert sorted(found) == [differ, "not comparable", "reproduced"]
+    assert sorted(found) == [differ, "not comparable", "not comparable", "reproduced"]
+    assert sum("times 70" in row["ours"] for row in rows) == 1
 
 
 def test_a_run_is_told_what_its_verdicts_need():

@@ -1,5 +1,6 @@
 """Verdicts on printed scores: error rates on simulated records, and what is not comparable."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -78,10 +79,8 @@ def test_an_inconclusive_verdict_names_the_number_of_seeds_that_would_decide():
     assert verdict.answer == "inconclusive"
     # Mean on the claim, sd = margin. Normal approximation of two one-sided tests at 80 % power:
     # (1.645 + 1.282)^2 = 8.6, a few more for the t distribution.
-    assert 9 <= verdict.seeds_to_decide <= 12
-    assert f"{verdict.seeds_to_decide} seeds would decide with power 80 %" in verdict.notes[-1]
-    alone = verdict_on(CD, [VALUE])
-    assert (alone.answer, alone.seeds_to_decide) == ("inconclusive", None)
+    assert re.search(r" (9|10|11|12) seeds would decide with power 80 %", verdict.notes[-1])
+    assert verdict_on(CD, [VALUE]).answer == "inconclusive"
 
 
 def test_the_mean_decides_and_not_the_minimum():

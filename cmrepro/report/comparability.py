@@ -16,7 +16,6 @@ from cmrepro.paper import (
     Setting,
     claims,
     demo_datasets,
-    learning_rates,
     stand_ins,
 )
 from cmrepro.records import RunRecord, TrainingRun
@@ -41,8 +40,9 @@ RECIPE = (
     *("mu_form", "mu0", "s0", "s1"),
 )
 FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
-# Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
-FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
+# Recipe fields that may differ with an ablated one: N and mu are fixed or follow a schedule, and
+# the paper has a learning rate for each distance.
+FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",), "distance": ("learning_rate",)}
 # A record without one of these is not set beside a printed score.
 NEEDED = {"dataset", "network", "images_seen", "batch_size", "total_steps"}
 UNKNOWN = (None, "", "not stated", "as released")
@@ -110,7 +110,7 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
         known |= ablated_fields(setting.recipe, setting.changes) or {}
     for name in known.keys() & {*ABLATED, *RECIPE}:
         if known[name] is None:  # a recipe field without a value is known too
-            known[name] = "by a schedule" if name in FOLLOWING else "none"
+            known[name] = "by a schedule" if name in ("num_scales", "target_ema") else "none"
     fields = (*FIELDS, *SAMPLING, *RECIPE, *IMAGES, "reference_sha256", "teacher_sha256")
     return {name: known.get(name) for name in fields}
 
@@ -219,9 +219,9 @@ def pair_agreement(
     else:
         changed = compare_facts(*known, ABLATED, names).different
         varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
-        if "distance" in changed and (note := _learning_rates(a, known, names)):
-            varied.add("learning_rate")
-            found |= Agreement({}, {}, (note,))
+        if "learning_rate" in varied:
+            rates = compare_facts(*known, ("learning_rate",), names).different
+            found |= Agreement({}, {}, tuple(rates.values()))
         fields = [field for field in (*TRAINING, *MODEL) if field not in varied]
         found |= compare_facts(*known, fields, names)
         further += [field for field in (*RECIPE, "teacher_sha256") if field not in varied]
@@ -229,24 +229,6 @@ def pair_agreement(
             found |= Agreement({"model": f"model {in_words((a.model, b.model), names)}"}, {})
     # Fields that not all state, without a remark where they do not.
     return found | Agreement(compare_facts(*known, further, names).different, {})
-
-
-def _learning_rates(
-    record: RunRecord, known: tuple[Facts, Facts], names: tuple[str, str]
-) -> str | None:
-    """Remark on the rates of two distances that allows them; None where there is none to make."""
-    own = known[0]["learning_rate"], known[1]["learning_rate"]
-    recipe, demo = str(known[0]["stands_for"]), is_demo(record)
-    paper = [learning_rates(recipe).get(str(fact["distance"])) for fact in known]
-    if not (isinstance(own[0], float) and isinstance(own[1], float)):
-        return None
-    if own[0] == own[1]:
-        plain = (ablated_fields(recipe, (), demo) or {}).get("distance")
-        text = f"both have learning_rate {own[0]:g}, which the recipe has for {plain}"
-        return text if demo or paper[0] != paper[1] else None
-    if paper[0] and paper[1] and math.isclose(own[0] / own[1], paper[0] / paper[1]):
-        return f"learning_rate {in_words(own, names)}, in the paper's ratio for these distances"
-    return None
 
 
 def trained(record: RunRecord) -> TrainingRun | None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from cmrepro.data.grids import REAL, TILE
 from cmrepro.records import RunRecord
-from cmrepro.report.comparability import anchors, is_own
+from cmrepro.report.comparability import anchors
 from cmrepro.report.results import protocol_of, ranked
 from cmrepro.report.tables import LABELS
 
@@ -38,18 +38,13 @@ def figures(records: Sequence[RunRecord], results: Path) -> dict[str, dict[str, 
     by_protocol: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_protocol[protocol_of(record)].append(record)
-    logs = training_logs(results.parent)
-    grids, own = results / "samples", {record.model for record in records if is_own(record)}
+    grids, logs = results / "samples", training_logs(results.parent)
     with matplotlib.rc_context(STYLE):
         drawn: dict[str, dict[str, Figure | None]] = {
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
-            "training": {},
-            "own_training": {},
+            "training": {name: training_figure(name, path) for name, path in logs.items()},
         }
-        for name, path in logs.items():
-            kind = "own_training" if name in own else "training"
-            drawn[kind][name] = training_figure(name, path)
         return {
             kind: {re.sub(r"[^\w.]+", "-", f"{kind}_{n}"): _svg(f) for n, f in named.items() if f}
             for kind, named in drawn.items()

@@ -15,7 +15,7 @@ from cmrepro.files import atomic_path, sha256
 from cmrepro.paper import deviations
 from cmrepro.records import FOLDER, RunRecord, read_records
 from cmrepro.report import results
-from cmrepro.report.comparability import anchors, is_own
+from cmrepro.report.comparability import anchors
 from cmrepro.report.tables import LABELS, later_work_rows, render
 from cmrepro.schema import flat, to_builtins
 
@@ -119,11 +119,10 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     ours = [row for row in deviations() if row.group in ("table3", "training", "evaluation")]
     tables["deviations"] = [{name: getattr(row, name) for name in ledger} for row in ours]
     real = {"real images": str(REAL)} if (out / REAL).exists() else {}
-    samples: dict[bool, dict[str, str]] = {True: {}, False: real}  # by is_own
-    by_nfe = {(r.model, r.nfe): is_own(r) for r in records if r.nfe is not None}
-    for (model, nfe), own in sorted(by_nfe.items()):
+    samples = {**real}
+    for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
         if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
-            samples[own][f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"] = path
+            samples[f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"] = path
     return {
         "orderings": {k: results.verdict_table(v, "ordering") for k, v in decided.items()},
         "printed": results.verdict_table(decided.get("paper", {}), "absolute"),
@@ -136,8 +135,7 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
         "records": results.record_rows(records),
         "runs": _runs(records),
         "figures": figures(records, out / "results"),
-        "samples": samples[False],
-        "own_samples": samples[True],
+        "samples": samples,
         "real": bool(real),
         "context": any(r.nfe is None for r in records),
         "demo": results.demo_rows(records),

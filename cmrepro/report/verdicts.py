@@ -92,7 +92,6 @@ class Verdict(Struct, frozen=True):
     notes: tuple[str, ...] = ()  # limits of the verdict, a short sentence each
     failure: str = ""  # "the worse side did not train", where that is why it is inconclusive
     stand_in: str = ""  # what decided in the place of what the claim names
-    seeds_to_decide: int | None = None  # seeds that would decide an inconclusive claim
 
     def __str__(self) -> str:
         return ": ".join(filter(None, [self.answer, self.failure, self.stand_in]))
@@ -111,17 +110,16 @@ def verdicts(records: Sequence[RunRecord]) -> dict[str, Verdict]:
 
 def verdict_needs(protocol: str, num_images: int, seeds: int) -> str:
     """Sentence on what verdicts need and what a run of these settings will have, for its start."""
-    of_paper = [c for c in claims() if isinstance(c, AbsoluteClaim)]
-    needed = {c.num_images for c in of_paper if c.setting.protocol == protocol}
-    images = f"{max(needed):,} images of each seed and " if needed else ""
-    kinds = "printed scores and orderings" if needed else "orderings at demo scale"
-    outcome = "which is enough"
-    if num_images not in (needed or {num_images}):
+    scores = [c for c in claims() if isinstance(c, AbsoluteClaim)]
+    needed = next((c.num_images for c in scores if c.setting.protocol == protocol), None)
+    text = "verdicts on orderings at demo scale need at least 2 seeds"
+    if needed:
+        text = f"verdicts need {needed:,} images of each seed and at least 2 seeds"
+    outcome = "so that every verdict will be inconclusive" if seeds < 2 else "which is enough"
+    if needed not in (None, num_images):
         outcome = "so that no score will be comparable with the paper's"
-    elif seeds < 2:
-        outcome = "so that every verdict will be inconclusive"
-    run = f"this run has {num_images:,} images of {seeds} seed{'s' * (seeds != 1)}, {outcome}"
-    return f"verdicts on {kinds} need {images}at least 2 seeds; {run}"
+    run = f"this run has {num_images:,} images of {seeds} seed{'s' * (seeds != 1)}"
+    return f"{text}; {run}, {outcome}"
 
 
 def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verdict:
@@ -193,7 +191,7 @@ def _inconclusive(
     count = f"more than {MOST_SEEDS:,}" if seeds is None else f"{seeds}"
     text = f"were mean and spread as observed, {count} seeds would decide with power"
     notes = (*notes, f"{text} {100 * POWER:.0f} % or more")
-    return Verdict("inconclusive", reason, estimate, notes, seeds_to_decide=seeds)
+    return Verdict("inconclusive", reason, estimate, notes)
 
 
 class _Pair(NamedTuple):
@@ -275,17 +273,9 @@ def _pair(
     for setting, side, name in zip(settings, pair, NAMES, strict=True):
         found |= comparability.against_setting(setting, side.first, name)
     common = sorted(a.records.keys() & b.records.keys())
-    if (a.first.nfe, a.first.num_sampled) != (b.first.nfe, b.first.num_sampled):
-        notes.append("paired by seed alone, as the two sides draw different amounts of noise")
-    else:
-        noise = {s: {side.records[s].hashes.noise for side in pair} for s in common}
-        if other := [s for s in common if None not in noise[s] and len(noise[s]) > 1]:
-            common = [s for s in common if s not in other]
-            notes.append(f"without seed {', '.join(map(str, other))}, whose noise differs")
-            if not common:
-                found |= Agreement({"noise": "noise of every seed differs"}, {})
-        if any(None in noise[s] for s in common):
-            notes.append("paired by seed alone, as a side does not record its noise")
+    noise = [{side.records[seed].hashes.noise for side in pair} for seed in common]
+    if any(None in of_seed or len(of_seed) > 1 for of_seed in noise):
+        notes.append("paired by seed alone, as the noise of the sides differs or is not recorded")
     notes += [f"{s.remark} {name}" for s, name in zip(pair, NAMES, strict=True) if s.remark]
     scores, gains = _gains(metric, pair, common)
     shared = [m for m in LABELS if m in a.first.scores.keys() & b.first.scores.keys()]
