@@ -124,7 +124,8 @@ def search_time(
         raise ValueError(f"{found}; give a number of points >= 3 with --grid")
     times = karras_times(num_scales, info.sigma_min, info.sigma_max, info.rho).tolist()
     num_images = num_images or protocol.num_images
-    task = Task(protocol, load_reference(protocol), num_images)
+    dataset = info.training.dataset if info.training else None
+    task = Task(protocol, load_reference(protocol, None, dataset), num_images)
     rows: list[dict[str, float]] = []
 
     def fid(time: float) -> float:

@@ -66,7 +66,7 @@ def test_a_model_is_searched(tmp_path, monkeypatch):
         scored.extend(batch.tobytes() for batch in images.batches(5))
         return [Scores({"fid": next(fids), "kid": 0.1}, 5, [], "", "")]
 
-    monkeypatch.setattr(search, "load_reference", lambda protocol: None)
+    monkeypatch.setattr(search, "load_reference", lambda *arguments: None)
     monkeypatch.setattr(search, "score", score)
     truncating = PROTOCOL.replace(to_uint8="truncate")
     evaluated: list[float] = []
@@ -100,7 +100,7 @@ def test_the_grid_is_the_last_one_of_the_recipe(tmp_path, monkeypatch):
         points.append(len(times))
         return {1: 0.0}
 
-    monkeypatch.setattr(search, "load_reference", lambda protocol: None)
+    monkeypatch.setattr(search, "load_reference", lambda *arguments: None)
     monkeypatch.setitem(SEARCHES, "ternary", probe)
     model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))  # s1 = 10
     search_time(model, PROTOCOL)

@@ -111,7 +111,8 @@ def facts(score: AbsoluteClaim | RunRecord) -> Facts:
     for name in known.keys() & {*ABLATED, *RECIPE}:
         if known[name] is None:  # a recipe field without a value is known too
             known[name] = "by a schedule" if name in ("num_scales", "target_ema") else "none"
-    fields = (*FIELDS, *SAMPLING, *RECIPE, *IMAGES, "reference_sha256", "teacher_sha256")
+    checksums = (*IMAGES, "reference_sha256", "teacher_sha256")
+    fields = (*FIELDS, *SAMPLING, "precision", *RECIPE, *checksums)
     return {name: known.get(name) for name in fields}
 
 
@@ -128,6 +129,7 @@ def _record_facts(record: RunRecord) -> Facts:
     known |= {"reference": images, "reference_sha256": reference.sha256, "weights": None}
     times = record.sampler.times if record.sampler else record.times
     known["times"] = times_in_words(times) if times else None
+    known["precision"] = record.sampler.precision if record.sampler else None
     if checkpoint:
         known |= {"network": checkpoint.network, "selection": checkpoint.selection.rule}
     if training:
@@ -201,6 +203,7 @@ def pair_agreement(
     """
     known, further = (facts(a), facts(b)), [*IMAGES]
     found = compare_facts(*known, SCORING, names)
+    found |= Agreement(compare_facts(*known, ("precision",), names).different, {})
     for record, name in zip((a, b), names, strict=True):
         found |= sampling_agreement(record, name)
     models = [record.identity["checkpoint"] or record.model for record in (a, b)]
