@@ -183,21 +183,17 @@ def record_checksum(path: Path, digest: str) -> None:
 
 
 def download(
-    url: str,
-    path: Path,
-    checksum: str,
-    read: Callable[[Path], object] | None = None,
-    bytes_approx: int | None = None,
+    url: str, path: Path, checksum: str, read: Callable[[Path], object] | None = None
 ) -> Path:
     """Fetch `url` to `path`, continuing an interrupted download in PATH.part; gives `path`.
 
     A file that is already there is used after its checksum. For the checksum `RECORDED`, the
-    SHA-256 of the first file of about the right size that `read` reads without an error is
-    recorded, and later files must have it. The environment variable `CMREPRO_MIRROR`, an address
-    or a folder, stands in the place of the host of `url`.
+    SHA-256 of the first file that `read` reads without an error is recorded, and later files must
+    have it. The environment variable `CMREPRO_MIRROR`, an address or a folder, stands in the place
+    of the host of `url`.
     """
     if path.exists():
-        _check(path, path, checksum, read, bytes_approx)
+        _check(path, path, checksum, read)
         return path
     from filelock import FileLock
 
@@ -211,7 +207,7 @@ def download(
                 continued = part.exists()
                 _fetch(url, part)
                 try:
-                    _check(part, path, checksum, read, bytes_approx)
+                    _check(part, path, checksum, read)
                 except ValueError as error:
                     part.unlink()
                     if not continued:  # else the start may have been of another file
@@ -238,11 +234,7 @@ def _reason(error: OSError) -> str:
 
 
 def _check(
-    arrived: Path,
-    path: Path,
-    checksum: str,
-    read: Callable[[Path], object] | None,
-    bytes_approx: int | None,
+    arrived: Path, path: Path, checksum: str, read: Callable[[Path], object] | None
 ) -> None:
     """Compare a download for `path` with its checksum, or record that of the first right one."""
     if expected := expected_checksum(path, checksum):
@@ -251,10 +243,6 @@ def _check(
             advice = f", recorded in {path.name}.sha256; delete the wrong one of the two"
         require_checksum(arrived, expected, advice)
         return
-    size = arrived.stat().st_size
-    if bytes_approx and not bytes_approx / 10 < size < bytes_approx * 10:  # some are estimates
-        found = f"{arrived} has {size:,} bytes, expected are about {bytes_approx:,}"
-        raise ValueError(f"{found}; delete it and download again")
     if read:
         read(arrived)
     record_checksum(path, sha256(arrived))

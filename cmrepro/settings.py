@@ -96,6 +96,13 @@ class SamplerSettings(Struct, frozen=True, kw_only=True):
         """Network evaluations per image."""
         return len(self.times) if self.algorithm == "multistep" else 2 * len(self.times) - 1
 
+    @property
+    def stages(self) -> list["SamplerSettings"]:
+        """Sampler of the images after each evaluation of Algorithm 1; Heun's method has one."""
+        if self.algorithm == "heun":
+            return [self]
+        return [self.replace(times=self.times[:n]) for n in range(1, len(self.times) + 1)]
+
 
 class Weights(Struct, frozen=True, kw_only=True):
     """A file of an extractor's weights."""

@@ -72,7 +72,7 @@ def fetch_checkpoint(name: str, checksum: str | None = None) -> Path:
             raise ValueError(f"got checksum {short(checksum)}; allowed is sha256: and 64 digits")
         record_checksum(entry.downloaded, checksum.removeprefix("sha256:"))
     read = functools.partial(read_contents, network=entry.network)
-    return download(entry.url, entry.downloaded, entry.checksum, read, entry.bytes_approx)
+    return download(entry.url, entry.downloaded, entry.checksum, read)
 
 
 def local_checkpoint(name: str | Path) -> Path:

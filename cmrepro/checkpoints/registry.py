@@ -27,7 +27,7 @@ class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
     training: TrainingRun  # published facts of its training
     checksum: str = RECORDED  # as for `files.download`; none is published
     two_step_index: int | None = None  # index of the second sampling time, where published
-    num_scales: int | None = None  # points of the grid of that index
+    num_scales: int | None = None  # points of the grid of that index, or to be searched
 
     @property
     def parameterization(self) -> Parameterization:

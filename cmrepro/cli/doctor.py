@@ -2,7 +2,7 @@
 
 import click
 
-from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, QUIET, print_rows
+from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, QUIET, print_rows, resolve_device
 from cmrepro.files import LONGEST, short
 from cmrepro.metrics.protocols import load_protocol
 
@@ -32,7 +32,7 @@ def doctor(
 
     errors: list[str] = []
     if files:
-        settings = Settings(load_protocol(protocol), reference, device)
+        settings = Settings(load_protocol(protocol), reference, resolve_device(device))
         findings, errors = examine(files, settings)
         rows = finding_rows(findings)
     else:

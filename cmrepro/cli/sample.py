@@ -53,6 +53,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
     from cmrepro.sample_sets import provenance_path, write_sample_set
 
     options.require_new(provenance_path(out), overwrite)
+    how["device"] = options.resolve_device(how["device"])
     folder = out.with_name(f"{out.name}.stages")
     with process_group() as rank:  # before the model is loaded, to the device of this process
         model, seed = load_model(checkpoint, how["device"]), how["seed"]
@@ -103,6 +104,7 @@ def search_times(
     from cmrepro.distributed import process_group
     from cmrepro.search import METRIC, search_time
 
+    how["device"] = options.resolve_device(how["device"])
     with process_group() as rank:
         model = load_model(checkpoint, how["device"])
         found = search_time(model, load_protocol(protocol), **how)

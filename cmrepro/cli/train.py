@@ -71,6 +71,7 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: A
         torch.set_num_threads(threads)
     image_size = lookup("network", changed.network, IMAGE_SIZES)
     device, teacher, seed, data = map(arguments.pop, ("device", "teacher", "seed", "data"))
+    device = options.resolve_device(device)
     how = {key: arguments.pop(key) for key in ("precision", "micro_batch")}
     if arguments.pop("planned"):
         parts = plan(changed, device, **how)

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from cmrepro import npz
 from cmrepro.data.containers import Container, Labels, centre_square, read_image
-from cmrepro.distributed import thread_pool
 from cmrepro.files import item_digests, one_line_errors, short
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
@@ -80,6 +79,8 @@ class ImageFiles(ImageSource):
 
     def take(self, indices: Indices) -> Images:
         batch = np.empty((len(indices), *self.image_shape), np.uint8)
+        from cmrepro.distributed import thread_pool  # here: the report needs no torch
+
         pool, num_threads = thread_pool()
 
         def fill(first: int) -> None:

@@ -77,8 +77,10 @@ def write_results(
     record: RunRecord, images: ImageSource | None, out: Path, overwrite: bool = False
 ) -> Path:
     """Write a record below `out`, and for seed 0 a grid of its first images; the record's path."""
-    path = write_record(record, out / FOLDER, overwrite)
+    folder = out / FOLDER
+    if (folder / f"{record.id}.json").is_file():  # another result is refused before its grid
+        write_record(record, folder, overwrite)
     if images is not None and record.nfe is not None and not record.seed:
         first = next(images.batches(GRID_ROWS * GRID_COLUMNS))
         write_grid(out / f"results/samples/{record.model}_nfe{record.nfe}.png", first)
-    return path
+    return write_record(record, folder, overwrite)  # last: a record is the end of its run

@@ -63,7 +63,7 @@ def fetch_reference(name: str) -> Path:
     if isinstance(entry, Path):
         return entry
     if entry.url:
-        return download(entry.url, entry.path, RECORDED, read_statistics, entry.bytes_approx)
+        return download(entry.url, entry.path, RECORDED, read_statistics)
     if not entry.path.is_file():
         source = f"{entry.dataset_split} --protocol {entry.protocol} --dataset {entry.dataset}"
         command = f"cmrepro references build {source} --split {entry.split} --out {entry.path}"
