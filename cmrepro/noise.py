@@ -21,8 +21,12 @@ def _generator(seed: int, i: int, counter: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def _fill(z: NDArray[np.float32], seed: int, indices: Sequence[int]) -> bytes:
-    """Fill z (B, S, C, H, W) with the noise of images; its digests, see `noise_blocks`."""
+def fill_noise(z: NDArray[np.float32], seed: int, indices: Sequence[int]) -> bytes:
+    """Fill z (B, S, C, H, W) with S draws of standard normal noise of B images.
+
+    Returns B S digests, 32 bytes each: SHA-256 of an image's noise up to each draw, which later
+    draws do not change.
+    """
     digests = []
     for i, draws in zip(indices, z, strict=True):
         _generator(seed, i).standard_normal(out=draws, dtype=np.float32)
@@ -33,23 +37,12 @@ def _fill(z: NDArray[np.float32], seed: int, indices: Sequence[int]) -> bytes:
     return b"".join(digests)
 
 
-def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise (S, B, C, H, W), float32, of B images by their indices.
-
-    `shape` is (S, C, H, W): S draws of an image, which are a function of (seed, i) alone.
-    """
-    z = np.empty((len(indices), *shape), np.float32)
-    _fill(z, seed, indices)
-    return torch.from_numpy(z).transpose(0, 1)
-
-
 def noise_blocks(
     seed: int, blocks: Iterable[range], shape: tuple[int, ...], pinned: bool
 ) -> Iterator[tuple[Tensor, bytes]]:
-    """Noise (B, S, C, H, W) of each block of images, made while the block before is sampled.
+    """Noise of each block and its digests, as of `fill_noise`, made while another is sampled.
 
-    With it come B S digests, 32 bytes each: SHA-256 of an image's noise up to each draw, which
-    later draws do not change. `pinned` memory is copied to "cuda" without waiting.
+    `pinned` memory is copied to "cuda" without waiting. `shape` is (S, C, H, W).
     """
     pool, _ = thread_pool()
     ahead = deque[tuple[Tensor, list[Future[bytes]]]]()
@@ -61,7 +54,7 @@ def noise_blocks(
     for block in blocks:
         z = torch.empty((len(block), *shape), pin_memory=pinned)
         parts = [slice(i, i + TASK_IMAGES) for i in range(0, len(block), TASK_IMAGES)]
-        tasks = [pool.submit(_fill, z[part].numpy(), seed, block[part]) for part in parts]
+        tasks = [pool.submit(fill_noise, z[part].numpy(), seed, block[part]) for part in parts]
         ahead.append((z, tasks))
         if len(ahead) == 2:
             yield take()

@@ -16,45 +16,23 @@ from cmrepro.records import SampleProvenance
 from cmrepro.schema import convert, read_json, to_builtins, to_json
 
 
-class StageArrays:
-    """Images of each stage in memory, with the digests of each image and its noise."""
+class Stages:
+    """Images of each stage (S, N, H, W, 3) in memory, or in a folder that `prepare_folder` made.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:  # (S, N, H, W, 3)
-        self.images = [np.empty(shape[1:], np.uint8) for _ in range(shape[0])]
-        # (N, 2, S, 32): SHA-256 of an image's noise up to each stage, and of its stages
-        self.digests = np.zeros((shape[1], 2, shape[0], 32), np.uint8)
-
-    def is_finished(self, first: int, last: int) -> bool:
-        """True if images first to last - 1 of all stages are there."""
-        return False
-
-    def write(self, first: int, images: Sequence[NDArray[np.uint8]], noise: bytes) -> None:
-        """Store images (B, H, W, 3) of each stage from number `first` on, and noise digests."""
-        digests = self.digests[first : first + len(images[0])]
-        digests[:, 0] = np.frombuffer(noise, np.uint8).reshape(-1, *digests.shape[2:])[
-            : len(digests)
-        ]
-        for stage, batch in enumerate(images):
-            digests[:, 1, stage] = _digests(batch)
-        self._store(first, [*images, digests])
-
-    def _store(self, first: int, arrays: Sequence[NDArray[np.uint8]]) -> None:
-        for whole, batch in zip(self.images, arrays, strict=False):
-            whole[first : first + len(batch)] = batch
-
-
-class StageFiles(StageArrays):
-    """The same in a folder, memory-mapped: stage1.npy, stage2.npy, …, and digests.npy.
-
-    Digests are written after their images, so that an interrupted sampling knows its end.
+    The files are stage1.npy, stage2.npy, …, and digests.npy, which is written after the images, so
+    that an interrupted sampling knows its end.
     """
 
-    def __init__(self, folder: Path, num_stages: int) -> None:
-        self.paths = [folder / name for name in _names(num_stages)]
-        *self.images, self.digests = [np.load(path, mmap_mode="r") for path in self.paths]
-        self.digests = self.digests.copy()
+    def __init__(self, shape: tuple[int, ...], folder: Path | None) -> None:
+        self.paths = [folder / name for name in _names(shape[0])] if folder else []
+        self.digests = np.zeros(_digests_shape(shape), np.uint8)
+        if folder:
+            *self.images, self.digests[:] = (np.load(path, mmap_mode="r") for path in self.paths)
+        else:
+            self.images = [np.empty(shape[1:], np.uint8) for _ in range(shape[0])]
 
     def is_finished(self, first: int, last: int) -> bool:
+        """True if images first to last - 1 of all stages are in the folder."""
         digests = self.digests[first:last, 1]
         return bool(digests.any()) and all(
             # Mapped anew, since pages that were read count as memory until the map is closed.
@@ -62,23 +40,36 @@ class StageFiles(StageArrays):
             for stage, path in enumerate(self.paths[:-1])
         )
 
-    def _store(self, first: int, arrays: Sequence[NDArray[np.uint8]]) -> None:
-        for path, batch in zip(self.paths, arrays, strict=True):
+    def write(self, first: int, images: Sequence[NDArray[np.uint8]], noise: bytes) -> None:
+        """Store images (B, H, W, 3) of each stage from number `first` on, and noise digests."""
+        rows = slice(first, first + len(images[0]))
+        digests = self.digests[rows]
+        noise_digests = np.frombuffer(noise, np.uint8).reshape(-1, *digests.shape[2:])
+        digests[:, 0] = noise_digests[: len(digests)]
+        for stage, batch in enumerate(images):
+            digests[:, 1, stage] = _digests(batch)
+            if not self.paths:
+                self.images[stage][rows] = batch
+        for path, array in zip(self.paths, [*images, digests], strict=False):
             # Not through the map: on shared folders it writes whole pages, also those of others.
             with open(path, "r+b") as file:
-                file.seek((first - len(self.digests)) * batch[0].nbytes, os.SEEK_END)
-                file.write(batch.tobytes())
+                file.seek((first - len(self.digests)) * array[0].nbytes, os.SEEK_END)
+                file.write(array.tobytes())
 
 
 def _names(num_stages: int) -> list[str]:
     return [*(f"stage{k}.npy" for k in range(1, num_stages + 1)), "digests.npy"]
 
 
+def _digests_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """SHA-256 of an image's noise up to each stage, and of its stages; 0 where not finished."""
+    return shape[1], 2, shape[0], 32
+
+
 def prepare_folder(
     folder: Path, run: SampleProvenance, shape: tuple[int, ...], any_batch_size: bool
 ) -> int:
-    """Make the files of `StageFiles`, or refuse those of another sampling; the batch size."""
-    num_stages, num_images, *_ = shape
+    """Make the files of `Stages`, or refuse those of another sampling; the batch size."""
     known_path = provenance_path(folder / "stages")
     if known_path.exists():
         known = read_json(SampleProvenance, known_path)
@@ -90,8 +81,8 @@ def prepare_folder(
             raise ValueError(f"{found}; remove it, or choose another folder")
     else:
         make_folder(folder)
-        shapes = [shape[1:]] * num_stages + [(num_images, 2, num_stages, 32)]
-        for name, whole in zip(_names(num_stages), shapes, strict=True):
+        shapes = [shape[1:]] * shape[0] + [_digests_shape(shape)]
+        for name, whole in zip(_names(shape[0]), shapes, strict=True):
             np.lib.format.open_memmap(folder / name, "w+", np.uint8, whole)  # zeros
         with atomic_path(known_path) as temporary:
             temporary.write_text(to_json(run), encoding="utf-8")

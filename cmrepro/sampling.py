@@ -26,7 +26,7 @@ from cmrepro.networks.presets import CLIPPED_DENOISERS
 from cmrepro.noise import class_labels, noise_blocks
 from cmrepro.progress import progress_bar
 from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
-from cmrepro.sample_sets import StageArrays, StageFiles, prepare_folder
+from cmrepro.sample_sets import Stages, prepare_folder
 from cmrepro.schema import LARGEST
 from cmrepro.settings import Rounding, SamplerSettings
 
@@ -125,7 +125,7 @@ def sample(
         if rank == 0:
             size = prepare_folder(folder, run, shape, batch_size is None)
         size = broadcast(size)
-    stages = StageFiles(folder, num_stages) if folder else StageArrays(shape)
+    stages = Stages(shape, folder)
     firsts = range(0, num_images, size)
     own = firsts[shard(len(firsts), rank, world_size)]
     num_classes = model.num_classes
@@ -154,7 +154,7 @@ def _sample_batches(
     seed: int,
     firsts: range,
     labels: NDArray[np.int64] | None,
-    stages: StageArrays,
+    stages: Stages,
     progress: str | None,
 ) -> int:
     """Sample the unfinished ones of the batches that start at `firsts`; the batch size at the end.
@@ -164,7 +164,8 @@ def _sample_batches(
     num_images, num_stages, size = *stages.digests.shape[:3:2], firsts.step
     device, (pool, _) = _device(model), thread_pool()
     left = [first for first in firsts if not stages.is_finished(first, first + size)]
-    batches = [range(first, first + min(size, _filled(num_images - first))) for first in left]
+    filled = ((first, -(-(num_images - first) // FULL) * FULL) for first in left)
+    batches = [range(first, first + min(size, count)) for first, count in filled]
     shape = (num_stages, 3, *stages.images[0].shape[1:3])
     noise = noise_blocks(seed, batches, shape, device.type == "cuda")
 
@@ -174,8 +175,8 @@ def _sample_batches(
 
     writes = deque[Future[None]]()
     hidden, skipped = progress is None or rank_and_world_size()[0] > 0, len(firsts) - len(left)
-    count = {"total": len(firsts), "initial": skipped, "unit": "batch"}
-    with progress_bar(None, hidden, desc=progress, **count) as bar:
+    counts = {"total": len(firsts), "initial": skipped, "unit": "batch"}
+    with progress_bar(None, hidden, desc=progress, **counts) as bar:
         for batch, (z, noise_digests) in zip(batches, noise, strict=True):
             classes = None
             if labels is not None:
@@ -188,11 +189,6 @@ def _sample_batches(
     for future in writes:
         future.result()
     return size
-
-
-def _filled(count: int) -> int:
-    """Images of a batch of `count` images."""
-    return -(-count // FULL) * FULL
 
 
 def _in_passes(

@@ -133,7 +133,12 @@ class SampleSet(ImageSource):
         super().__init__(name, shape, labels)
 
     def take(self, indices: Indices) -> Images:
-        return np.concatenate(list(self.batches(CHUNK_IMAGES)))[np.asarray(indices)]
+        numbers, taken = np.asarray(indices), np.empty((len(indices), *self.image_shape), np.uint8)
+        firsts = range(0, self.num_images, CHUNK_IMAGES)
+        for first, batch in zip(firsts, self.batches(CHUNK_IMAGES), strict=True):
+            inside = (first <= numbers) & (numbers < first + len(batch))
+            taken[inside] = batch[numbers[inside] - first]
+        return taken
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
         """Images read one after the other, none of them twice."""
