@@ -21,6 +21,7 @@ from cmrepro.consistency.schedules import karras_times
 from cmrepro.distributed import broadcast, temporary_folder
 from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.references import load_reference
+from cmrepro.records import CheckpointInfo
 from cmrepro.sample_sets import image_source
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.settings import Metric, Protocol, Selection
@@ -90,6 +91,15 @@ class TimeSearch:
     selection: Selection  # how it was chosen, for the checkpoint's header
 
 
+def _num_scales(info: CheckpointInfo) -> int | None:
+    """Points N of the grid of a model: of its recipe, at its end where N grows, or published."""
+    if info.recipe:  # the last grid (deviation `ct-num-boundaries`)
+        return info.recipe.num_scales or (info.recipe.s1 or 0) + 1
+    name = info.converted.name if info.converted else None
+    released = released_checkpoints().get(name or "")
+    return released.num_scales if released else None
+
+
 def search_time(
     model: CheckpointModel,
     protocol: Protocol,
@@ -113,12 +123,7 @@ def search_time(
         raise ValueError(f"protocol {protocol.name} has no {METRIC}, which the search needs")
     if info.parameterization == "edm":
         raise ValueError(f"{model.path.name} is an EDM denoiser, which has no second time")
-    if num_scales is None and info.recipe:
-        # Where N grows, the grid is the last one (deviation `ct-num-boundaries`).
-        num_scales = info.recipe.num_scales or (info.recipe.s1 or 0) + 1
-    elif num_scales is None and info.converted:
-        released = released_checkpoints().get(info.converted.name or "")
-        num_scales = released.num_scales if released else None
+    num_scales = num_scales or _num_scales(info)
     if num_scales is None or num_scales < 3:
         found = f"got a grid of {num_scales or 'unknown'} points for {model.path.name}"
         raise ValueError(f"{found}; give a number of points >= 3 with --grid")
@@ -142,8 +147,7 @@ def search_time(
 
     with temporary_folder() as folder:
         once = FirstStepOnce(model, info.sigma_max, folder)
-        size, classes = model.image_size, model.num_classes
-        f = WrappedModel(once, size, classes, info, model.provenance).eval()
+        f = WrappedModel(once, model.image_size, model.num_classes, info, model.provenance).eval()
         scores = SEARCHES[method](fid, times)
     index = min(scores, key=lambda i: scores[i])
     selection = Selection(
