@@ -285,9 +285,11 @@ def test_the_picture_has_the_first_row_of_each_grid_best_first(out: Path) -> Non
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32, 3), (70, 128, 128, 3)])
-def test_grids_have_one_size_and_gaps(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_grids_have_one_size_and_gaps_and_replace_no_other(tmp_path, shape, capsys):
     colours = np.random.default_rng(0).integers(0, 256, (shape[0], 1, 1, 3), np.uint8)
-    write_grid(tmp_path / "grid.png", np.broadcast_to(colours, shape))
+    for images in (colours, 255 - colours):
+        write_grid(tmp_path / "grid.png", np.broadcast_to(images, shape), overwrite=False)
+    assert "grid.png is of other images and stays" in capsys.readouterr().err
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     assert grid.shape == (5 * 68 - 4, 12 * 68 - 4, 4)
     assert (grid[:64, 68:132, :3] == colours[1]).all() and (grid[:, 64:68, 3] == 0).all()

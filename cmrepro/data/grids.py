@@ -1,5 +1,7 @@
 """Grids of images as PNG files."""
 
+import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,20 @@ GRID_ROWS, GRID_COLUMNS, TILE, GAP = 5, 12, 64, 4  # tiles and the gaps between 
 REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
 
 
-def write_grid(path: Path, images: NDArray[np.uint8]) -> None:
-    """Write the first images, uint8 (N, H, W, 3), as a PNG of one size with transparent gaps."""
+def write_grid(path: Path, images: NDArray[np.uint8], overwrite: bool = True) -> None:
+    """Write the first images, uint8 (N, H, W, 3), as a PNG of one size with transparent gaps.
+
+    Without `overwrite`, a file of other content stays, which a line on stderr says.
+    """
     step = TILE + GAP
     grid = Image.new("RGBA", (GRID_COLUMNS * step - GAP, GRID_ROWS * step - GAP))
     for i, image in enumerate(images[: GRID_ROWS * GRID_COLUMNS]):
         tile = Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BOX)
         grid.paste(tile, (i % GRID_COLUMNS * step, i // GRID_COLUMNS * step))
+    content = io.BytesIO()
+    grid.save(content, format="PNG")
+    if not overwrite and path.exists() and path.read_bytes() != content.getvalue():
+        print(f"{path} is of other images and stays; --overwrite replaces it", file=sys.stderr)
+        return
     with atomic_path(path) as temporary:
-        grid.save(temporary, format="PNG")
+        temporary.write_bytes(content.getvalue())
