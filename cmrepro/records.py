@@ -17,6 +17,7 @@ from cmrepro.schema import Checksum, NotNegative, Positive, Share, Struct
 
 SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
+THEOREMS = Path("results/theorems.json")
 RELATIVE_TOLERANCE = 1e-4  # of scores between machines
 NOISE = "uniform-noise"  # name of the anchor that no trained model should come near
 
@@ -310,3 +311,22 @@ def merge_records(paths: Iterable[Path], folder: Path, overwrite: bool = False) 
     """Write records from elsewhere (files or folders) into a folder, each under its id."""
     files = [f for path in paths for f in (record_files(path) or [path])]
     return [write_record(read_record(file), folder, overwrite) for file in files]
+
+
+class TheoremCheck(Struct, frozen=True, kw_only=True):
+    """A statement about the method, measured on data whose score is known."""
+
+    id: str  # e.g. "theorem1/heun/mean"
+    data: str  # name of the data
+    value: float  # order of convergence, or the quantity itself
+    interval: tuple[float, float]  # 95 %
+    num_scales: tuple[Positive, ...] = ()  # N of `errors`
+    errors: tuple[float, ...] = ()  # at each N, mean over replicates
+
+
+class TheoremRun(Struct, frozen=True, kw_only=True):
+    """All checks of one run."""
+
+    checks: tuple[TheoremCheck, ...]
+    provenance: Provenance
+    duration_s: float

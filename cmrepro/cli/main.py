@@ -13,6 +13,7 @@ COMMANDS = {
     "reproduce": ("reproduce", "Sample, score and compare with the paper: the main job."),
     "table3": ("tables", "Table 3, from the recipes that training uses."),
     "claims": ("report", "Claims of the paper, with the verdicts so far."),
+    "theorems": ("theorems", "The paper's theorems, checked in numbers."),
     "deviations": ("tables", "Deviations of the official code from the paper."),
     "recipe": ("tables", "All recipes, or every field of one."),
     "checkpoints": ("checkpoints", "Checkpoints: list, fetch, clean, inspect, convert."),

@@ -1,0 +1,60 @@
+"""Verdicts of the checked theorems as rows, and their figure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from cmrepro.paper.theorems import Statement, statements
+from cmrepro.records import TheoremCheck
+
+
+def verdict(statement: Statement, check: TheoremCheck) -> str:
+    """Answer by the 95 % interval: inside the statement's bounds, outside, or across one."""
+    low, high = check.interval
+    if statement.at_least <= low and high <= statement.at_most:
+        return "reproduced"
+    outside = high < statement.at_least or low > statement.at_most
+    return "not reproduced" if outside else "inconclusive"
+
+
+def theorem_rows(checks: Sequence[TheoremCheck]) -> list[dict[str, Any]]:
+    """A row for each statement and data, with predicted and measured value and the verdict."""
+    rows = []
+    for statement in statements():
+        for check in checks:
+            if check.id == statement.id:
+                low, high = check.interval
+                measured = f"{check.value:.3g}"
+                if low < high:
+                    measured = f"{check.value:.3f} ({low:.3f} to {high:.3f})"
+                rows.append(
+                    {
+                        "source": statement.source,
+                        "statement": statement.statement,
+                        "data": check.data,
+                        "quantity": statement.quantity,
+                        "predicted": statement.predicted,
+                        "measured": measured,
+                        "verdict": verdict(statement, check),
+                    }
+                )
+    return rows
+
+
+def theorem_figure(checks: Sequence[TheoremCheck]) -> Figure:
+    """Errors against the number of intervals, a panel for each kind of data."""
+    names = list(dict.fromkeys(check.data for check in checks))
+    figure = Figure(figsize=(4.5 * len(names), 4), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for ax, name in zip(panels, names, strict=True):
+        for number, check in enumerate(c for c in checks if c.data == name and c.errors):
+            intervals = [n - 1 for n in check.num_scales]
+            line = ("-", "--", ":")[number // 6 % 3]
+            ax.loglog(intervals, check.errors, line, marker=".", label=check.id)
+        ax.set(title=name, xlabel="N - 1")
+        ax.set_xticks(intervals, map(str, intervals))
+        ax.minorticks_off()
+    panels[0].set_ylabel("error")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
