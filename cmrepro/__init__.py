@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "claims",
     "deviations",
+    "edit",
     "evaluate",
     "load",
     "report",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cmrepro.api import (
         claims,
         deviations,
+        edit,
         evaluate,
         load,
         report,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
+    from cmrepro.experiments.edit import Task
 
 # Functions that need torch import it when they are called; tables do without.
 
@@ -101,6 +102,19 @@ def sample(
     images = samples.stages[-1].view(SampledImages)
     images.provenance = sampling.sample_provenance(model, settings, seed, samples)
     return images
+
+
+def edit(
+    model: CheckpointModel | WrappedModel,
+    images: NDArray[np.uint8],
+    task: Task,
+    seed: int = 0,
+    **settings: Any,
+) -> NDArray[np.uint8]:
+    """Images edited by Algorithm 4, uint8 (N, H, W, 3); tasks and settings as `edit_images`."""
+    from cmrepro.experiments.edit import edit_images
+
+    return edit_images(model, images, task, seed, **settings).outputs
 
 
 @overload

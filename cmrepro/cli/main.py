@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("train", "Train an EDM teacher, CD or CT."),
     "sample": ("sample", "Sample images from a checkpoint."),
     "search-times": ("sample", "Choose the second sampling time by FID."),
+    "edit": ("edit", "Inpainting, colorization, super-resolution and other zero-shot editing."),
     "references": ("evaluate", "Reference statistics: list, fetch, build."),
     "anchors": ("evaluate", "Score real images, blurred real images and noise."),
     "evaluate": ("evaluate", "Score a sample set."),
