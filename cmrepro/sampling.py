@@ -19,7 +19,7 @@ from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.consistency.solvers import heun_step, solve_ode
+from cmrepro.consistency.solvers import euler_step, heun_step, solve_ode
 from cmrepro.distributed import broadcast, gather, rank_and_world_size, shard, thread_pool
 from cmrepro.files import items_sha256
 from cmrepro.networks.presets import CLIPPED_DENOISERS
@@ -59,6 +59,13 @@ def sampler_settings(
     rounding: Rounding = "round" if to_uint8 == "as given" else to_uint8
     how: dict[str, Any] = {"to_uint8": rounding, "clip_denoised": clip_denoised}
     sigma_max = info.sigma_max
+    if info.recipe and info.recipe.method == "pd":
+        trained = info.recipe.num_scales
+        if steps != trained:
+            found = f"got steps = {steps} for a student of progressive distillation"
+            raise ValueError(f"{found}; allowed are the {trained} that it was trained for")
+        grid = tuple(karras_times(trained + 1, info.sigma_min, sigma_max, info.rho).tolist())
+        return SamplerSettings(algorithm="euler", times=grid, **how)
     if info.parameterization == "edm":
         if not isinstance(steps, int) or steps < 2:
             allowed = "a number N >= 2 of points of Heun's sampler, e.g. 18"
@@ -235,7 +242,10 @@ def _stages(
         return model(x_t, t).clamp(-1, 1) if clip else model(x_t, t)
 
     times = torch.tensor(settings.times, dtype=torch.float64)
-    return iter([solve_ode(denoiser, settings.times[0] * z[0], times, heun_step)])
+    x = settings.times[0] * z[0]
+    if settings.algorithm == "euler":
+        return iter([solve_ode(denoiser, x, times, euler_step, to_zero=False)])
+    return iter([solve_ode(denoiser, x, times, heun_step)])
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -12,7 +12,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 MANIFOLD_METRICS: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
 Rounding = Literal["round", "truncate"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Method = Literal["edm", "cd", "ct"]
+Method = Literal["edm", "cd", "ct", "pd"]
 # Of the released checkpoints: the paper's appendix trains in continuous time too.
 ReleasedMethod = Literal[Method, "continuous-cd", "continuous-cd-stopgrad", "continuous-ct"]
 Variant = Literal["paper", "released"]
@@ -28,7 +28,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
     variant: Variant  # "paper", or "released" for the settings of the official code
     scale: Scale = "paper"  # "paper", or "demo" for a network that a laptop samples
     stands_for: str  # the paper's model that it trains or imitates, e.g. "cifar10-cd"
-    method: Method  # "edm" (denoising, the teacher), "cd" (Algorithm 2) or "ct" (Algorithm 3)
+    # "edm" (denoising, the teacher), "cd" (Algorithm 2), "ct" (Algorithm 3), "pd" (one halving of
+    # progressive distillation)
+    method: Method
     dataset: str  # name of the training images
     network: str  # name of a network preset
     initialisation: Initialisation  # "random", or "teacher" for the teacher's weights
@@ -52,7 +54,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     solver: str | None = None  # ODE solver of CD
     target_ema: Share | None = None  # mu, where fixed
     mu0: Share | None = None  # mu at the start, where it follows mu(k)
-    num_scales: Positive | None = None  # N, where fixed
+    num_scales: Positive | None = None  # N, where fixed; of PD the steps of the student
     s0: Positive | None = None  # N at the start, where it follows N(k)
     s1: Positive | None = None  # N - 1 at the end, where it follows N(k)
     schedule_steps: Positive | None = None  # K of N(k), where it differs from total_steps
@@ -63,7 +65,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
             if (value := getattr(self, key)) is not None:
                 method = f"recipe '{self.name}', which {self.method.upper()}"
                 raise ValueError(f"got {key} = {value} for {method} does not have; leave it out")
-        if self.method == "edm":
+        if self.method == "pd" and self.num_scales is None:
+            raise ValueError(f"recipe '{self.name}' needs num_scales, the steps of its student")
+        if self.method in ("edm", "pd"):
             return
         fixed, scheduled = self.num_scales is not None, self.s0 is not None
         if fixed == scheduled or scheduled != (self.s1 is not None):
@@ -79,14 +83,20 @@ class Recipe(Struct, frozen=True, kw_only=True):
 
 
 _SCHEDULES = ("target_ema", "mu0", "num_scales", "s0", "s1", "schedule_steps", "two_step_index")
-_UNUSED_FIELDS = {"edm": ("distance", "solver", *_SCHEDULES), "cd": (), "ct": ("solver",)}
+_UNUSED_FIELDS = {
+    "edm": ("distance", "solver", *_SCHEDULES),
+    "cd": (),
+    "ct": ("solver",),
+    "pd": ("solver", *(field for field in _SCHEDULES if field != "num_scales")),
+}
 
 
 class SamplerSettings(Struct, frozen=True, kw_only=True):
     """Sampler: the way from noise to images."""
 
-    algorithm: Literal["multistep", "heun"]  # Algorithm 1 (for f), or EDM's sampler (for D)
-    times: tuple[float, ...]  # at which f is evaluated, or the grid of Heun's method; decreasing
+    # Algorithm 1 (for f), EDM's sampler (for D) or Euler's method (for D distilled progressively)
+    algorithm: Literal["multistep", "heun", "euler"]
+    times: tuple[float, ...]  # at which f is evaluated, or the solver's grid; decreasing
     to_uint8: Rounding = "round"  # of 127.5 x + 127.5; the official code truncates
     clip_denoised: bool = True  # clip the result of each evaluation to [-1, 1]
     precision: Precision = "fp32"  # of the network's convolutions and products
@@ -94,7 +104,8 @@ class SamplerSettings(Struct, frozen=True, kw_only=True):
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""
-        return len(self.times) if self.algorithm == "multistep" else 2 * len(self.times) - 1
+        points = len(self.times)
+        return {"multistep": points, "heun": 2 * points - 1, "euler": points - 1}[self.algorithm]
 
     @property
     def stages(self) -> list["SamplerSettings"]:

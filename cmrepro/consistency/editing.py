@@ -50,7 +50,6 @@ def edit(
     `editing-without-noise`). `times` and z (len(times), B, 3, H, W) are as in Algorithm 1.
     `clip_denoised` clips the outputs of f, as the notebook does, before the measurement is put in.
     """
-
     measured = projection(y)
 
     def constrained(x_t: Tensor, t: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
 from cmrepro.consistency import editing
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.metrics.extractors import check_images
-from cmrepro.sampling import noise, to_uint8
+from cmrepro.noise import noise
+from cmrepro.sampling import to_uint8
 
 Task = Literal[
     "inpainting", "colorization", "super-resolution", "strokes", "denoising", "interpolation"
@@ -97,4 +98,4 @@ def edit_images(
         indices = torch.arange(len(images)).split(BATCH_SIZE)
         parts = [edited(originals[i], noise(seed, i.tolist(), shape)) for i in indices]
     inputs, outputs = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Edited(to_uint8(inputs, "round"), to_uint8(outputs, "round"))
+    return Edited(*(to_uint8(x.cpu(), "round").numpy() for x in (inputs, outputs)))

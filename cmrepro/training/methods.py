@@ -1,4 +1,4 @@
-"""The schedules N(k), mu(k) and learning rate, and the methods EDM, CD and CT as one table."""
+"""The schedules N(k), mu(k) and learning rate, and the methods EDM, CD, CT and PD as one table."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from cmrepro.consistency import losses
 from cmrepro.consistency.parameterization import Parameterization
+from cmrepro.consistency.progressive import progressive_distillation_loss
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
 from cmrepro.settings import Recipe
 
@@ -54,7 +55,7 @@ def two_step_time(recipe: Recipe) -> float | None:
 class Models(NamedTuple):
     """Everything that a loss evaluates; None where the method has no such thing."""
 
-    sigma_data: float
+    recipe: Recipe
     online: losses.Model
     target: losses.Model
     teacher: Any
@@ -79,16 +80,41 @@ def log_normal_times(recipe: Recipe, step: int, generator: Generator) -> tuple[T
 
 def neighbouring_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Both ends of an interval of the time grid, uniform over its N(k) - 1 intervals."""
-    times = time_grid(recipe, step).float()
-    n = torch.randint(len(times) - 1, (recipe.batch_size,), generator=generator)
+    return _random_interval(time_grid(recipe, step), recipe.batch_size, generator)
+
+
+def student_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Both ends of a step of PD's student, uniform over its N steps."""
+    assert recipe.num_scales is not None
+    points = recipe.num_scales + 1
+    times = karras_times(points, recipe.sigma_min, recipe.sigma_max, recipe.rho)
+    return _random_interval(times, recipe.batch_size, generator)
+
+
+def _random_interval(times: Tensor, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    times = times.float()
+    n = torch.randint(len(times) - 1, (count,), generator=generator)
     return times[n], times[n + 1]
+
+
+def progressive_loss(
+    m: Models, x: Tensor, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None
+) -> Tensor:
+    """PD, with the point of the teacher's grid between t and s."""
+    root = 1 / m.recipe.rho
+    middle = ((t**root + s**root) / 2) ** m.recipe.rho
+    return progressive_distillation_loss(
+        m.online, m.teacher, x, z, t, middle, s, m.distance, labels
+    )
 
 
 METHODS = {
     "edm": Method(
         "edm",
         log_normal_times,
-        lambda m, x, z, t, s, labels: losses.edm_loss(m.online, x, z, t, m.sigma_data, labels),
+        lambda m, x, z, t, s, labels: losses.edm_loss(
+            m.online, x, z, t, m.recipe.sigma_data, labels
+        ),
     ),
     "cd": Method(
         "boundary",
@@ -104,4 +130,5 @@ METHODS = {
             m.online, m.target, x, z, t, s, m.distance, labels
         ),
     ),
+    "pd": Method("edm", student_times, progressive_loss),
 }

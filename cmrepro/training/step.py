@@ -24,7 +24,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def needs_teacher(recipe: Recipe) -> bool:
     """True if the loss or the initial weights come from a teacher."""
-    return recipe.method == "cd" or recipe.initialisation == "teacher"
+    return recipe.method in ("cd", "pd") or recipe.initialisation == "teacher"
 
 
 def ema_update(average: list[Tensor], online: list[Tensor], decay: float) -> None:
@@ -83,7 +83,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._parallel = DistributedDataParallel(self.online) if self.world_size > 1 else None
         self._models = Models(
-            recipe.sigma_data,
+            recipe,
             online=self._in_precision(self._parallel or self.online),
             target=self._in_precision(self.target),
             teacher=self._in_precision(teacher) if teacher else None,
