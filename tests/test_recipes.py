@@ -54,6 +54,8 @@ RELEASED: dict[str, dict[str, Any]] = {
     "demo-cifar10-edm": {},
     "demo-cifar10-cd": {},
     "demo-cifar10-ct": {},
+    "demo-cifar10-pd": {},
+    "cifar10-pd": {},
 }
 
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,12 @@ from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import load_model
+from cmrepro.consistency.schedules import karras_times
 from cmrepro.data import open_images, synthetic
+from cmrepro.noise import noise
+from cmrepro.sampling import sample, sampler_settings, to_uint8
 from cmrepro.training.data import Batch, BatchSource
+from cmrepro.training.methods import METHODS, middle_time
 from cmrepro.training.step import Training
 
 pytestmark = pytest.mark.usefixtures("networks")
@@ -58,6 +63,7 @@ RUNS = [
     ("cd", {"target_ema": 0.5}),
     ("ct", {}),
     ("edm", {"mixed_precision": True}),
+    ("pd", {}),
 ]
 
 
@@ -66,7 +72,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path: pathlib.Path, teacher: pathlib.Path, method: str, changes: dict[str, Any]
 ) -> None:
     recipe = tiny_recipe(method, **changes)
-    settings: dict[str, Any] = {"teacher": teacher if method == "cd" else None}
+    settings: dict[str, Any] = {"teacher": teacher if method in ("cd", "pd") else None}
     settings |= {"save_every": 4, "log_every": 1}
     whole = tiny_train(recipe, tmp_path / "whole", **settings)
     assert state_of(whole.parent)["step"] == 20
@@ -145,6 +151,31 @@ def test_the_averages_equal_their_closed_forms() -> None:
     # The weights moved by far more than the tolerance, and the three differ.
     assert (weights[20] - weights[0]).abs().max() > 100 * rounding
     assert (ema - target).abs().max() > 100 * rounding
+
+
+def test_progressive_distillation_halves_the_steps(
+    tmp_path: pathlib.Path, teacher: pathlib.Path
+) -> None:
+    """Each student is the teacher of the next, and samples by Euler's method in its steps."""
+    for steps in (4, 2, 1):
+        recipe = tiny_recipe("pd", num_scales=steps, total_steps=2)
+        t, s = METHODS["pd"].draw_times(recipe.replace(batch_size=50), 0, torch.Generator())
+        grid = karras_times(2 * steps + 1).float()
+        assert {*t.tolist()} == {*grid[:-1:2].tolist()} and {*s.tolist()} == {*grid[2::2].tolist()}
+        teacher = tiny_train(recipe, tmp_path / str(steps), teacher=teacher)
+        torch.testing.assert_close(middle_time(grid[:-1:2], grid[2::2], 7.0), grid[1::2])
+        model = load_model(teacher)
+        settings = sampler_settings(model.info, steps)
+        assert (settings.algorithm, settings.nfe) == ("euler", steps)
+        [images] = sample(model, settings, 2, seed=0, image_size=SIZE).stages
+        z = noise(0, range(2), (1, 3, SIZE, SIZE))[0]
+        x, times = 80 * z, karras_times(steps + 1).float()
+        for start, end in pairwise(times):  # Euler's method, step by step
+            x = x + (end - start) * (x - model(x, start)) / start
+        expected = to_uint8(x.detach(), "round").numpy()
+        np.testing.assert_allclose(images, expected.astype(float), atol=1)  # rounds otherwise
+    with pytest.raises(ValueError, match="allowed are the 1 that it was trained for"):
+        sampler_settings(model.info, 18)
 
 
 def test_without_a_decay_the_target_is_the_online_network(teacher: pathlib.Path) -> None:

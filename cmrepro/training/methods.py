@@ -97,12 +97,16 @@ def _random_interval(times: Tensor, count: int, generator: Generator) -> tuple[T
     return times[n], times[n + 1]
 
 
+def middle_time(t: Tensor, s: Tensor, rho: float) -> Tensor:
+    """Point between t and s on the grid with twice as many intervals, (B,)."""
+    return ((t ** (1 / rho) + s ** (1 / rho)) / 2) ** rho
+
+
 def progressive_loss(
     m: Models, x: Tensor, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None
 ) -> Tensor:
-    """PD, with the point of the teacher's grid between t and s."""
-    root = 1 / m.recipe.rho
-    middle = ((t**root + s**root) / 2) ** m.recipe.rho
+    """PD's loss, at times of the recipe."""
+    middle = middle_time(t, s, m.recipe.rho)
     return progressive_distillation_loss(
         m.online, m.teacher, x, z, t, middle, s, m.distance, labels
     )
