@@ -48,7 +48,7 @@ class StatedTraining(Struct, frozen=True, kw_only=True):
 class TrainingRun(Struct, frozen=True, kw_only=True):
     """Training of a model: measured for our own, published for official checkpoints."""
 
-    method: settings.ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
+    method: settings.Method  # as in `Recipe`
     scale: settings.Scale  # as in `Recipe`
     stands_for: str  # as in `Recipe`
     dataset: str  # name of the images trained on

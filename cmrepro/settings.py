@@ -12,9 +12,9 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 MANIFOLD_METRICS: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
 Rounding = Literal["round", "truncate"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Method = Literal["edm", "cd", "ct", "pd"]
-# Of the released checkpoints: the paper's appendix trains in continuous time too.
-ReleasedMethod = Literal[Method, "continuous-cd", "continuous-cd-stopgrad", "continuous-ct"]
+Method = Literal[
+    "edm", "cd", "ct", "pd", "continuous-cd", "continuous-cd-stopgrad", "continuous-ct"
+]
 Variant = Literal["paper", "released"]
 Scale = Literal["demo", "paper"]
 Initialisation = Literal["random", "teacher"]
@@ -29,7 +29,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     scale: Scale = "paper"  # "paper", or "demo" for a network that a laptop samples
     stands_for: str  # the paper's model that it trains or imitates, e.g. "cifar10-cd"
     # "edm" (denoising, the teacher), "cd" (Algorithm 2), "ct" (Algorithm 3), "pd" (one halving of
-    # progressive distillation)
+    # progressive distillation), or in continuous time (Appendix B)
     method: Method
     dataset: str  # name of the training images
     network: str  # name of a network preset
@@ -67,7 +67,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
                 raise ValueError(f"got {key} = {value} for {method} does not have; leave it out")
         if self.method == "pd" and self.num_scales is None:
             raise ValueError(f"recipe '{self.name}' needs num_scales, the steps of its student")
-        if self.method in ("edm", "pd"):
+        if "num_scales" in _UNUSED_FIELDS[self.method] or self.method == "pd":
             return
         fixed, scheduled = self.num_scales is not None, self.s0 is not None
         if fixed == scheduled or scheduled != (self.s1 is not None):
@@ -83,11 +83,15 @@ class Recipe(Struct, frozen=True, kw_only=True):
 
 
 _SCHEDULES = ("target_ema", "mu0", "num_scales", "s0", "s1", "schedule_steps", "two_step_index")
-_UNUSED_FIELDS = {
-    "edm": ("distance", "solver", *_SCHEDULES),
+_CONTINUOUS = ("solver", *_SCHEDULES)
+_UNUSED_FIELDS: dict[Method, tuple[str, ...]] = {
+    "edm": ("distance", *_CONTINUOUS),
     "cd": (),
     "ct": ("solver",),
-    "pd": ("solver", *(field for field in _SCHEDULES if field != "num_scales")),
+    "pd": tuple(field for field in _CONTINUOUS if field != "num_scales"),
+    "continuous-cd": _CONTINUOUS,
+    "continuous-cd-stopgrad": _CONTINUOUS,
+    "continuous-ct": _CONTINUOUS,
 }
 
 

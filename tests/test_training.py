@@ -1,6 +1,7 @@
 """Training on a tiny network: resuming, signals, averages, a falling loss, refusals."""
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -20,13 +21,17 @@ from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import load_model
+from cmrepro.consistency.continuous import consistency_tangent
+from cmrepro.consistency.distances import pseudo_huber
 from cmrepro.consistency.schedules import karras_times
+from cmrepro.consistency.solvers import ode_slope
 from cmrepro.data import open_images, synthetic
 from cmrepro.noise import noise
 from cmrepro.sampling import sample, sampler_settings, to_uint8
 from cmrepro.training.data import Batch, BatchSource
 from cmrepro.training.methods import METHODS, middle_time
-from cmrepro.training.step import Training
+from cmrepro.training.recipes import load_recipe, recipe_names
+from cmrepro.training.step import Training, needs_teacher
 
 pytestmark = pytest.mark.usefixtures("networks")
 
@@ -151,6 +156,46 @@ def test_the_averages_equal_their_closed_forms() -> None:
     # The weights moved by far more than the tolerance, and the three differ.
     assert (weights[20] - weights[0]).abs().max() > 100 * rounding
     assert (ema - target).abs().max() > 100 * rounding
+
+
+APPENDIX_B = [
+    name for name in recipe_names() if "continuous" in name or name == "cifar10-ct-fixed"
+]
+
+
+@pytest.mark.parametrize("name", APPENDIX_B)
+def test_recipes_of_the_appendix_train(teacher: pathlib.Path, name: str) -> None:
+    """20 steps; the loss of the first is that of the functions called by hand."""
+    changes: dict[str, Any] = {"network": "tiny", "batch_size": 3, "num_gpus": 1, "dropout": 0.0}
+    recipe = load_recipe(name).replace(**changes)
+    start = load_model(teacher)
+    training = Training(recipe, 0, start if needs_teacher(recipe) else None, distance=pseudo_huber)
+    source = BatchSource(DATA, recipe, 0)
+    batch = source.batch(0)
+    x, f = batch.images / 127.5 - 1, copy.deepcopy(training.online)
+    if "continuous" in name:
+        slope = batch.z
+        if "-cd-" in name:
+            x_t = x + batch.t[:, None, None, None] * batch.z
+            slope = ode_slope(x_t, start(x_t, batch.t), batch.t)
+        prediction, tangent = consistency_tangent(
+            f, x + batch.t[:, None, None, None] * batch.z, batch.t, slope
+        )
+        expected = {
+            "cd-l1": tangent.abs().mean(),
+            "cd-l2": tangent.flatten(1).norm(dim=1).mean(),
+            "l2-stopgrad": (prediction * tangent).flatten(1).sum(1).mean(),
+            "ct-l2": (prediction * tangent).flatten(1).sum(1).mean(),
+        }.get("-".join(name.split("-")[-2:]))
+        if expected is not None:
+            torch.testing.assert_close(training.loss(batch), expected)
+    losses = [training.train_step(source.batch(step)) for step in range(20)]
+    assert all(map(math.isfinite, losses))
+    moved = [
+        (a - b).abs().max()
+        for a, b in zip(training.online.parameters(), f.parameters(), strict=True)
+    ]
+    assert max(moved) > recipe.learning_rate / 100
 
 
 def test_progressive_distillation_halves_the_steps(

@@ -1,4 +1,4 @@
-"""The schedules N(k), mu(k) and learning rate, and the methods EDM, CD, CT and PD as one table."""
+"""The schedules N(k), mu(k) and learning rate, and the methods as one table."""
 
 import math
 from collections.abc import Callable
@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from cmrepro.consistency import losses
+from cmrepro.consistency import continuous, losses
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.consistency.progressive import progressive_distillation_loss
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
+from cmrepro.schema import lookup
 from cmrepro.settings import Recipe
 
 
@@ -97,6 +98,34 @@ def _random_interval(times: Tensor, count: int, generator: Generator) -> tuple[T
     return times[n], times[n + 1]
 
 
+def any_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Times whose root of order rho is uniform, as in the official code; s has no meaning."""
+    largest, smallest = (x ** (1 / recipe.rho) for x in (recipe.sigma_max, recipe.sigma_min))
+    share = torch.rand(recipe.batch_size, generator=generator)
+    t = (smallest + share * (largest - smallest)) ** recipe.rho
+    return t, t
+
+
+def continuous_loss(
+    m: Models, x: Tensor, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None
+) -> Tensor:
+    """Loss in continuous time: Theorem 3 or 4 for "continuous-cd", else a pseudo-objective."""
+    name, method = str(m.recipe.distance), m.recipe.method
+    objectives: dict[str, continuous.Objective] = {
+        "l1": continuous.tangent_l1,
+        "l2": continuous.tangent_l2,
+    }
+    if method != "continuous-cd":
+        objectives = {
+            name: continuous.stop_gradient(m.distance),
+            "l2": continuous.stop_gradient_l2,
+        }
+    objective = lookup("distance in continuous time", name, objectives)
+    if method == "continuous-ct":
+        return continuous.continuous_training_loss(m.online, x, z, t, objective, labels)
+    return continuous.continuous_distillation_loss(m.online, m.teacher, x, z, t, objective, labels)
+
+
 def middle_time(t: Tensor, s: Tensor, rho: float) -> Tensor:
     """Point between t and s on the grid with twice as many intervals, (B,)."""
     return ((t ** (1 / rho) + s ** (1 / rho)) / 2) ** rho
@@ -135,4 +164,7 @@ METHODS = {
         ),
     ),
     "pd": Method("edm", student_times, progressive_loss),
+    "continuous-cd": Method("boundary", any_times, continuous_loss),
+    "continuous-cd-stopgrad": Method("boundary", any_times, continuous_loss),
+    "continuous-ct": Method("boundary", any_times, continuous_loss),
 }
