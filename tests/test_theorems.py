@@ -46,7 +46,7 @@ def test_every_statement_is_checked_and_holds(monkeypatch):
     rows = theorem_rows(checks)
     assert [row["verdict"] for row in rows] == ["reproduced"] * len(rows)
     assert {check.id for check in checks} == STATEMENTS.keys()
-    assert len(rows) == 2 * len(STATEMENTS)
+    assert len(rows) == len(STATEMENTS) and len(checks) == 2 * len(rows)
     lines = theorem_figure(checks).axes[0].lines
     assert len(lines) == sum(bool(check.errors) for check in checks) / 2
 

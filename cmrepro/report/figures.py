@@ -21,10 +21,11 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 from PIL import Image
 
 from cmrepro.data.grids import REAL, TILE
-from cmrepro.records import RunRecord
+from cmrepro.records import RunRecord, TheoremCheck
 from cmrepro.report.comparability import anchors
 from cmrepro.report.results import protocol_of, ranked
 from cmrepro.report.tables import LABELS
+from cmrepro.report.theorems import theorem_figure
 
 # Colours that colour-blind readers tell apart (Okabe, Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8c6d00", "#56B4E9")
@@ -33,7 +34,9 @@ STYLE |= {"axes.grid": True, "grid.alpha": 0.3, "axes.prop_cycle": cycler(color=
 CURVE_POINTS = 300  # of a training curve; a longer log is thinned
 
 
-def figures(records: Sequence[RunRecord], results: Path) -> dict[str, dict[str, str]]:
+def figures(
+    records: Sequence[RunRecord], results: Path, checks: Sequence[TheoremCheck] = ()
+) -> dict[str, dict[str, str]]:
     """SVG by kind and file name without ending, from records, samples/*.png, training/*.jsonl."""
     by_protocol: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
@@ -44,6 +47,7 @@ def figures(records: Sequence[RunRecord], results: Path) -> dict[str, dict[str, 
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
             "training": {name: training_figure(name, path) for name, path in logs.items()},
+            "theorems": {"errors": theorem_figure(checks) if checks else None},
         }
         return {
             kind: {re.sub(r"[^\w.]+", "-", f"{kind}_{n}"): _svg(f) for n, f in named.items() if f}

@@ -13,11 +13,12 @@ from markupsafe import Markup
 from cmrepro.data.grids import REAL
 from cmrepro.files import atomic_path, sha256
 from cmrepro.paper import deviations
-from cmrepro.records import FOLDER, RunRecord, read_records
+from cmrepro.records import FOLDER, THEOREMS, RunRecord, TheoremRun, read_records
 from cmrepro.report import results
 from cmrepro.report.comparability import anchors
 from cmrepro.report.tables import LABELS, later_work_rows, render
-from cmrepro.schema import flat, to_builtins
+from cmrepro.report.theorems import theorem_rows
+from cmrepro.schema import flat, read_json, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
 SITE = Path("results/site")
@@ -118,6 +119,9 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     ledger = ("id", "item", "paper", "released", "action")
     ours = [row for row in deviations() if row.group in ("table3", "training", "evaluation")]
     tables["deviations"] = [{name: getattr(row, name) for name in ledger} for row in ours]
+    checks = read_json(TheoremRun, out / THEOREMS).checks if (out / THEOREMS).is_file() else ()
+    if theorems := theorem_rows(checks):
+        tables["theorems"] = theorems
     real = {"real images": str(REAL)} if (out / REAL).exists() else {}
     samples = {**real}
     for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
@@ -134,7 +138,12 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
         "tables": tables,
         "records": results.record_rows(records),
         "runs": _runs(records),
-        "figures": figures(records, out / "results"),
+        "figures": figures(records, out / "results", checks),
+        "theorems": theorems,
+        "editing": {
+            path.stem: path.relative_to(out).as_posix()
+            for path in sorted((out / "results/editing").glob("*.png"))
+        },
         "samples": samples,
         "real": bool(real),
         "context": any(r.nfe is None for r in records),

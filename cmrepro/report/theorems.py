@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from cmrepro.paper.theorems import Statement, statements
 from cmrepro.records import TheoremCheck
 
+ANSWERS = ("not reproduced", "inconclusive", "reproduced")  # the first that occurs holds
+
 
 def verdict(statement: Statement, check: TheoremCheck) -> str:
     """Answer by the 95 % interval: inside the statement's bounds, outside, or across one."""
@@ -19,27 +21,24 @@ def verdict(statement: Statement, check: TheoremCheck) -> str:
 
 
 def theorem_rows(checks: Sequence[TheoremCheck]) -> list[dict[str, Any]]:
-    """A row for each statement and data, with predicted and measured value and the verdict."""
+    """A row for each statement: predicted value, measured ones by data, verdict on all data."""
     rows = []
     for statement in statements():
-        for check in checks:
-            if check.id == statement.id:
-                low, high = check.interval
-                measured = f"{check.value:.3g}"
-                if low < high:
-                    measured = f"{check.value:.3f} ({low:.3f} to {high:.3f})"
-                rows.append(
-                    {
-                        "source": statement.source,
-                        "statement": statement.statement,
-                        "data": check.data,
-                        "quantity": statement.quantity,
-                        "predicted": statement.predicted,
-                        "measured": measured,
-                        "verdict": verdict(statement, check),
-                    }
-                )
-    return rows
+        found = [check for check in checks if check.id == statement.id]
+        answers = {verdict(statement, check) for check in found}
+        worst = [answer for answer in ANSWERS if answer in answers]
+        rows.append(
+            {name: getattr(statement, name) for name in ("source", "statement", "quantity")}
+            | {"predicted": statement.predicted}
+            | {check.data: _measured(check) for check in found}
+            | {"verdict": worst[0] if worst else "not measured"}
+        )
+    return rows if checks else []
+
+
+def _measured(check: TheoremCheck) -> str:
+    low, high = check.interval
+    return f"{check.value:.3g}" if low == high else f"{check.value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def theorem_figure(checks: Sequence[TheoremCheck]) -> Figure:
