@@ -17,11 +17,12 @@ from torch import nn
 from cmrepro.checkpoints.load import CheckpointModel, load_model
 from cmrepro.data import ImageDataset
 from cmrepro.experiments import reproduce as experiment
+from cmrepro.experiments import theorems
 from cmrepro.experiments.reproduce import Suite, load_suite, reproduce
 from cmrepro.experiments.run import evaluate
 from cmrepro.metrics.extractors import FeatureExtractor
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.records import FOLDER, SampleProvenance, differences, read_records
+from cmrepro.records import FOLDER, SampleProvenance, TheoremCheck, differences, read_records
 from cmrepro.sampling import sample, sample_provenance, sampler_settings
 from cmrepro.search import TimeSearch
 from cmrepro.settings import Selection
@@ -40,8 +41,11 @@ def test_the_main_job_twice(run, tmp_path, monkeypatch):
     assert {r.checkpoint.two_step_selection for r in first} == {selection}
     monkeypatch.setattr(experiment, "load_suite", lambda *names: suite)
     monkeypatch.setattr(experiment, "sample", None)
+    check = TheoremCheck(id="boundary", data="ring", value=0.0, interval=(0.0, 0.0))
+    monkeypatch.setattr(theorems, "check_theorems", lambda: [check])
     code, out, err = run("reproduce", "cifar10", "--out", tmp_path / "a")
     assert code == 0, err
+    assert "\n## Theorems\n" in (tmp_path / "a" / "REPORT.md").read_text()
     mean = np.mean([r.scores["fid"] for r in first if r.nfe == 1])
     assert f"{mean:.0f}"[:3] in out.replace(",", "")
     assert "wrote 4 records" in out and str(tmp_path / "a" / "REPORT.md") in out

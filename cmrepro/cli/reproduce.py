@@ -7,7 +7,7 @@ import click
 
 from cmrepro.cli import options
 from cmrepro.files import locked
-from cmrepro.records import FOLDER
+from cmrepro.records import FOLDER, THEOREMS
 
 
 @click.command()
@@ -37,13 +37,15 @@ def reproduce(
 
     DATASET is cifar10; with --profile paper, which downloads the official checkpoints and needs an
     accelerator, also imagenet64, lsun-bedroom and lsun-cat. Numbers of images and seeds are the
-    profile's by default. An interrupted job continues where it stopped when it is started again.
-    Under `torchrun … -m cmrepro reproduce …` each process takes its share of the images.
+    profile's by default. The paper's theorems are checked in numbers too. An interrupted job
+    continues where it stopped when it is started again. Under `torchrun … -m cmrepro reproduce …`
+    each process takes its share of the images.
     """
     from cmrepro.distributed import process_group
     from cmrepro.experiments.plan import plan
     from cmrepro.experiments.reproduce import SAMPLE_SETS, load_suite
     from cmrepro.experiments.reproduce import reproduce as run
+    from cmrepro.experiments.theorems import run_theorems
     from cmrepro.report.render import require_own_report, write_report
     from cmrepro.report.results import results_rows
     from cmrepro.report.verdicts import verdict_needs
@@ -64,6 +66,8 @@ def reproduce(
         records = run(suite, out, device, overwrite, keep)
         if rank > 0:
             return
+        if overwrite or not (out / THEOREMS).is_file():
+            run_theorems(out)
         written, *others = write_report(out, overwrite)
     options.print_rows(results_rows(records), "table")
     for warning in sorted({warning for record in records for warning in record.warnings}):
