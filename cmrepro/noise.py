@@ -37,6 +37,13 @@ def fill_noise(z: NDArray[np.float32], seed: int, indices: Sequence[int]) -> byt
     return b"".join(digests)
 
 
+def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Noise (S, B, C, H, W), float32, of B images by their indices; `shape` is (S, C, H, W)."""
+    z = np.empty((len(indices), *shape), np.float32)
+    fill_noise(z, seed, indices)
+    return torch.from_numpy(z).transpose(0, 1)
+
+
 def noise_blocks(
     seed: int, blocks: Iterable[range], shape: tuple[int, ...], pinned: bool
 ) -> Iterator[tuple[Tensor, bytes]]:

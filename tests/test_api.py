@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from records_of import demo_record
 from scipy import stats
-from tiny_checkpoint import noise, save_tiny
+from tiny_checkpoint import save_tiny
 from torch import nn
 
 import cmrepro
-from cmrepro.noise import class_labels
+from cmrepro.noise import class_labels, noise
 from cmrepro.records import FOLDER, read_records
 from cmrepro.report.results import own_table
 from cmrepro.sampling import to_uint8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from several import in_processes
-from tiny_checkpoint import noise, save_tiny, tiny_presets
+from tiny_checkpoint import save_tiny, tiny_presets
 
 import cmrepro
 from cmrepro import noise as noise_module
@@ -18,7 +18,7 @@ from cmrepro.checkpoints.load import load_model
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.data import ImageDataset, load_dataset
 from cmrepro.files import items_sha256
-from cmrepro.noise import class_labels
+from cmrepro.noise import class_labels, noise
 from cmrepro.records import SampleProvenance
 from cmrepro.sample_sets import provenance_path, read_provenance, write_sample_set
 from cmrepro.sampling import sample, sample_provenance, sampler_settings, to_uint8

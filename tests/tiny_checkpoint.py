@@ -2,10 +2,9 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from records_of import demo_recipe
@@ -14,7 +13,6 @@ from cmrepro import sampling
 from cmrepro.checkpoints.io import save_checkpoint
 from cmrepro.networks import presets
 from cmrepro.networks.adm import ADMConfig, UNet
-from cmrepro.noise import fill_noise
 from cmrepro.records import CheckpointInfo
 from cmrepro.schema import convert
 
@@ -22,13 +20,6 @@ CONFIGS = {
     "tiny": ADMConfig(32, (1,), 1, (), 32),
     "classes": ADMConfig(32, (1,), 1, (), 32, num_classes=5),
 }
-
-
-def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
-    """Noise (S, B, C, H, W) of images, `shape` is (S, C, H, W)."""
-    z = np.empty((len(indices), *shape), np.float32)
-    fill_noise(z, seed, indices)
-    return torch.from_numpy(z).transpose(0, 1)
 
 
 @contextlib.contextmanager
