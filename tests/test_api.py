@@ -52,7 +52,7 @@ def test_a_wrapped_module_gets_the_suites_noise_times_and_classes(presets, tmp_p
 def test_a_module_that_returns_no_images_is_refused(wrong):
     module = Half()
     module.forward = lambda x_t, t: wrong(x_t)
-    with pytest.raises(ValueError, match=r"at t = 80, needed is a tensor \(100, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"at t = 80, needed is a tensor \(32, 3, 8, 8\)"):
         cmrepro.sample(cmrepro.wrap(module, image_size=8))
 
 

@@ -237,6 +237,7 @@ def test_table_1_has_every_printed_row_with_ours_beside_it() -> None:
     records = [paper_record(claimed[0], seed, 100 + 2 * seed) for seed in (0, 1)]
     records += [paper_record(claimed[1], 0, 90)]
     shown = {"model": "edm", "nfe": 35, "checkpoint.training.stands_for": "cifar10-edm"}
+    shown |= {"checkpoint.training.distance": None}
     records += [paper_record(claimed[0], 0, 2, shown | {"checkpoint.recipe": None})]
     elsewhere = {"nfe": None, "seed": None, "sampler": None, "checkpoint": None}
     anchors = [("noise", 300.0), ("real", 5.0)]

@@ -56,7 +56,9 @@ def edit(
     originals = source.take(range(min(num_images, source.num_images)))
     if missing:
         how["missing"] = np.asarray(Image.open(missing).convert("L")) > 127
-    edited = edit_images(load_model(checkpoint, device), originals, how.pop("task"), **how)
+    edited = edit_images(
+        load_model(checkpoint, options.resolve_device(device)), originals, how.pop("task"), **how
+    )
     if out.suffix == ".png":
         panel = np.concatenate([originals, *edited])
         write_grid(out, panel, rows=3, columns=len(originals))

@@ -47,7 +47,9 @@ def figures(
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
             "training": {name: training_figure(name, path) for name, path in logs.items()},
-            "theorems": {"errors": theorem_figure(checks) if checks else None},
+            "theorems": {
+                "errors": theorem_figure(checks) if any(c.errors for c in checks) else None
+            },
         }
         return {
             kind: {re.sub(r"[^\w.]+", "-", f"{kind}_{n}"): _svg(f) for n, f in named.items() if f}
