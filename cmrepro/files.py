@@ -176,12 +176,6 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("cmrepro"))
 
 
-def record_checksum(path: Path, digest: str) -> None:
-    """Write PATH.sha256, as `sha256sum` does; later files of that path must have it."""
-    with atomic_path(path.with_name(path.name + ".sha256")) as temporary:
-        temporary.write_text(f"{digest}  {path.name}\n")
-
-
 def download(
     url: str, path: Path, checksum: str, read: Callable[[Path], object] | None = None
 ) -> Path:
@@ -245,7 +239,8 @@ def _check(
         return
     if read:
         read(arrived)
-    record_checksum(path, sha256(arrived))
+    with atomic_path(path.with_name(path.name + ".sha256")) as temporary:
+        temporary.write_text(f"{sha256(arrived)}  {path.name}\n")  # as `sha256sum` does
 
 
 def _fetch(url: str, part: Path) -> None:

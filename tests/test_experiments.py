@@ -41,7 +41,8 @@ def test_the_main_job_twice(run, tmp_path, monkeypatch):
     assert {r.checkpoint.two_step_selection for r in first} == {selection}
     monkeypatch.setattr(experiment, "load_suite", lambda *names: suite)
     monkeypatch.setattr(experiment, "sample", None)
-    check = TheoremCheck(id="boundary", data="ring", value=0.0, interval=(0.0, 0.0))
+    fitted = {"interval": (0.9, 1.1), "num_scales": (33, 65), "errors": (2.0, 1.0)}
+    check = TheoremCheck(id="theorem3", data="ring", value=1.0, **fitted)
     monkeypatch.setattr(theorems, "check_theorems", lambda: [check])
     code, out, err = run("reproduce", "cifar10", "--out", tmp_path / "a")
     assert code == 0, err

@@ -1,13 +1,12 @@
 """Progress of long work: on a terminal, in a pipe, quiet."""
 
-import contextlib
 import io
 import itertools
 
 import pytest
 
 from cmrepro import progress
-from cmrepro.progress import Job, Lines, progress_bar
+from cmrepro.progress import Lines, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -43,18 +42,3 @@ def test_a_terminal_gets_a_bar_and_quiet_nothing(monkeypatch):
     monkeypatch.setattr(progress, "quiet", True)
     for stream in (Terminal(), io.StringIO()):
         assert shown(monkeypatch, stream, [31]) == ""
-
-
-def test_a_job_has_one_bar_that_its_parts_move(monkeypatch, capsys):
-    """A part that was half finished earlier moves it by the other half, the first bar alone."""
-    monkeypatch.setattr("cmrepro.progress.Lines.display", lambda *arguments, **settings: None)
-    with contextlib.closing(Job(30, hidden=False)) as job:
-        job.begin(10, "sampling")
-        with progress_bar(None, desc="batches", total=4, initial=2) as bar:
-            bar.update()
-            assert (job.bar.n, job.bar.initial, job.bar.desc) == (7.5, 5, "sampling")
-        with progress_bar(None, desc="another", total=4) as bar:
-            bar.update()
-        job.skip(20)
-        assert (job.bar.n, job.bar.initial) == (27.5, 25)
-    assert capsys.readouterr().err == ""

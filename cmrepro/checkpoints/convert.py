@@ -17,7 +17,7 @@ from cmrepro import schema
 from cmrepro.checkpoints import diffusers, flax, io, registry
 from cmrepro.checkpoints.locate import weights_files
 from cmrepro.consistency.parameterization import Parameterization
-from cmrepro.files import download, first_bytes, record_checksum, sha256, short
+from cmrepro.files import download, first_bytes, sha256
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
 from cmrepro.networks.presets import PRESETS, build_network
 from cmrepro.records import CheckpointInfo
@@ -61,16 +61,9 @@ def convert(
     return Path(out)
 
 
-def fetch_checkpoint(name: str, checksum: str | None = None) -> Path:
-    """The official file of a released checkpoint, downloaded if it is not in the cache yet.
-
-    `checksum`, "sha256:…", is that of a mirror's file that differs from the official one.
-    """
+def fetch_checkpoint(name: str) -> Path:
+    """The official file of a released checkpoint, downloaded if it is not in the cache yet."""
     entry = schema.lookup("released checkpoint", name, registry.released_checkpoints())
-    if checksum:
-        if not re.fullmatch("sha256:[0-9a-f]{64}", checksum):
-            raise ValueError(f"got checksum {short(checksum)}; allowed is sha256: and 64 digits")
-        record_checksum(entry.downloaded, checksum.removeprefix("sha256:"))
     read = functools.partial(read_contents, network=entry.network)
     return download(entry.url, entry.downloaded, entry.checksum, read)
 

@@ -31,9 +31,8 @@ def list_checkpoints(format_: str) -> None:
 @checkpoints.command()
 @click.argument("names", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Fetch all released checkpoints.")
-@click.option("--checksum", help="Of a mirror's file, if it is not the official one: sha256:…")
 @QUIET
-def fetch(names: tuple[str, ...], every: bool, checksum: str | None) -> None:
+def fetch(names: tuple[str, ...], every: bool) -> None:
     """Download the released checkpoints NAMES into the cache; interrupted downloads continue.
 
     The environment variable CMREPRO_MIRROR is an address or folder in the place of the hosts.
@@ -41,10 +40,10 @@ def fetch(names: tuple[str, ...], every: bool, checksum: str | None) -> None:
     from cmrepro.checkpoints.convert import fetch_checkpoint
     from cmrepro.checkpoints.registry import released_checkpoints
 
-    if bool(names) == every or (checksum and len(names) != 1):
-        raise click.UsageError("give one or more NAMES or --all; with --checksum, one NAME")
+    if bool(names) == every:
+        raise click.UsageError("give one or more NAMES, or --all")
     for name in names or released_checkpoints():
-        click.echo(f"wrote {fetch_checkpoint(name, checksum)}")
+        click.echo(f"wrote {fetch_checkpoint(name)}")
 
 
 @checkpoints.command()

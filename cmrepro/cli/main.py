@@ -27,7 +27,7 @@ COMMANDS = {
     "report": ("report", "REPORT.md, tables, figures and the page, from the records."),
     "redo": ("sample", "Make a record again."),
     "compare": ("records", "Explain the differences between two records."),
-    "records": ("records", "Records: validate, merge, schema."),
+    "records": ("records", "Records: validate, merge."),
     "doctor": ("doctor", "Check an installation, a sample set, a checkpoint or a record."),
 }
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}

@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import time
-from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cmrepro.metrics.extractors import weights_file
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceStatistics
 from cmrepro.metrics.references import load_reference
-from cmrepro.progress import Job
+from cmrepro.progress import progress_bar
 from cmrepro.provenance import provenance
 from cmrepro.records import FOLDER, RunRecord, SampleProvenance, read_record, record_files
 from cmrepro.sample_sets import provenance_path
@@ -102,41 +101,35 @@ def reproduce(
         for name, path in paths.items()
     }
     known = {} if overwrite else _known_records(out, protocol)
-    evaluations = sum(sampler.nfe + len(sampler.stages) for sampler in samplers.values())
     is_first = rank_and_world_size()[0] == 0
     records: list[RunRecord] = []
-    with closing(Job(evaluations * suite.seeds * count, hidden=not is_first)) as job:
-        for (name, settings), seed in product(samplers.items(), range(suite.seeds)):
-            if seed == 0:
-                model, reference = load_model(paths[name], device), references[name]
-            label, sha256 = model.path.stem, model.checkpoint.sha256
-            keys = [(label, sha256, s, seed, count, reference.sha256) for s in settings.stages]
-            missing = [stage for stage, key in enumerate(keys, 1) if key not in known]
-            digest = hashlib.sha256(to_json((sha256, settings)).encode()).hexdigest()[:8]
-            folder = out / SAMPLE_SETS / f"{label}_n{count}_seed{seed}_{digest}"
-            job.skip(count * (len(keys) - len(missing)))
-            if missing:
-                job.begin(count * settings.nfe, f"{label} seed {seed}: sampling")
-                provenances, durations_s = _sample(model, settings, seed, count, folder)
-            else:
-                job.skip(count * settings.nfe)
-            for stage in missing:
-                job.begin(count, f"{label} seed {seed}: scoring")
-                images = SampleSet(folder / f"stage{stage}.npy", label)
-                for record in evaluate(
-                    images,
-                    [protocol],
-                    provenances[stage - 1],
-                    num_images=count,
-                    device=device,
-                    progress=True,
-                    durations_s=durations_s,
-                ):
-                    write_results(record, images, out, overwrite)
-                    known[_key(record)] = record
-            records += [known[key] for key in keys if key in known]
-            if is_first and not keep_samples:
-                shutil.rmtree(folder, ignore_errors=True)
+    seeds = [*product(samplers.items(), range(suite.seeds))]
+    for (name, settings), seed in progress_bar(seeds, not is_first, desc="all", unit="seed"):
+        if seed == 0:
+            model, reference = load_model(paths[name], device), references[name]
+        label, sha256 = model.path.stem, model.checkpoint.sha256
+        keys = [(label, sha256, s, seed, count, reference.sha256) for s in settings.stages]
+        missing = [stage for stage, key in enumerate(keys, 1) if key not in known]
+        digest = hashlib.sha256(to_json((sha256, settings)).encode()).hexdigest()[:8]
+        folder = out / SAMPLE_SETS / f"{label}_n{count}_seed{seed}_{digest}"
+        if missing:
+            provenances, durations_s = _sample(model, settings, seed, count, folder)
+        for stage in missing:
+            images = SampleSet(folder / f"stage{stage}.npy", label)
+            for record in evaluate(
+                images,
+                [protocol],
+                provenances[stage - 1],
+                num_images=count,
+                device=device,
+                progress=True,
+                durations_s=durations_s,
+            ):
+                write_results(record, images, out, overwrite)
+                known[_key(record)] = record
+        records += [known[key] for key in keys if key in known]
+        if is_first and not keep_samples:
+            shutil.rmtree(folder, ignore_errors=True)
     return records
 
 
@@ -145,7 +138,8 @@ def _sample(
 ) -> tuple[list[SampleProvenance], dict[str, float]]:
     """Provenance of each stage of a seed, sampled into `folder`; seconds, if not of a part."""
     start, continued = time.perf_counter(), folder.exists()
-    samples = sample(model, settings, num_images, seed, model.image_size, "sampling", folder)
+    label = f"{model.path.stem} seed {seed}"
+    samples = sample(model, settings, num_images, seed, model.image_size, label, folder)
     stages = range(1, len(samples.stages) + 1)
     provenances = [sample_provenance(model, settings, seed, samples, stage) for stage in stages]
     if rank_and_world_size()[0] == 0:
