@@ -48,7 +48,8 @@ def measure(name: str, precision: str, num_images: int, device: str) -> dict[str
     """One row of results."""
     model, size = load(name, device)
     settings = SamplerSettings(algorithm="multistep", times=(80.0,), precision=precision)
-    batch_size = sample(model, settings, 1, 0, size).batch_size  # warm-up
+    warm_up = sample(model, settings, 1, 0, size)
+    batch_size = warm_up.provenances[0].sampling_batch_size
     sample(model, settings, batch_size, 0, size)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)

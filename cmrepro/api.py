@@ -21,13 +21,13 @@ from cmrepro.records import (
 from cmrepro.report import report as report
 from cmrepro.report.results import claims_rows, interval_ends, results_rows
 from cmrepro.report.tables import deviations_rows
+from cmrepro.settings import EditTask
 from cmrepro.training.recipes import table3_rows
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
-    from cmrepro.experiments.edit import Task
 
 # Functions that need torch import it when they are called; tables do without.
 
@@ -100,14 +100,14 @@ def sample(
     label = "sampling" if progress else None
     samples = sampling.sample(model, settings, num_images, seed, model.image_size, label)
     images = samples.stages[-1].view(SampledImages)
-    images.provenance = sampling.sample_provenance(model, settings, seed, samples)
+    images.provenance = samples.provenances[-1]
     return images
 
 
 def edit(
     model: CheckpointModel | WrappedModel,
     images: NDArray[np.uint8],
-    task: Task,
+    task: EditTask,
     seed: int = 0,
     **settings: Any,
 ) -> NDArray[np.uint8]:

@@ -138,15 +138,11 @@ def first_bytes(path: Path) -> bytes:
         raise ValueError(
             f"{short(path, 80)} is a git-lfs pointer, not the file itself; run 'git lfs pull'"
         )
-    if _is_web_page(start):
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise ValueError(
             f"{short(path, 80)} is a web page (HTML or XML); download the file itself"
         )
     return start
-
-
-def _is_web_page(start: bytes) -> bool:
-    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
 def require_checksum(path: Path, checksum: str, advice: str) -> None:
@@ -223,8 +219,7 @@ def _reason(error: OSError) -> str:
     """The status of an HTTP answer, or the kind of another error."""
     if (response := getattr(error, "response", None)) is None:
         return type(error).__name__
-    page = ", but a web page in place of the file" * response.ok
-    return f"HTTP {response.status_code} {response.reason}{page}"
+    return f"HTTP {response.status_code} {response.reason}"
 
 
 def _check(
@@ -276,15 +271,10 @@ def _receive(url: str, part: Path) -> None:
         initial = have * resumed
         length = int(response.headers.get("Content-Length", 0))
         sizes: dict[str, Any] = {"initial": initial, "total": initial + length}
-        chunks = response.iter_content(CHUNK_BYTES)
-        chunk = next(chunks, b"")
-        if not resumed and _is_web_page(chunk):  # before it replaces the part
-            raise requests.HTTPError(response=response)
         with (
             open(part, "ab" if resumed else "wb") as file,
             progress_bar(desc=part.stem, unit="B", unit_scale=True, **sizes) as bar,
         ):
-            while chunk:
+            for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))
-                chunk = next(chunks, b"")

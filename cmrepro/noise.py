@@ -1,6 +1,7 @@
 """Noise and classes of images, functions of (seed, i) alone; noise made in threads ahead."""
 
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -52,21 +53,18 @@ def noise_blocks(
     `pinned` memory is copied to "cuda" without waiting. `shape` is (S, C, H, W).
     """
     pool, _ = thread_pool()
-    ahead = deque[tuple[Tensor, list[Future[bytes]]]]()
 
-    def take() -> tuple[Tensor, bytes]:
-        z, tasks = ahead.popleft()
-        return z, b"".join(task.result() for task in tasks)
-
-    for block in blocks:
+    def start(block: range) -> tuple[Tensor, list[Future[bytes]]]:
         z = torch.empty((len(block), *shape), pin_memory=pinned)
         parts = [slice(i, i + TASK_IMAGES) for i in range(0, len(block), TASK_IMAGES)]
-        tasks = [pool.submit(fill_noise, z[part].numpy(), seed, block[part]) for part in parts]
-        ahead.append((z, tasks))
-        if len(ahead) == 2:
-            yield take()
-    while ahead:
-        yield take()
+        return z, [pool.submit(fill_noise, z[i].numpy(), seed, block[i]) for i in parts]
+
+    waiting = map(start, blocks)
+    started = deque(itertools.islice(waiting, 1))
+    while started:
+        started.extend(itertools.islice(waiting, 1))
+        z, tasks = started.popleft()
+        yield z, b"".join(task.result() for task in tasks)
 
 
 def class_labels(seed: int, indices: Sequence[int], num_classes: int) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Sample sets on disk: the stages of a sampling as they are made, ADM's .npz, provenance."""
 
+import hashlib
 import os
 import sys
 import zipfile
@@ -19,51 +20,52 @@ from cmrepro.schema import convert, read_json, to_builtins, to_json
 class Stages:
     """Images of each stage (S, N, H, W, 3) in memory, or in a folder that `prepare_folder` made.
 
-    The files are stage1.npy, stage2.npy, …, and digests.npy, which is written after the images, so
-    that an interrupted sampling knows its end.
+    Digests (N, 2, S, 32) are SHA-256 of each image's noise up to each stage, and of its stages; 0
+    where not finished. The files are stage1.npy, stage2.npy, …, and digests.npy, which is written
+    after the images, so that an interrupted sampling knows its end.
     """
 
     def __init__(self, shape: tuple[int, ...], folder: Path | None) -> None:
-        self.paths = [folder / name for name in _names(shape[0])] if folder else []
-        self.digests = np.zeros(_digests_shape(shape), np.uint8)
+        self.paths = [folder / name for name, _ in _files(shape)] if folder else []
         if folder:
-            *self.images, self.digests[:] = (np.load(path, mmap_mode="r") for path in self.paths)
+            arrays = [np.load(path, mmap_mode="r") for path in self.paths]
         else:
-            self.images = [np.empty(shape[1:], np.uint8) for _ in range(shape[0])]
+            arrays = [np.zeros(array, np.uint8) for _, array in _files(shape)]
+        *self.images, self._digests = arrays
 
     def is_finished(self, first: int, last: int) -> bool:
         """True if images first to last - 1 of all stages are in the folder."""
-        digests = self.digests[first:last, 1]
-        return bool(digests.any()) and all(
-            # Mapped anew, since pages that were read count as memory until the map is closed.
-            np.array_equal(_digests(np.load(path, mmap_mode="r")[first:last]), digests[:, stage])
-            for stage, path in enumerate(self.paths[:-1])
-        )
+        digests = self._digests[first:last, 1]
+        stages = (_digests(stage[first:last]) for stage in self.images)
+        return bool(digests.any()) and np.array_equal(digests, np.stack([*stages], 1))
 
     def write(self, first: int, images: Sequence[NDArray[np.uint8]], noise: bytes) -> None:
         """Store images (B, H, W, 3) of each stage from number `first` on, and noise digests."""
-        rows = slice(first, first + len(images[0]))
-        digests = self.digests[rows]
-        noise_digests = np.frombuffer(noise, np.uint8).reshape(-1, *digests.shape[2:])
-        digests[:, 0] = noise_digests[: len(digests)]
-        for stage, batch in enumerate(images):
-            digests[:, 1, stage] = _digests(batch)
+        of_images = np.stack([_digests(batch) for batch in images], 1)  # (B, S, 32)
+        of_noise = np.frombuffer(noise, np.uint8).reshape(-1, *of_images.shape[1:])
+        digests = np.stack([of_noise[: len(of_images)], of_images], 1)
+        for k, batch in enumerate([*images, digests]):
             if not self.paths:
-                self.images[stage][rows] = batch
-        for path, array in zip(self.paths, [*images, digests], strict=False):
+                [*self.images, self._digests][k][first : first + len(batch)] = batch
+                continue
             # Not through the map: on shared folders it writes whole pages, also those of others.
-            with open(path, "r+b") as file:
-                file.seek((first - len(self.digests)) * array[0].nbytes, os.SEEK_END)
-                file.write(array.tobytes())
+            with open(self.paths[k], "r+b") as file:
+                file.seek((first - len(self._digests)) * batch[0].nbytes, os.SEEK_END)
+                file.write(batch.tobytes())
+
+    def checksums(self) -> list[list[str]]:
+        """Checksums of the noise up to each stage and of its images, as by `items_sha256`."""
+        digests = np.load(self.paths[-1]) if self.paths else self._digests  # also of others
+        return [
+            [hashlib.sha256(kind.tobytes()).hexdigest() for kind in stage]
+            for stage in digests.transpose(2, 1, 0, 3)  # (S, 2, N, 32)
+        ]
 
 
-def _names(num_stages: int) -> list[str]:
-    return [*(f"stage{k}.npy" for k in range(1, num_stages + 1)), "digests.npy"]
-
-
-def _digests_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """SHA-256 of an image's noise up to each stage, and of its stages; 0 where not finished."""
-    return shape[1], 2, shape[0], 32
+def _files(shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the arrays of `Stages`."""
+    stages = [(f"stage{k}.npy", shape[1:]) for k in range(1, shape[0] + 1)]
+    return [*stages, ("digests.npy", (shape[1], 2, shape[0], 32))]
 
 
 def prepare_folder(
@@ -81,11 +83,9 @@ def prepare_folder(
             raise ValueError(f"{found}; remove it, or choose another folder")
     else:
         make_folder(folder)
-        shapes = [shape[1:]] * shape[0] + [_digests_shape(shape)]
-        for name, whole in zip(_names(shape[0]), shapes, strict=True):
-            np.lib.format.open_memmap(folder / name, "w+", np.uint8, whole)  # zeros
-        with atomic_path(known_path) as temporary:
-            temporary.write_text(to_json(run), encoding="utf-8")
+        for name, array in _files(shape):
+            np.lib.format.open_memmap(folder / name, "w+", np.uint8, array)  # zeros
+        write_provenance(folder / "stages", run)
     assert run.sampling_batch_size
     return run.sampling_batch_size
 
@@ -119,14 +119,19 @@ def write_sample_set(
         if labels is not None:
             with archive.open("arr_1.npy", "w") as file:
                 form.write_array(file, labels)
-    with atomic_path(provenance_path(path)) as temporary:
-        temporary.write_text(to_json(provenance), encoding="utf-8")
+    write_provenance(path, provenance)
 
 
 def provenance_path(path: Path) -> Path:
     """Path of the JSON beside a sample set."""
     path = Path(os.path.expanduser(path)).absolute()  # so that the folder "." has a name
     return path.with_name(f"{path.name}.provenance.json")
+
+
+def write_provenance(path: Path, provenance: SampleProvenance) -> None:
+    """Write the JSON beside a sample set."""
+    with atomic_path(provenance_path(path)) as temporary:
+        temporary.write_text(to_json(provenance), encoding="utf-8")
 
 
 def read_provenance(path: Path, images: ImageSource) -> SampleProvenance:

@@ -1,7 +1,6 @@
 """Images from a checkpoint and a seed."""
 
 import functools
-import hashlib
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
+from cmrepro.checkpoints.load import WrappedModel
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import euler_step, heun_step, solve_ode
-from cmrepro.distributed import broadcast, gather, rank_and_world_size, shard, thread_pool
+from cmrepro.distributed import (
+    all_reduce_max,
+    broadcast,
+    rank_and_world_size,
+    shard,
+    thread_pool,
+)
 from cmrepro.files import items_sha256
 from cmrepro.networks.presets import CLIPPED_DENOISERS
 from cmrepro.noise import class_labels, noise_blocks
@@ -95,9 +100,7 @@ class Samples:
 
     stages: list[NDArray[np.uint8]]  # (N, H, W, 3) each; memory maps of the files in a folder
     labels: NDArray[np.int64] | None  # (N,) of a class-conditional network, or None
-    images_sha256: list[str]  # checksum of each stage's images, as by `items_sha256`
-    noise_sha256: list[str]  # checksum of the noise up to each stage; later ones do not change it
-    batch_size: int  # images of a forward pass
+    provenances: list[SampleProvenance]  # of each stage; later ones do not change the noise's hash
 
 
 @torch.inference_mode()
@@ -114,45 +117,50 @@ def sample(
     """Sample images number 0 to num_images - 1 of a seed with f or D, in evaluation mode.
 
     With a `folder`, which all processes of `torchrun` see, each writes its shard of the batches to
-    folder/stageK.npy as they are made, and an interrupted sampling continues. Without one, rank 0
-    gathers the images, and the others return none. `batch_size` is by default `BATCH_SIZE`, on
+    folder/stageK.npy as they are made, and an interrupted sampling continues. Without one, each
+    process samples all images. `batch_size` is by default `BATCH_SIZE`, on
     "cuda" by its memory. `progress` is the label of a progress bar.
     """
     if not (1 <= num_images <= LARGEST and 0 <= seed <= LARGEST):
         found = f"got {num_images} images and seed {seed}"
         raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0, both below 2^63")
-    rank, world_size = rank_and_world_size()
-    # Noise draws an image: one for each evaluation of Algorithm 1, one in all for Heun.
-    num_stages = len(settings.times) if settings.algorithm == "multistep" else 1
-    shape = (num_stages, num_images, image_size, image_size, 3)
+    shape = (len(settings.stages), num_images, image_size, image_size, 3)
     size = batch_size or _default_batch_size(_device(model), image_size)
+    unnamed = SampleProvenance(model=type(model).__name__)
+    run = getattr(model, "provenance", unnamed).replace(
+        nfe=settings.nfe,
+        seed=seed,
+        sampler=settings,
+        num_sampled=num_images,
+        sampling_device=str(_device(model)),
+        sampling_batch_size=size,
+    )
+    rank, world_size = rank_and_world_size() if folder else (0, 1)
     if folder:
-        assert isinstance(model, CheckpointModel | WrappedModel)
-        run = _provenance(model, settings, seed, num_images, size)
         if rank == 0:
             size = prepare_folder(folder, run, shape, batch_size is None)
         size = broadcast(size)
     stages = Stages(shape, folder)
     firsts = range(0, num_images, size)
-    own = firsts[shard(len(firsts), rank, world_size)]
+    firsts = firsts[shard(len(firsts), rank, world_size)]
     num_classes = model.num_classes
     labels = class_labels(seed, range(num_images), num_classes) if num_classes else None
-    size = _sample_batches(model, settings, seed, own, labels, stages, progress)
-    images, rows = stages.images, slice(own.start, own.stop)
-    if world_size > 1 and not folder:
-        shards = gather([stage[rows] for stage in images])
-        images = [np.concatenate(stage) for stage in zip(*shards, strict=True)]
-    shards = gather((stages.digests[rows], size))
-    if rank == 0:
-        digests = np.concatenate([digests for digests, _ in shards])  # (N, 2, S, 32)
-        checksums = [
-            [hashlib.sha256(digests[:, kind, stage].tobytes()).hexdigest() for kind in (0, 1)]
-            for stage in range(num_stages)
-        ]
-        shards = [checksums, min(size for _, size in shards)]
-    checksums, size = broadcast(shards)
-    noise_sha256, images_sha256 = map(list, zip(*checksums, strict=True))
-    return Samples(images, labels, images_sha256, noise_sha256, size)
+    size = _sample_batches(model, settings, seed, firsts, labels, stages, progress)
+    if folder:  # when all processes have written theirs
+        size = -all_reduce_max(-size)
+    labels_sha256 = None if labels is None else items_sha256(labels)
+    provenances = [
+        run.replace(
+            nfe=sampler.nfe,
+            sampler=sampler,
+            sampling_batch_size=size,
+            hashes=Hashes(noise=noise_sha256, labels=labels_sha256, images=images_sha256),
+        )
+        for sampler, (noise_sha256, images_sha256) in zip(
+            settings.stages, stages.checksums(), strict=True
+        )
+    ]
+    return Samples(stages.images, labels, provenances)
 
 
 def _sample_batches(
@@ -167,13 +175,14 @@ def _sample_batches(
     """Sample the unfinished ones of the batches that start at `firsts`; the batch size at the end.
 
     The device does not wait for the noise of a batch, nor for its images to be hashed and written.
+    Where its memory is too small for a batch, the batch size is halved.
     """
-    num_images, num_stages, size = *stages.digests.shape[:3:2], firsts.step
-    device, (pool, _) = _device(model), thread_pool()
+    device, (pool, _), size = _device(model), thread_pool(), firsts.step
+    num_images, *image_shape, _ = stages.images[0].shape
     left = [first for first in firsts if not stages.is_finished(first, first + size)]
     filled = ((first, -(-(num_images - first) // FULL) * FULL) for first in left)
     batches = [range(first, first + min(size, count)) for first, count in filled]
-    shape = (num_stages, 3, *stages.images[0].shape[1:3])
+    shape = (len(stages.images), 3, *image_shape)
     noise = noise_blocks(seed, batches, shape, device.type == "cuda")
 
     def write(first: int, images: list[Tensor], noise_digests: bytes) -> None:
@@ -188,7 +197,11 @@ def _sample_batches(
             classes = None
             if labels is not None:
                 classes = torch.from_numpy(np.resize(labels[batch.start : batch.stop], len(batch)))
-            images, size = _in_passes(model, settings, z, classes, size)
+            while (passes := _passes(model, settings, z, classes, size)) is None:
+                found = f"out of memory with {size} images at once"
+                size //= 2
+                print(f"{found}; continuing with {size} (--batch-size)", file=sys.stderr)
+            images = [torch.cat(stage) for stage in zip(*passes, strict=True)]
             writes.append(pool.submit(write, batch.start, images, noise_digests))
             if len(writes) > 2:
                 writes.popleft().result()
@@ -198,36 +211,32 @@ def _sample_batches(
     return size
 
 
-def _in_passes(
+def _passes(
     model: PreconditionedModel | WrappedModel,
     settings: SamplerSettings,
     z: Tensor,
     labels: Tensor | None,
     size: int,
-) -> tuple[list[Tensor], int]:
-    """Images of each stage, uint8 (B, H, W, 3), of noise z (B, S, C, H, W), and the batch size.
+) -> list[list[Tensor]] | None:
+    """Images of each stage, uint8 (B, H, W, 3), of each `size` of the noise z (B, S, C, H, W).
 
-    Where the device's memory is too small for `size` images, that is halved.
+    None if the device's memory is too small.
     """
-    device = _device(model)
+    device, passes = _device(model), []
     try:
-        passes = []
-        for first in range(0, len(z), size):
-            part = slice(first, first + size)
-            classes = None if labels is None else labels[part].to(device)
+        for part, x in enumerate(z.split(size)):
+            classes = None if labels is None else labels.split(size)[part].to(device)
             f = functools.partial(model, labels=classes)
-            x = z[part].to(device, non_blocking=True).transpose(0, 1)
+            x = x.to(device, non_blocking=True).transpose(0, 1)
             precision = settings.precision
             with torch.autocast(device.type, AUTOCAST[precision], precision != "fp32"):
                 images = _stages(f, settings, x, model.sigma_min)
                 passes.append([to_uint8(x, settings.to_uint8) for x in images])
-        return [torch.cat(stage) for stage in zip(*passes, strict=True)], size
     except torch.OutOfMemoryError:
         if size == 1:
             raise
-    found = f"out of memory with {size} images at once"
-    print(f"{found}; continuing with {size // 2} (--batch-size)", file=sys.stderr)
-    return _in_passes(model, settings, z, labels, size // 2)
+        return None
+    return passes
 
 
 def _stages(
@@ -260,42 +269,3 @@ def _default_batch_size(device: torch.device, image_size: int) -> int:
     memory = torch.cuda.get_device_properties(device).total_memory
     fitting = memory // (2 * BYTES_PER_PIXEL * image_size**2)
     return min(LARGEST_BATCH_SIZE, 1 << max(fitting.bit_length() - 1, 0))
-
-
-def _provenance(
-    model: CheckpointModel | WrappedModel,
-    settings: SamplerSettings,
-    seed: int,
-    num_images: int,
-    batch_size: int,
-) -> SampleProvenance:
-    """Provenance of a sampling, without checksums of its images."""
-    return model.provenance.replace(
-        nfe=settings.nfe,
-        seed=seed,
-        sampler=settings,
-        num_sampled=num_images,
-        sampling_device=str(_device(model)),
-        sampling_batch_size=batch_size,
-    )
-
-
-def sample_provenance(
-    model: CheckpointModel | WrappedModel,
-    settings: SamplerSettings,
-    seed: int,
-    samples: Samples,
-    stage: int = 0,
-) -> SampleProvenance:
-    """Provenance of the images of one stage of `samples`, counted from 1; the last by default."""
-    stage = stage or len(samples.stages)
-    if settings.algorithm == "multistep":
-        settings = settings.replace(times=settings.times[:stage])
-    hashes = Hashes(
-        noise=samples.noise_sha256[stage - 1],
-        labels=None if samples.labels is None else items_sha256(samples.labels),
-        images=samples.images_sha256[stage - 1],
-    )
-    num_images = len(samples.stages[stage - 1])
-    run = _provenance(model, settings, seed, num_images, samples.batch_size)
-    return run.replace(hashes=hashes)

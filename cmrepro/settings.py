@@ -12,6 +12,9 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 MANIFOLD_METRICS: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
 Rounding = Literal["round", "truncate"]
 Precision = Literal["fp32", "bf16", "fp16"]
+EditTask = Literal[
+    "inpainting", "colorization", "super-resolution", "strokes", "denoising", "interpolation"
+]
 Method = Literal[
     "edm", "cd", "ct", "pd", "continuous-cd", "continuous-cd-stopgrad", "continuous-ct"
 ]
@@ -113,8 +116,8 @@ class SamplerSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def stages(self) -> list["SamplerSettings"]:
-        """Sampler of the images after each evaluation of Algorithm 1; Heun's method has one."""
-        if self.algorithm == "heun":
+        """Sampler of the images after each evaluation of Algorithm 1; other methods have one."""
+        if self.algorithm != "multistep":
             return [self]
         return [self.replace(times=self.times[:n]) for n in range(1, len(self.times) + 1)]
 

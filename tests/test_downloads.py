@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[dict[str, Any], bytes | None, str | None, int]] = {
     # of the server; an earlier part; part of the error, None where the file arrives; answers
     "refused": ({"status": 403}, None, "HTTP 403 Forbidden", 1),
     "down": ({"status": 503}, PAYLOAD[:9], None, 1),
-    "login page": ({"payload": PAGE, "has_ranges": False}, PAYLOAD[:9], "200 OK, but a web p", 1),
+    "login page": ({"payload": PAGE, "has_ranges": False}, PAYLOAD[:9], f"{REMOVED}is cut off", 2),
     "short body": ({"payload": b"{}"}, None, f"{REMOVED}is cut off", 1),
     "other file": ({"payload": PAYLOAD[:-1]}, None, f"{REMOVED}is cut off", 1),
     "wrong length": ({"surplus": 1}, None, "ChunkedEncodingError", 3),

@@ -23,7 +23,7 @@ from cmrepro.experiments.run import evaluate
 from cmrepro.metrics.extractors import FeatureExtractor
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, SampleProvenance, TheoremCheck, differences, read_records
-from cmrepro.sampling import sample, sample_provenance, sampler_settings
+from cmrepro.sampling import sample, sampler_settings
 from cmrepro.search import TimeSearch
 from cmrepro.settings import Selection
 
@@ -118,7 +118,7 @@ def test_second_time_rounding_and_images_make_records_of_their_own(tmp_path):
     for times, rounding in [((80, 0.9), "round"), ((80, 20), "round"), ((80, 0.9), "truncate")]:
         settings = sampler_settings(model.info, times, rounding)
         samples = sample(model, settings, 12, seed=0, image_size=8)
-        provenance = sample_provenance(model, settings, 0, samples)
+        provenance = samples.provenances[-1]
         images = ImageDataset("x", samples.stages[-1])
         ids += [record.id for record in evaluate(images, [protocol], provenance, num_images=12)]
     for images in (samples.stages[0], samples.stages[1]):

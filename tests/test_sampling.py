@@ -21,7 +21,7 @@ from cmrepro.files import items_sha256
 from cmrepro.noise import class_labels, noise
 from cmrepro.records import SampleProvenance
 from cmrepro.sample_sets import provenance_path, read_provenance, write_sample_set
-from cmrepro.sampling import sample, sample_provenance, sampler_settings, to_uint8
+from cmrepro.sampling import sample, sampler_settings, to_uint8
 
 pytestmark = pytest.mark.usefixtures("presets")
 
@@ -29,6 +29,10 @@ pytestmark = pytest.mark.usefixtures("presets")
 @pytest.fixture
 def model(tmp_path):
     return load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))
+
+
+def hashes(samples):
+    return [provenance.hashes for provenance in samples.provenances]
 
 
 def test_noise_of_an_image_depends_on_seed_and_number_alone():
@@ -58,7 +62,7 @@ def test_images_do_not_depend_on_their_number(model):
 def test_images_hardly_depend_on_the_batch_size(model):
     settings = sampler_settings(model.info, 2)
     fours, threes = (sample(model, settings, 8, 5, 8, batch_size=size) for size in (4, 3))
-    assert fours.noise_sha256 == threes.noise_sha256
+    assert hashes(fours)[0].noise == hashes(threes)[0].noise
     # A convolution of another batch may round its last bit otherwise: one level where it tips.
     assert np.abs(fours.stages[-1].astype(int) - threes.stages[-1]).max() <= 1
 
@@ -70,7 +74,7 @@ def test_images_in_bfloat16_are_near_those_in_float32(model):
     difference = np.abs(exact.stages[-1].astype(int) - rounded.stages[-1])
     # bfloat16 has 8 bits: errors of some levels of 255, here 3 at most; and not none.
     assert 0 < difference.max() < 12
-    assert exact.noise_sha256 == rounded.noise_sha256
+    assert hashes(exact)[0].noise == hashes(rounded)[0].noise
 
 
 def test_one_step_is_the_first_stage_of_two(model):
@@ -80,9 +84,8 @@ def test_one_step_is_the_first_stage_of_two(model):
     assert not np.array_equal(two.stages[0], two.stages[1])
     z = noise(3, range(6), (2, 3, 8, 8)).transpose(0, 1).numpy()  # image by image
     first, both = (items_sha256(z[:, :draws]) for draws in (1, 2))
-    assert (one.noise_sha256, two.noise_sha256) == ([first], [first, both])
-    of_one = sample_provenance(model, settings[0], 3, one)
-    assert sample_provenance(model, settings[1], 3, two, stage=1) == of_one
+    assert [each.noise for each in hashes(two)] == [first, both]
+    assert [two.provenances[0]] == one.provenances
 
 
 @torch.inference_mode()
@@ -161,7 +164,7 @@ def test_a_conditional_network_gets_the_class_of_each_image(tmp_path):
         x = model(80 * z, torch.full((6,), 80.0), torch.from_numpy(samples.labels))
     # Another batch size may round a value between two levels otherwise.
     assert np.abs(samples.stages[0] - to_uint8(x, "round").int().numpy()).max() <= 1
-    provenance = sample_provenance(model, settings, 2, samples)
+    [provenance] = samples.provenances
     digests = [hashlib.sha256(label.tobytes()).digest() for label in samples.labels]
     assert provenance.hashes.labels == hashlib.sha256(b"".join(digests)).hexdigest()
     write_sample_set(tmp_path / "s.npz", samples.stages[0], provenance, samples.labels)
@@ -171,32 +174,25 @@ def test_a_conditional_network_gets_the_class_of_each_image(tmp_path):
 COUNTS = (10, 3)  # three batches for two processes; and one, so that a process has none
 
 
-def sample_counts(path, folder=None):
+def sample_counts(path, folder):
     with tiny_presets():
         model = load_model(path)
         settings = sampler_settings(model.info, 2)
-        folders = [folder and folder / str(count) for count in COUNTS]
-        return [
-            sample(model, settings, count, 5, 8, folder=parts)
-            for count, parts in zip(COUNTS, folders, strict=True)
-        ]
+        return [sample(model, settings, n, 5, 8, folder=folder / str(n)) for n in COUNTS]
 
 
-@pytest.mark.parametrize("in_files", [False, True])
-def test_processes_share_the_batches(model, tmp_path, in_files):
+def test_processes_share_the_batches(model, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes, for the same bits
-    alone = sample_counts(model.path)
+    alone = sample_counts(model.path, tmp_path / "alone")
     torch.set_num_threads(threads)
-    folder = tmp_path if in_files else None
-    first, second = in_processes(2, sample_counts, model.path, folder)
+    first, second = in_processes(2, sample_counts, model.path, tmp_path / "shared")
     for single, shared, other in zip(alone, first, second, strict=True):
-        assert shared.noise_sha256 == other.noise_sha256 == single.noise_sha256
-        assert shared.images_sha256 == other.images_sha256 == single.images_sha256
-        assert single.images_sha256 == [items_sha256(stage) for stage in single.stages]
+        assert shared.provenances == other.provenances == single.provenances
+        found = [each.images for each in hashes(single)]
+        assert found == [items_sha256(stage) for stage in single.stages]
         for a, b in zip(single.stages, shared.stages, strict=True):
             assert np.array_equal(a, b)
-        assert in_files or other.stages == []
 
 
 def test_an_interrupted_sampling_continues(model, tmp_path, monkeypatch):
@@ -239,14 +235,15 @@ def test_a_batch_that_does_not_fit_is_halved(capsys):
     model = cmrepro.wrap(Small(), image_size=8)
     settings = sampler_settings(model.info, 1)
     halved, small = (sample(model, settings, 40, 0, 8, batch_size=size) for size in (32, 8))
-    assert (halved.batch_size, halved.images_sha256) == (8, small.images_sha256)
+    assert halved.provenances == small.provenances
+    assert small.provenances[0].sampling_batch_size == 8
     assert "out of memory with 32 images at once; continuing with 16" in capsys.readouterr().err
 
 
 def test_a_sample_set_has_its_provenance_beside_it(tmp_path, model):
     path, settings = tmp_path / "s.npz", sampler_settings(model.info, 1)
     samples = sample(model, settings, 3, 0, 8)
-    provenance = sample_provenance(model, settings, 0, samples)
+    [provenance] = samples.provenances
     write_sample_set(path, samples.stages[0], provenance)
     assert provenance_path(path).name == "s.npz.provenance.json"
     assert read_provenance(path, load_dataset(path)) == provenance

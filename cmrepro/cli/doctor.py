@@ -27,13 +27,12 @@ def doctor(
     downloaded but the reference and extractor of --protocol.
     """
     from cmrepro.checks.examine import examine, finding_rows
-    from cmrepro.checks.findings import Settings
     from cmrepro.checks.installed import installed_rows
 
     errors: list[str] = []
     if files:
-        settings = Settings(load_protocol(protocol), reference, resolve_device(device))
-        findings, errors = examine(files, settings)
+        loaded, device = load_protocol(protocol), resolve_device(device)
+        findings, errors = examine(files, loaded, reference, device)
         rows = finding_rows(findings)
     else:
         rows = installed_rows()

@@ -1,26 +1,18 @@
 """`edit`: zero-shot editing."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from cmrepro.cli import options
-
-TASKS = (
-    "inpainting",
-    "colorization",
-    "super-resolution",
-    "strokes",
-    "denoising",
-    "interpolation",
-)
+from cmrepro.settings import EditTask
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("images")
-@click.option("--task", type=click.Choice(TASKS), required=True)
+@click.option("--task", type=click.Choice(get_args(EditTask)), required=True)
 @click.option("--num-images", type=options.COUNT, default=12, help="The first images of the set.")
 @click.option("--num-scales", type=int, default=40, help="Points of the time grid.")
 @click.option("--missing", type=options.PATH, help="Inpainting: image, white where unknown.")

@@ -56,7 +56,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
     how["device"] = options.resolve_device(how["device"])
     folder = out.with_name(f"{out.name}.stages")
     with process_group() as rank:  # before the model is loaded, to the device of this process
-        model, seed = load_model(checkpoint, how["device"]), how["seed"]
+        model = load_model(checkpoint, how["device"])
         rounding, clip = how["to_uint8"], how["clip_denoised"]
         settings = sampling.sampler_settings(model.info, times, rounding, clip)
         settings = settings.replace(precision=how["precision"])
@@ -64,15 +64,15 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
             model,
             settings,
             how["num_images"],
-            seed,
+            how["seed"],
             model.image_size,
             progress=model.path.stem,
             folder=folder,
             batch_size=how["batch_size"],
         )
         if rank == 0:
-            provenance = sampling.sample_provenance(model, settings, seed, samples)
-            write_sample_set(out, samples.stages[-1], provenance, samples.labels)
+            images, provenance = samples.stages[-1], samples.provenances[-1]
+            write_sample_set(out, images, provenance, samples.labels)
             shutil.rmtree(folder)
             click.echo(f"wrote {out}\nwrote {provenance_path(out)}")
 

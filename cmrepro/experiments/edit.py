@@ -1,6 +1,6 @@
 """Zero-shot editing of images with a consistency model."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,8 @@ from cmrepro.consistency.schedules import karras_times
 from cmrepro.metrics.extractors import check_images
 from cmrepro.noise import noise
 from cmrepro.sampling import to_uint8
+from cmrepro.settings import EditTask
 
-Task = Literal[
-    "inpainting", "colorization", "super-resolution", "strokes", "denoising", "interpolation"
-]
-TASKS: tuple[Task, ...] = get_args(Task)
 BATCH_SIZE = 20
 
 
@@ -32,7 +29,7 @@ class Edited(NamedTuple):
 def edit_images(
     model: CheckpointModel | WrappedModel,
     images: NDArray[np.uint8],
-    task: Task,
+    task: EditTask,
     seed: int = 0,
     *,
     num_scales: int = 40,
@@ -45,7 +42,7 @@ def edit_images(
     Args:
         model: Consistency model.
         images: Originals; the task's input is made of them. For "strokes" they are the strokes.
-        task: One of `TASKS`. "interpolation" leads from noise 0 to noise 1 of the seed in as many
+        task: "interpolation" leads from noise 0 to noise 1 of the seed in as many
             steps as there are images, which it does not use.
         seed: Seed of the noise.
         num_scales: Points of the time grid, the last of which costs no evaluation (paper: 40).

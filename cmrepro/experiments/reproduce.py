@@ -13,7 +13,6 @@ from cmrepro.checkpoints.load import CheckpointModel, find_checkpoint, load_mode
 from cmrepro.data.sources import SampleSet
 from cmrepro.distributed import broadcast, rank_and_world_size
 from cmrepro.experiments.run import evaluate, write_results
-from cmrepro.files import atomic_path
 from cmrepro.metrics.extractors import weights_file
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceStatistics
@@ -21,8 +20,8 @@ from cmrepro.metrics.references import load_reference
 from cmrepro.progress import progress_bar
 from cmrepro.provenance import provenance
 from cmrepro.records import FOLDER, RunRecord, SampleProvenance, read_record, record_files
-from cmrepro.sample_sets import provenance_path
-from cmrepro.sampling import sample, sample_provenance, sampler_settings
+from cmrepro.sample_sets import write_provenance
+from cmrepro.sampling import sample, sampler_settings
 from cmrepro.schema import Positive, Struct, lookup, read_toml, to_json
 from cmrepro.search import search_time
 from cmrepro.settings import Protocol, SamplerSettings
@@ -140,14 +139,11 @@ def _sample(
     start, continued = time.perf_counter(), folder.exists()
     label = f"{model.path.stem} seed {seed}"
     samples = sample(model, settings, num_images, seed, model.image_size, label, folder)
-    stages = range(1, len(samples.stages) + 1)
-    provenances = [sample_provenance(model, settings, seed, samples, stage) for stage in stages]
     if rank_and_world_size()[0] == 0:
-        for stage, beside in zip(stages, provenances, strict=True):
-            with atomic_path(provenance_path(folder / f"stage{stage}.npy")) as path:
-                path.write_text(to_json(beside), encoding="utf-8")
+        for stage, beside in enumerate(samples.provenances, 1):
+            write_provenance(folder / f"stage{stage}.npy", beside)
     seconds = round(time.perf_counter() - start, 2)
-    return provenances, {} if continued else {"sampling_all_steps": seconds}
+    return samples.provenances, {} if continued else {"sampling_all_steps": seconds}
 
 
 def _key(record: RunRecord) -> tuple[Any, ...]:

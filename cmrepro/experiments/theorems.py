@@ -229,37 +229,28 @@ def limit_errors(data: Mixture, count: int = 512) -> Iterator[tuple[str, Errors]
     def training(draw: Draws, t: Tensor, s: Tensor, distance: Distance) -> Tensor:
         return losses.consistency_training_loss(f, f, draw.x, draw.z, t, s, distance)
 
-    def error(
+    def errors(
         loss: Callable[..., Tensor],
+        distance: Distance,
         limit: Callable[..., Tensor],
+        objective: Callable[..., Tensor],
         power: int,
-        compared: Callable[[Tensor], Tensor],
-        draw: Draws,
-        t: Tensor,
-        s: Tensor,
-    ) -> Tensor:
-        found = compared((loss(draw, t, s) / (t - s) ** power).mean())
-        expected = compared(limit(draw.x, draw.z, t).mean())
-        return (found - expected).norm() / expected.norm()
+        compared: Callable[[Tensor], Tensor] = torch.clone,
+    ) -> Errors:
+        def error(draw: Draws, t: Tensor, s: Tensor) -> Tensor:
+            found = compared((loss(draw, t, s, distance) / (t - s) ** power).mean())
+            expected = compared(limit(draw.x, draw.z, t, objective=objective).mean())
+            return (found - expected).norm() / expected.norm()
+
+        return over_grids(data, count, error)
 
     cd_limit = partial(continuous.continuous_distillation_loss, f, data.denoised)
     ct_limit = partial(continuous.continuous_training_loss, f)
     pseudo = continuous.stop_gradient(l2)
-    for name, loss, limit, objective, power, compared in (
-        ("theorem3", partial(distillation, distance=l2), cd_limit, squared_l2, 2, torch.clone),
-        (
-            "theorem4",
-            partial(distillation, distance=l1),
-            cd_limit,
-            continuous.tangent_l1,
-            1,
-            torch.clone,
-        ),
-        ("theorem5", partial(distillation, distance=l2), cd_limit, pseudo, 1, gradient),
-        ("theorem6", partial(training, distance=l2), ct_limit, pseudo, 1, gradient),
-    ):
-        limit = partial(limit, objective=objective)
-        yield name, over_grids(data, count, partial(error, loss, limit, power, compared))
+    yield "theorem3", errors(distillation, l2, cd_limit, squared_l2, 2)
+    yield "theorem4", errors(distillation, l1, cd_limit, continuous.tangent_l1, 1)
+    yield "theorem5", errors(distillation, l2, cd_limit, pseudo, 1, gradient)
+    yield "theorem6", errors(training, l2, ct_limit, pseudo, 1, gradient)
 
 
 def sampling_p_value(data: Mixture, count: int = 2000) -> float:
@@ -304,14 +295,13 @@ def slope_check(id: str, data: str, errors: Errors) -> TheoremCheck:
     slopes = [-np.polyfit(np.log(intervals), np.log(e[-NUM_FITTED:]), 1)[0] for e in errors]
     center, error = np.mean(slopes), stats.sem(slopes)
     half = error * stats.t.ppf(0.975, len(slopes) - 1)
-    means = tuple(map(float, errors.mean(0)))
     return TheoremCheck(
         id=id,
         data=data,
         value=float(center),
         interval=(float(center - half), float(center + half)),
         num_scales=NUM_SCALES,
-        errors=means,
+        errors=tuple(errors.mean(0).tolist()),
     )
 
 
@@ -326,11 +316,11 @@ def check_theorems() -> list[TheoremCheck]:
             "theorem2/bound": training_loss(data),
         }
         checks += [slope_check(id, name, errors) for id, errors in tables.items()]
-        for id, value in (
-            ("boundary", boundary_error(data)),
-            ("sampling", sampling_p_value(data)),
-        ):
-            checks.append(TheoremCheck(id=id, data=name, value=value, interval=(value, value)))
+        values = {"boundary": boundary_error(data), "sampling": sampling_p_value(data)}
+        checks += [
+            TheoremCheck(id=id, data=name, value=value, interval=(value, value))
+            for id, value in values.items()
+        ]
     return checks
 
 
