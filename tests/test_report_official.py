@@ -12,7 +12,6 @@ from cmrepro.paper import AbsoluteClaim, claims, result_rows
 from cmrepro.records import write_record
 from cmrepro.report.render import write_report
 from cmrepro.report.results import counts, paper_rows
-from cmrepro.report.statistics import seeds_to_decide
 from cmrepro.report.verdicts import verdict_needs, verdicts
 
 ABSOLUTE = [c for c in claims() if isinstance(c, AbsoluteClaim)]
@@ -76,10 +75,6 @@ def test_a_run_is_told_what_its_verdicts_need():
     assert verdict_needs("adm", 64, 3).endswith("no score will be comparable with the paper's")
     assert verdict_needs("cm-cifar10", 50_000, 1).endswith("every verdict will be inconclusive")
     assert "orderings at demo scale need at least 2" in verdict_needs("embedded", 2000, 3)
-    # FID spreads by 1 % from run to run (`fid-50k` in claims.toml: 2 % are two standard errors).
-    fids = [c for c in ABSOLUTE if c.setting.metric == "fid"]
-    needed = {seeds_to_decide(0.0, c.margin, 0.01 * c.value) for c in fids}
-    assert max(needed) == load_suite("cifar10", "paper").seeds
 
 
 @pytest.mark.parametrize("with_demo", [False, True])

@@ -1,6 +1,5 @@
 """Verdicts on printed scores: error rates on simulated records, and what is not comparable."""
 
-import re
 from itertools import product
 
 import numpy as np
@@ -71,16 +70,8 @@ def test_the_three_answers():
     far = verdict_on(CD, NEAR + 2 * MARGIN)
     assert far.answer == "not reproduced" and "95 % interval" in far.reason
     assert verdict_on(CD, NEAR + MARGIN).answer == "inconclusive"
-    assert absolute_verdict(claim(CD), []).answer == "not measured"
-
-
-def test_an_inconclusive_verdict_names_the_number_of_seeds_that_would_decide():
-    verdict = verdict_on(CD, VALUE + np.array([-1.0, 0.0, 1.0]) * MARGIN)
-    assert verdict.answer == "inconclusive"
-    # Mean on the claim, sd = margin. Normal approximation of two one-sided tests at 80 % power:
-    # (1.645 + 1.282)^2 = 8.6, a few more for the t distribution.
-    assert re.search(r" (9|10|11|12) seeds would decide with power 80 %", verdict.notes[-1])
     assert verdict_on(CD, [VALUE]).answer == "inconclusive"
+    assert absolute_verdict(claim(CD), []).answer == "not measured"
 
 
 def test_the_mean_decides_and_not_the_minimum():

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from cmrepro.paper import METRICS, AbsoluteClaim, claims, result_rows
@@ -62,41 +63,40 @@ def ranked(records: Sequence[RunRecord]) -> list[tuple[Summary, RunRecord]]:
     return sorted(found, key=lambda pair: pair[0].mean)
 
 
-def means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
-    """Mean ± half the 95 % interval of each score of a group of records, by label."""
-    return {LABELS[m]: str(summary(members, m)) for m in shown if m in members[0].scores}
+def means(
+    members: Sequence[RunRecord], shown: Iterable[Metric] = LABELS, prefix: str = ""
+) -> dict[str, str]:
+    """Mean ± half the 95 % interval of each score of a group of records, by prefix + label."""
+    scored = (m for m in shown if m in members[0].scores)
+    return {f"{prefix}{LABELS[m]}": str(summary(members, m)) for m in scored}
 
 
-def interval_ends(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, float]:
+def interval_ends(members: Sequence[RunRecord]) -> dict[str, float]:
     """Mean of each score of a group of records, and the ends of its 95 % interval, as numbers."""
     row: dict[str, float] = {}
-    for metric in (metric for metric in shown if metric in members[0].scores):
+    for metric in (metric for metric in LABELS if metric in members[0].scores):
         found = summary(members, metric)
         row |= {metric: found.mean, f"{metric}_low": found.low, f"{metric}_high": found.high}
     return row
 
 
-def counted_means(
-    members: Sequence[RunRecord], shown: Sequence[Metric], prefix: str = ""
-) -> dict[str, str]:
-    """Means of a group of records under prefix + label, their number and their protocol."""
-    cells = {f"{prefix}{name}": mean for name, mean in means(members, shown).items()}
+def counted(members: Sequence[RunRecord]) -> dict[str, str]:
+    """Number of records and of images of each, and their protocol."""
     first = members[0]
-    return cells | {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
+    return {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
 
 
 def results_rows(
     records: Sequence[RunRecord],
-    cells: Callable[[Sequence[RunRecord], Sequence[Metric]], Mapping[str, Any]] = means,
+    cells: Callable[[Sequence[RunRecord]], Mapping[str, Any]] = means,
 ) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
     rows = []
     for members in (groups := group(records)):
         first, settings = members[0], _settings(members[0], groups)
-        row = {name: getattr(first, name) for name in ("model", "nfe")}
-        row |= {"protocol": protocol_of(first), "num_images": first.num_images}
-        row |= {"seeds": len(members)} | ({"settings": settings} if settings else {})
-        rows.append(row | dict(cells(members, tuple(LABELS))))
+        row = {"model": first.model, "nfe": first.nfe, "protocol": protocol_of(first)}
+        row |= {"num_images": first.num_images, "seeds": len(members)}
+        rows.append(row | ({"settings": settings} if settings else {}) | {**cells(members)})
     return rows
 
 
@@ -126,7 +126,7 @@ def paper_rows(number: int, records: Sequence[RunRecord]) -> list[PaperRow]:
             models[dataset, "EDM"] = recipe.removesuffix("cd") + "edm"
     columns: tuple[Metric, ...] = ("fid", "is") if number == 1 else ("fid", "precision", "recall")
     full_size = [r for r in records if not is_demo(r) and not is_ablation(r)]
-    rows = []
+    rows, context = [], dict[str, RunRecord]()
     for row in result_rows(number):
         printed: dict[str, Any] = {"dataset": row.dataset} if number == 2 else {}
         printed |= {"method": row.method, "nfe": row.nfe}
@@ -146,12 +146,13 @@ def paper_rows(number: int, records: Sequence[RunRecord]) -> list[PaperRow]:
                 answers[absolute_verdict(c, members).answer].append(METRICS[c.setting.metric])
             texts = [f"{answer} ({' and '.join(of)})" for answer, of in answers.items()]
             cells = {"ours": first.model + (f" ({settings})" if settings else "")}
-            cells |= counted_means(members, columns, "our ")
+            cells |= means(members, columns, "our ") | counted(members)
             cells |= {"verdict": ", ".join(texts if len(texts) > 1 else answers)}
             rows.append(PaperRow(printed | cells, members))
-    context = {a.id: a for row in rows for r in row.records[:1] for a in anchors(r, records)}
+            context |= {a.id: a for a in anchors(first, records)}
     for a in context.values():
-        rows.append(PaperRow({"ours": a.model} | counted_means([a], columns, "our "), [a]))
+        cells = {"ours": a.model} | means([a], columns, "our ") | counted([a])
+        rows.append(PaperRow(cells, [a]))
     return rows
 
 
@@ -159,8 +160,7 @@ def demo_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a model of the demo (no ablations), and images from elsewhere scored like them."""
     models = [r for r in records if is_demo(r) and not is_ablation(r)]
     context = {a.id: a for r in models for a in anchors(r, records)}
-    shown: tuple[Metric, ...] = ("fid", "is")
-    return results_rows([*models, *context.values()], lambda members, _: means(members, shown))
+    return results_rows([*models, *context.values()], partial(means, shown=("fid", "is")))
 
 
 def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -262,7 +262,7 @@ def own_table(records: Sequence[RunRecord]) -> Table:
     rows = []
     for members in group(record for record in records if is_own(record)):
         first, known = members[0], facts(members[0])
-        images = str(known["dataset"] or known["reference"])
+        images = str(known.get("dataset") or known["reference"])
         beside = [c for c in absolute if images.startswith(c.training_data.removesuffix("train"))]
         printed = [f"{c.method} {c.printed.text}" for c in beside if c.setting.nfe == first.nfe]
         notes = [f"the paper has no row of {images}"]
@@ -271,8 +271,8 @@ def own_table(records: Sequence[RunRecord]) -> Table:
             compared = compare_facts(facts(beside[0]), known, fields, sides)
             notes = [*compared.different.values()]
             notes += [f"not known: {text}" for text in compared.unknown.values()]
-        row = {"model": first.model, "nfe": first.nfe, **counted_means(members, ("fid", "is"))}
-        row |= {"paper's FID": ", ".join(printed)}
+        row = {"model": first.model, "nfe": first.nfe, **means(members, ("fid", "is"))}
+        row |= {**counted(members), "paper's FID": ", ".join(printed)}
         rows.append((row | {"verdict": "not comparable" if notes else "comparable"}, notes))
     return _numbered(rows)
 

@@ -40,8 +40,9 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
 
 
 def time_grid(recipe: Recipe, step: int) -> Tensor:
-    """Time grid of a step, (N,) float64, decreasing."""
-    num_scales, _ = scales_and_mu(recipe, step)
+    """Time grid of a step, (N,) float64, decreasing; PD's has N + 1 points for N steps."""
+    is_pd = recipe.method == "pd"
+    num_scales = (recipe.num_scales or 0) + 1 if is_pd else scales_and_mu(recipe, step)[0]
     return karras_times(num_scales, recipe.sigma_min, recipe.sigma_max, recipe.rho)
 
 
@@ -80,21 +81,9 @@ def log_normal_times(recipe: Recipe, step: int, generator: Generator) -> tuple[T
 
 
 def neighbouring_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Both ends of an interval of the time grid, uniform over its N(k) - 1 intervals."""
-    return _random_interval(time_grid(recipe, step), recipe.batch_size, generator)
-
-
-def student_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Both ends of a step of PD's student, uniform over its N steps."""
-    assert recipe.num_scales is not None
-    points = recipe.num_scales + 1
-    times = karras_times(points, recipe.sigma_min, recipe.sigma_max, recipe.rho)
-    return _random_interval(times, recipe.batch_size, generator)
-
-
-def _random_interval(times: Tensor, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    times = times.float()
-    n = torch.randint(len(times) - 1, (count,), generator=generator)
+    """Both ends of an interval of the time grid, uniform over its intervals."""
+    times = time_grid(recipe, step).float()
+    n = torch.randint(len(times) - 1, (recipe.batch_size,), generator=generator)
     return times[n], times[n + 1]
 
 
@@ -111,16 +100,11 @@ def continuous_loss(
 ) -> Tensor:
     """Loss in continuous time: Theorem 3 or 4 for "continuous-cd", else a pseudo-objective."""
     name, method = str(m.recipe.distance), m.recipe.method
-    objectives: dict[str, continuous.Objective] = {
-        "l1": continuous.tangent_l1,
-        "l2": continuous.tangent_l2,
-    }
-    if method != "continuous-cd":
-        objectives = {
-            name: continuous.stop_gradient(m.distance),
-            "l2": continuous.stop_gradient_l2,
-        }
-    objective = lookup("distance in continuous time", name, objectives)
+    if method == "continuous-cd":
+        objective = lookup("distance in continuous time", name, continuous.TANGENTS)
+    else:
+        exact = continuous.stop_gradient_l2
+        objective = exact if name == "l2" else continuous.stop_gradient(m.distance)
     if method == "continuous-ct":
         return continuous.continuous_training_loss(m.online, x, z, t, objective, labels)
     return continuous.continuous_distillation_loss(m.online, m.teacher, x, z, t, objective, labels)
@@ -163,7 +147,7 @@ METHODS = {
             m.online, m.target, x, z, t, s, m.distance, labels
         ),
     ),
-    "pd": Method("edm", student_times, progressive_loss),
+    "pd": Method("edm", neighbouring_times, progressive_loss),
     "continuous-cd": Method("boundary", any_times, continuous_loss),
     "continuous-cd-stopgrad": Method("boundary", any_times, continuous_loss),
     "continuous-ct": Method("boundary", any_times, continuous_loss),
