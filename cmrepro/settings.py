@@ -136,8 +136,6 @@ class Weights(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if (self.package is None) == (self.url is None):
             raise ValueError(f"weights '{self.name}' must have a package or a url, and not both")
-        if self.package and self.checksum == RECORDED:
-            raise ValueError(f"weights '{self.name}': a file of a package needs its checksum")
 
 
 class Extractor(Struct, frozen=True, kw_only=True):
@@ -226,14 +224,13 @@ class Protocol(Struct, frozen=True, kw_only=True):
             for key in _METRIC_SETTINGS.get(metric, ()):
                 if getattr(self, key) is None:
                     raise ValueError(f"'{key}' is missing, which {metric} needs; add its table")
-        if "is" in self.metrics and not self.logits_extractor.num_logits:
-            name = self.logits_extractor.name
-            advice = "set the extractor of inception_score, or remove is"
-            raise ValueError(f"{name} gives no logits for is; {advice}")
-        if "sfid" in self.metrics and not self.extractor.spatial_dim:
-            name = self.extractor.name
-            advice = "choose an extractor with spatial_dim, or remove sfid"
-            raise ValueError(f"{name} gives no spatial features for sfid; {advice}")
+        for metric, outputs, number in (
+            ("is", "logits", self.logits_extractor.num_logits),
+            ("sfid", "spatial features", self.extractor.spatial_dim),
+        ):
+            if metric in self.metrics and not number:
+                fix = f"choose an extractor that does, or remove {metric}"
+                raise ValueError(f"the extractor gives no {outputs} for {metric}; {fix}")
 
 
 _METRIC_SETTINGS: dict[Metric, tuple[str, ...]] = {

@@ -119,7 +119,7 @@ def test_a_users_file_adds_to_the_tables_of_the_package(tmp_path: pathlib.Path) 
         ('["fid"]', '["fid", "fid"]', "each once"),
         ('["fid"]', '["fid", "recall"]', "'manifold' is missing, which recall needs"),
         ('["fid"]', '["fid", "is"]', "'inception_score' is missing, which is needs"),
-        ('["fid"]', '["fid", "sfid"]', "lab gives no spatial features for sfid"),
+        ('["fid"]', '["fid", "sfid"]', "gives no spatial features for sfid"),
         (
             '["fid"]\nreference = "lab.npz"',
             f'["is"]\nreference = "x"\n{IS}num_splits = 2',

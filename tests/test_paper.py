@@ -1,13 +1,10 @@
 """The paper as data: its numbers against the verified facts, and against each other."""
 
 import csv
-import json
 import re
 from pathlib import Path
 
-import golden
 import pytest
-import torch
 
 from cmrepro import paper
 from cmrepro.paper.tables import FOLDER
@@ -110,31 +107,6 @@ def test_every_finding_is_in_the_ledger_once():
     for deviation in DEVIATIONS.values():
         assert deviation.paper and set(deviation.recipes) <= {*recipe_names()}, deviation.id
         assert deviation.follow != "both" or (deviation.fields and deviation.recipes)
-
-
-def test_effect_of_the_float16_distances_follows_from_the_stored_values():
-    values = json.loads((golden.path("metrics/values.json")).read_text())["values"]
-    differences = {
-        f"{abs(case[f'{metric}_tf'] - case[f'{metric}_exact']):.3f} of {metric}"
-        for case in (values["main"], values["few"])
-        for metric in ("precision", "recall")
-    }
-    effect = DEVIATIONS["adm-float16-distances"].effect
-    assert differences - {"0.000 of precision"} == set(re.findall(r"0\.\d{3} of \w+", effect))
-
-
-def test_radam_cancels_a_factor_of_the_loss_after_five_steps():
-    """As `distance-reduction` says; by the gradients of one pixel, and of a sum over 3,072."""
-    weights = torch.nn.Parameter(torch.zeros(2))
-    optimizer, lengths = torch.optim.RAdam([weights], lr=1e-3), []
-    for _ in range(8):
-        before, weights.grad = weights.detach().clone(), torch.tensor([1.0, 3072.0])
-        optimizer.step()
-        lengths.append((before - weights.detach()).tolist())
-    scaled = [mean < 0.5 * sum_ for mean, sum_ in lengths]
-    steps = scaled.index(False)
-    assert not any(scaled[steps:])
-    assert f"first {steps} steps" in DEVIATIONS["distance-reduction"].effect
 
 
 def test_the_papers_side_comes_from_its_table():

@@ -11,8 +11,9 @@ from itertools import islice
 
 import numpy as np
 
+from cmrepro.data import ImageSource
 from cmrepro.distributed import gather, rank_and_world_size, scatter
-from cmrepro.metrics.extractors import BATCH_SIZE, Features, ImageBatches, extract, load_extractor
+from cmrepro.metrics.extractors import BATCH_SIZE, Features, extract, load_extractor
 from cmrepro.metrics.frechet import StreamingMoments
 from cmrepro.progress import progress_bar
 from cmrepro.settings import Extractor
@@ -58,7 +59,7 @@ class Accumulator:
 
 
 def accumulate(
-    images: ImageBatches,
+    images: ImageSource,
     accumulators: Sequence[Accumulator],
     hash_batch: Callable[[np.ndarray], None],
     num_images: int = 0,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmrepro.data import ImageSource
 from cmrepro.files import item_digests
 from cmrepro.metrics.accumulate import Accumulator, accumulate
-from cmrepro.metrics.extractors import ImageBatches
 from cmrepro.metrics.frechet import fid_infinity, fid_of_parts, frechet_distance
 from cmrepro.metrics.reference_files import FEATURE_METRICS, ReferenceStatistics
 from cmrepro.metrics.scores import (
@@ -46,7 +46,7 @@ class Scores:
 
 
 def score(
-    images: ImageBatches,
+    images: ImageSource,
     tasks: Sequence[Task],
     *,
     device: str = "cpu",

@@ -5,10 +5,9 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,18 +27,6 @@ DINOV2_CODE = "facebookresearch/dinov2"
 BATCH_SIZE = 64  # images that a source hands over at a time, and the most in one forward pass
 # Features (B, D), logits (B, K), spatial features (B, S), float32.
 Outputs = tuple[Tensor, Tensor | None, Tensor | None]
-
-
-class ImageBatches(Protocol):
-    """A source of `num_images` images, which need not be in memory."""
-
-    @property
-    def num_images(self) -> int: ...
-
-    def batches(
-        self, batch_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[np.ndarray]:
-        """Images start to stop - 1 in batches; the last may be smaller."""
 
 
 class Features(NamedTuple):

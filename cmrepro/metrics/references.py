@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from cmrepro.data import ImageSource
 from cmrepro.distributed import broadcast
 from cmrepro.files import RECORDED, cache_folder, download
 from cmrepro.metrics.accumulate import Accumulator, accumulate
-from cmrepro.metrics.extractors import ImageBatches
 from cmrepro.metrics.protocols import load_extractor_settings
 from cmrepro.metrics.reference_files import ReferenceStatistics, read_statistics
 from cmrepro.schema import Positive, convert, lookup, read_toml, to_builtins
@@ -46,14 +46,10 @@ def registered_references() -> dict[str, RegisteredReference]:
     return registered
 
 
-def bundled_references() -> dict[str, Path]:
-    """Paths of the reference statistics that come with the package, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("bundled/*.npz"))}
-
-
 def known_references() -> dict[str, RegisteredReference | Path]:
-    """All references by name, those of the package by their paths."""
-    return {**registered_references(), **bundled_references()}
+    """All references by name, those that come with the package by their paths."""
+    bundled = sorted(Path(__file__).parent.glob("bundled/*.npz"))
+    return {**{path.stem: path for path in bundled}, **registered_references()}
 
 
 def fetch_reference(name: str) -> Path:
@@ -105,21 +101,23 @@ def load_reference(
 
 def reference_rows() -> list[dict[str, object]]:
     """One row a name."""
-    rows: list[tuple[str, ReferenceMetadata, str, str]] = []
-    for name, path in bundled_references().items():
-        data = read_statistics(path).metadata
-        source = f"built for protocol {data.protocol} v{data.protocol_version}"
-        rows.append((name, data, "bundled", source))
-    for name, entry in registered_references().items():
-        absent = "to be fetched" if entry.url else "to be built"
-        rows.append((name, entry, "cached" if entry.path.is_file() else absent, entry.source))
-    columns = "name", "data", "images", "extractor", "where", "source"
-    values = ((name, x.dataset_split, x.num_images, x.extractor, *rest) for name, x, *rest in rows)
-    return [dict(zip(columns, row, strict=True)) for row in values]
+    rows: list[dict[str, object]] = []
+    for name, entry in known_references().items():
+        if isinstance(entry, Path):
+            data: ReferenceMetadata = read_statistics(entry).metadata
+            where, source = "bundled", f"built for {data.protocol} v{data.protocol_version}"
+        else:
+            absent = "to be fetched" if entry.url else "to be built"
+            data, source = entry, entry.source
+            where = "cached" if entry.path.is_file() else absent
+        row: dict[str, object] = {"name": name, "data": data.dataset_split}
+        row |= {"images": data.num_images, "extractor": data.extractor}
+        rows.append(row | {"where": where, "source": source})
+    return rows
 
 
 def build_reference(
-    images: ImageBatches,
+    images: ImageSource,
     protocol: Protocol,
     *,
     dataset: str,
@@ -146,8 +144,6 @@ def build_reference(
         return broadcast(None)
     # As exact as in the file, so that writing and reading it does not change a score.
     features = accumulator.features.astype(np.float16).astype(np.float32) if stored else None
-    moments = [m.mean_and_covariance() for m in (accumulator.moments, accumulator.spatial) if m]
-    arrays = [array for pair in moments for array in pair]
     metadata = ReferenceMetadata(
         dataset=dataset,
         split=split,
@@ -160,7 +156,7 @@ def build_reference(
         image_size=extractor.image_size,
         resize=extractor.resize,
     )
-    built = ReferenceStatistics(arrays[0], arrays[1], features, metadata)
+    built = ReferenceStatistics(*accumulator.moments.mean_and_covariance(), features, metadata)
     if accumulator.spatial:
-        built.spatial_mu, built.spatial_sigma = arrays[2:]
+        built.spatial_mu, built.spatial_sigma = accumulator.spatial.mean_and_covariance()
     return broadcast(built)

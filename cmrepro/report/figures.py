@@ -23,7 +23,7 @@ from PIL import Image
 from cmrepro.data.grids import REAL, TILE
 from cmrepro.records import RunRecord, TheoremCheck
 from cmrepro.report.comparability import anchors
-from cmrepro.report.results import protocol_of, ranked
+from cmrepro.report.results import model_at, protocol_of, ranked
 from cmrepro.report.tables import LABELS
 from cmrepro.report.theorems import theorem_figure
 
@@ -69,9 +69,9 @@ def samples_figure(records: Sequence[RunRecord], grids: Path) -> Figure | None:
     """
     strips = {"real images": grids / REAL.name}
     for mean, first in ranked(records):
-        evaluations = f"{first.nfe} evaluation{'s' * (first.nfe != 1)}"
-        label = f"{first.model}, {evaluations}: {LABELS['fid']} {mean}"
-        strips[label] = grids / f"{first.model}_nfe{first.nfe}.png"
+        if first.nfe:
+            label = f"{model_at(first.model, first.nfe)}: {LABELS['fid']} {mean}"
+            strips[label] = grids / f"{first.model}_nfe{first.nfe}.png"
     strips = {label: path for label, path in strips.items() if path.is_file()}
     if not strips:
         return None

@@ -122,11 +122,10 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     checks = read_json(TheoremRun, out / THEOREMS).checks if (out / THEOREMS).is_file() else ()
     if theorems := theorem_rows(checks):
         tables["theorems"] = theorems
-    real = {"real images": str(REAL)} if (out / REAL).exists() else {}
-    samples = {**real}
+    samples = {"real images": str(REAL)} if (out / REAL).exists() else {}
     for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
         if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
-            samples[f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"] = path
+            samples[results.model_at(model, nfe)] = path
     return {
         "orderings": {k: results.verdict_table(v, "ordering") for k, v in decided.items()},
         "printed": results.verdict_table(decided.get("paper", {}), "absolute"),
@@ -145,7 +144,7 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
             for path in sorted((out / "results/editing").glob("*.png"))
         },
         "samples": samples,
-        "real": bool(real),
+        "real": "real images" in samples,
         "context": any(r.nfe is None for r in records),
         "demo": results.demo_rows(records),
         "warnings": sorted({w for r in records for w in r.warnings}),

@@ -49,6 +49,11 @@ def protocol_of(record: RunRecord) -> str:
     return f"{protocol.name} v{protocol.version}{other}"
 
 
+def model_at(model: str, nfe: int) -> str:
+    """A model with its number of evaluations, in words."""
+    return f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"
+
+
 def summary(members: Sequence[RunRecord], metric: Metric) -> Summary:
     """Mean of a score over seeds with its interval; that of the sample set for one record."""
     if len(members) == 1:
@@ -291,6 +296,6 @@ def scale(records: Sequence[RunRecord]) -> dict[str, list[tuple[str, str]]]:
     """Names and FD by protocol, best first, of models and of images from elsewhere."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for mean, first in ranked(records):
-        steps = f", {first.nfe} evaluation{'s' * (first.nfe != 1)}" if first.nfe else ""
-        found[protocol_of(first)].append((first.model + steps, str(mean)))
+        name = model_at(first.model, first.nfe) if first.nfe else first.model
+        found[protocol_of(first)].append((name, str(mean)))
     return found
