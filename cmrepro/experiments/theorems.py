@@ -6,6 +6,7 @@ limit. Each quantity is measured on independent replicates, which give the inter
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -327,7 +328,9 @@ def check_theorems() -> list[TheoremCheck]:
 def run_theorems(out: Path) -> TheoremRun:
     """Check all statements and write results/theorems.json below `out`."""
     start = time.perf_counter()
-    checks = tuple(check_theorems())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own use of torch.jit
+        checks = tuple(check_theorems())
     duration_s = round(time.perf_counter() - start, 1)
     run = TheoremRun(checks=checks, provenance=provenance(), duration_s=duration_s)
     with atomic_path(out / THEOREMS) as temporary:
