@@ -8,7 +8,7 @@ from gaussian import Gaussian, noise
 from torch import Tensor
 
 from cmrepro.consistency.distances import Distance, l1, l2
-from cmrepro.consistency.progressive import progressive_distillation_loss
+from cmrepro.consistency.progressive import progressive_distillation_loss, student_steps_at
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import euler_step
 
@@ -63,3 +63,10 @@ def test_progressive_losses_equal_the_official_ones(code: str, distance: Distanc
         )
     # Float32 through three networks.
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("code", ["jax", "torch"])
+def test_the_number_of_steps_is_the_official_one(code: str) -> None:
+    stored = golden.arrays(f"schedules/{code}_progdist.npz")
+    got = [student_steps_at(step, 4096, 50_000) for step in stored["step"].tolist()]
+    assert got == stored["num_scales"].tolist()

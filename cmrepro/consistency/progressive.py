@@ -36,3 +36,15 @@ def progressive_distillation_loss(
         x_s = euler_step(lambda x_t, t: teacher(x_t, t, labels), x_middle, middle, s)
         goal = x_t - (t / (t - s))[:, None, None, None] * (x_t - x_s)
     return (t**-2).clamp(min=1) * distance(student(x_t, t, labels), goal)
+
+
+def student_steps_at(step: int, first_steps: int, steps_an_iteration: int) -> int:
+    """N of the student, from `first_steps`, a power of two, halved every iteration down to 1.
+
+    The students of 2 steps and of 1 step take twice as long as the others (Section 4 there), as in
+    the released code (first_steps = 4,096, steps_an_iteration = 50,000 training steps).
+    """
+    long_iterations_begin = (first_steps.bit_length() - 2) * steps_an_iteration
+    if step < long_iterations_begin:
+        return first_steps >> step // steps_an_iteration
+    return 2 if step < long_iterations_begin + 2 * steps_an_iteration else 1

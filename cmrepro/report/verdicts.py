@@ -251,7 +251,9 @@ def _pair(
     common = sorted(a.records.keys() & b.records.keys())
     noise = [{side.records[seed].hashes.noise for side in pair} for seed in common]
     if any(None in of_seed or len(of_seed) > 1 for of_seed in noise):
-        notes.append("paired by seed alone, as the noise of the sides differs or is not recorded")
+        notes.append(
+            "paired by seed; the two sides draw different noise, or different amounts of it"
+        )
     notes += [f"{s.remark} {name}" for s, name in zip(pair, NAMES, strict=True) if s.remark]
     scores, gains = _gains(metric, pair, common)
     shared = [m for m in LABELS if m in a.first.scores.keys() & b.first.scores.keys()]
