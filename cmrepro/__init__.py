@@ -7,6 +7,8 @@
 Names are resolved on first use, so that `import cmrepro` loads nothing heavy.
 """
 
+# ruff: noqa: F403, F405
+
 import os
 from typing import TYPE_CHECKING
 
@@ -30,19 +32,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cmrepro.api import (
-        claims,
-        deviations,
-        edit,
-        evaluate,
-        load,
-        report,
-        results,
-        sample,
-        save,
-        table3,
-        wrap,
-    )
+    from cmrepro.api import *
 else:
 
     def __getattr__(name: str) -> object:

@@ -31,7 +31,7 @@ from cmrepro.networks.presets import CLIPPED_DENOISERS
 from cmrepro.noise import class_labels, noise_blocks
 from cmrepro.progress import progress_bar
 from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
-from cmrepro.sample_sets import Stages, prepare_folder
+from cmrepro.sample_sets import Stages, prepare_folder, write_provenance
 from cmrepro.schema import LARGEST
 from cmrepro.settings import Rounding, SamplerSettings
 
@@ -117,9 +117,9 @@ def sample(
     """Sample images number 0 to num_images - 1 of a seed with f or D, in evaluation mode.
 
     With a `folder`, which all processes of `torchrun` see, each writes its shard of the batches to
-    folder/stageK.npy as they are made, and an interrupted sampling continues. Without one, each
-    process samples all images. `batch_size` is by default `BATCH_SIZE`, on
-    "cuda" by its memory. `progress` is the label of a progress bar.
+    folder/stageK.npy as they are made, their provenance beside them, and an interrupted sampling
+    continues. Without one, each process samples all images. `batch_size` is by default
+    `BATCH_SIZE`, on "cuda" by its memory. `progress` is the label of a progress bar.
     """
     if not (1 <= num_images <= LARGEST and 0 <= seed <= LARGEST):
         found = f"got {num_images} images and seed {seed}"
@@ -160,6 +160,9 @@ def sample(
             settings.stages, stages.checksums(), strict=True
         )
     ]
+    if rank == 0:
+        for path, provenance in zip(stages.paths, provenances, strict=False):
+            write_provenance(path, provenance)
     return Samples(stages.images, labels, provenances)
 
 

@@ -48,9 +48,8 @@ def edit(
     originals = source.take(range(min(num_images, source.num_images)))
     if missing:
         how["missing"] = np.asarray(Image.open(missing).convert("L")) > 127
-    edited = edit_images(
-        load_model(checkpoint, options.resolve_device(device)), originals, how.pop("task"), **how
-    )
+    model = load_model(checkpoint, options.resolve_device(device))
+    edited = edit_images(model, originals, how.pop("task"), **how)
     if out.suffix == ".png":
         panel = np.concatenate([originals, *edited])
         write_grid(out, panel, rows=3, columns=len(originals))

@@ -9,7 +9,7 @@ from typing import Any
 
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.io import read_info
-from cmrepro.checkpoints.load import CheckpointModel, find_checkpoint, load_model
+from cmrepro.checkpoints.load import find_checkpoint, load_model
 from cmrepro.data.sources import SampleSet
 from cmrepro.distributed import broadcast, rank_and_world_size
 from cmrepro.experiments.run import evaluate, write_results
@@ -19,12 +19,11 @@ from cmrepro.metrics.reference_files import ReferenceStatistics
 from cmrepro.metrics.references import load_reference
 from cmrepro.progress import progress_bar
 from cmrepro.provenance import provenance
-from cmrepro.records import FOLDER, RunRecord, SampleProvenance, read_record, record_files
-from cmrepro.sample_sets import write_provenance
+from cmrepro.records import FOLDER, RunRecord, read_record, record_files
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.schema import Positive, Struct, lookup, read_toml, to_json
 from cmrepro.search import search_time
-from cmrepro.settings import Protocol, SamplerSettings
+from cmrepro.settings import Protocol
 
 SAMPLE_SETS = Path("sample-sets")  # below --out
 
@@ -88,9 +87,7 @@ def reproduce(
     Everything to download is fetched first, and a second time that is not published is searched.
     Images of n steps are stage n of the same sampling, so that fewer steps cost nothing more. An
     interrupted job continues: records of the same settings and code are read again, and sample
-    sets in out/sample-sets, which stay there if `keep_samples`, are completed. Writes
-    out/results/records/*.json and out/results/samples/*.png (seed 0). Under `torchrun` every
-    process takes its share.
+    sets in out/sample-sets, which stay there if `keep_samples`, are completed.
     """
     protocol, count = load_protocol(suite.protocol), suite.num_images
     references = fetch(suite, protocol)
@@ -112,13 +109,17 @@ def reproduce(
         digest = hashlib.sha256(to_json((sha256, settings)).encode()).hexdigest()[:8]
         folder = out / SAMPLE_SETS / f"{label}_n{count}_seed{seed}_{digest}"
         if missing:
-            provenances, durations_s = _sample(model, settings, seed, count, folder)
+            start, continued = time.perf_counter(), folder.exists()
+            text = f"{label} seed {seed}"
+            samples = sample(model, settings, count, seed, model.image_size, text, folder)
+            duration_s = round(time.perf_counter() - start, 2)
+            durations_s = {} if continued else {"sampling_all_steps": duration_s}
         for stage in missing:
             images = SampleSet(folder / f"stage{stage}.npy", label)
             for record in evaluate(
                 images,
                 [protocol],
-                provenances[stage - 1],
+                samples.provenances[stage - 1],
                 num_images=count,
                 device=device,
                 progress=True,
@@ -130,20 +131,6 @@ def reproduce(
         if is_first and not keep_samples:
             shutil.rmtree(folder, ignore_errors=True)
     return records
-
-
-def _sample(
-    model: CheckpointModel, settings: SamplerSettings, seed: int, num_images: int, folder: Path
-) -> tuple[list[SampleProvenance], dict[str, float]]:
-    """Provenance of each stage of a seed, sampled into `folder`; seconds, if not of a part."""
-    start, continued = time.perf_counter(), folder.exists()
-    label = f"{model.path.stem} seed {seed}"
-    samples = sample(model, settings, num_images, seed, model.image_size, label, folder)
-    if rank_and_world_size()[0] == 0:
-        for stage, beside in enumerate(samples.provenances, 1):
-            write_provenance(folder / f"stage{stage}.npy", beside)
-    seconds = round(time.perf_counter() - start, 2)
-    return samples.provenances, {} if continued else {"sampling_all_steps": seconds}
 
 
 def _key(record: RunRecord) -> tuple[Any, ...]:
