@@ -59,7 +59,7 @@ def test_the_reason_says_how_many_and_how_sure():
     assert gain.mean + gain.half_width == pytest.approx(high)
     assert verdict.reason.startswith("FD 90.33 against 101, better by 10.67 ± ")
     [note] = verdict.notes
-    assert note.startswith("paired by seed alone")  # 2 steps draw more noise than 1
+    assert note.startswith("paired by seed;")  # 2 steps draw more noise than 1
 
 
 def test_the_reason_says_which_metrics_order_the_other_way():
@@ -114,7 +114,7 @@ def test_an_ablation_is_matched_by_the_recipe_in_the_record():
     base, l1 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l1", distance="l1")
     verdict = ordering_verdict(L1, base + l1)
     assert verdict.answer == "holds at demo scale"
-    assert "paired by seed alone" not in str(verdict.notes)  # the recorded noise is the same
+    assert "paired by seed;" not in str(verdict.notes)  # the recorded noise is the same
     # The name says nothing: the same without the changed field is no record of l1.
     unchanged = demo("cd", [100, 102, 101], suffix="-l1")
     assert "distance = l1" in ordering_verdict(L1, base + unchanged).reason
@@ -227,7 +227,7 @@ def test_sides_of_other_noise_are_paired_by_seed_alone(noise):
     assert ordering_verdict(L1, base + l1).notes == ()
     l1[1] = altered(l1[1], {"hashes.noise": noise})
     [note] = ordering_verdict(L1, base + l1).notes
-    assert note.startswith("paired by seed alone, as the noise")
+    assert note.startswith("paired by seed; the two sides")
 
 
 @pytest.mark.parametrize("order", [1, -1])
