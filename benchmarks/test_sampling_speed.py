@@ -7,7 +7,7 @@ from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.networks.presets import build_network
 from cmrepro.settings import SamplerSettings
 
-NUM_IMAGES = 4  # of one batch; a larger one would only take longer
+NUM_IMAGES = 32  # of one batch
 
 
 def demo_model():
@@ -16,9 +16,8 @@ def demo_model():
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def test_two_steps_over_two_bare_evaluations(benchmark, gate, monkeypatch):
-    """What is on top: noise, its checksum, scalings, clipping and rounding."""
-    monkeypatch.setattr(sampling, "BATCH_SIZE", NUM_IMAGES)
+def test_two_steps_over_two_bare_evaluations(benchmark, gate):
+    """What is on top: noise, checksums, scalings, clipping and rounding; 3 % is the aim."""
     model = demo_model()
     settings = SamplerSettings(algorithm="multistep", times=(80.0, 0.8))
     x = torch.randn(NUM_IMAGES, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -33,4 +32,4 @@ def test_two_steps_over_two_bare_evaluations(benchmark, gate, monkeypatch):
         return sampling.sample(model, settings, NUM_IMAGES, seed=0, image_size=32)
 
     benchmark.pedantic(ours, rounds=2, warmup_rounds=1)
-    gate.ratio("two-step sampling over bare evaluations", ours, bare, at_most=1.2, pairs=15)
+    gate.ratio("two-step sampling of 32 images over bare", ours, bare, at_most=1.06, pairs=5)

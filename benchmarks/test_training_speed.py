@@ -19,7 +19,7 @@ BATCH_SIZE = 4  # small, for the time of many pairs; the fixed work of a step we
 def training_of(method):
     """A run of the demo's size in the midst of its schedules."""
     recipe = load_recipe(f"demo-cifar10-{method}").replace(distance="l2", batch_size=BATCH_SIZE)
-    teacher = PreconditionedModel(build_network("demo"), "edm") if method == "cd" else None
+    teacher = PreconditionedModel(build_network(recipe.network), "edm") if method == "cd" else None
     training = Training(recipe, seed=0, teacher=teacher)
     training.step = 1000
     return training

@@ -7,12 +7,20 @@
 Names are resolved on first use, so that `import cmrepro` loads nothing heavy.
 """
 
+# ruff: noqa: F403, F405
+
+import os
 from typing import TYPE_CHECKING
+
+# OpenMP threads that wait busily take the cores from each other on a machine under load. The
+# variable is read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = [
     "claims",
     "deviations",
+    "edit",
     "evaluate",
     "load",
     "report",
@@ -24,18 +32,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cmrepro.api import (
-        claims,
-        deviations,
-        evaluate,
-        load,
-        report,
-        results,
-        sample,
-        save,
-        table3,
-        wrap,
-    )
+    from cmrepro.api import *
 else:
 
     def __getattr__(name: str) -> object:

@@ -21,6 +21,7 @@ from cmrepro.records import (
 from cmrepro.report import report as report
 from cmrepro.report.results import claims_rows, interval_ends, results_rows
 from cmrepro.report.tables import deviations_rows
+from cmrepro.settings import EditTask
 from cmrepro.training.recipes import table3_rows
 
 if TYPE_CHECKING:
@@ -99,8 +100,21 @@ def sample(
     label = "sampling" if progress else None
     samples = sampling.sample(model, settings, num_images, seed, model.image_size, label)
     images = samples.stages[-1].view(SampledImages)
-    images.provenance = sampling.sample_provenance(model, settings, seed, samples)
+    images.provenance = samples.provenances[-1]
     return images
+
+
+def edit(
+    model: CheckpointModel | WrappedModel,
+    images: NDArray[np.uint8],
+    task: EditTask,
+    seed: int = 0,
+    **settings: Any,
+) -> NDArray[np.uint8]:
+    """Images edited by Algorithm 4, uint8 (N, H, W, 3); tasks and settings as `edit_images`."""
+    from cmrepro.experiments.edit import edit_images
+
+    return edit_images(model, images, task, seed, **settings).outputs
 
 
 @overload
@@ -150,7 +164,7 @@ def evaluate(
     from cmrepro.experiments import run
     from cmrepro.metrics.extractors import check_images
     from cmrepro.metrics.protocols import load_protocol
-    from cmrepro.sampling import read_provenance
+    from cmrepro.sample_sets import read_provenance
 
     if isinstance(images, str | Path):
         source = open_images(images)

@@ -1,8 +1,12 @@
 """Processes started by `torchrun`: their group, shards of work, collectives."""
 
 import contextlib
+import functools
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +40,18 @@ def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) without a process group."""
     is_group = distributed.is_initialized()
     return (distributed.get_rank(), distributed.get_world_size()) if is_group else (0, 1)
+
+
+def thread_pool() -> tuple[ThreadPoolExecutor, int]:
+    """Threads of this process, its share of the cores, and their number."""
+    return _thread_pool(os.getpid())  # threads do not survive a fork
+
+
+@functools.cache
+def _thread_pool(process: int) -> tuple[ThreadPoolExecutor, int]:
+    cores = len(os.sched_getaffinity(0))
+    num_threads = max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+    return ThreadPoolExecutor(num_threads, f"cmrepro-{process}"), num_threads
 
 
 def shard(count: int, rank: int, world_size: int) -> slice:
@@ -83,3 +99,10 @@ def broadcast(value: Any) -> Any:
     if distributed.is_initialized():
         distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Temporary folder of rank 0, which the processes of one machine share."""
+    with tempfile.TemporaryDirectory(prefix="cmrepro-") as folder:
+        yield Path(broadcast(folder))

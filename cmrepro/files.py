@@ -6,16 +6,18 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from typing import Any
+from urllib.parse import urlsplit
 
 CHUNK_BYTES = 1 << 20
 LONGEST = 280  # of a message, characters
+TIMEOUT_S = 30  # without a byte from a server
+WAITS_S = (1, 4, 16)  # before a broken download continues
 RECORDED = "recorded at first download"  # stands for a checksum that nobody publishes
 
 
@@ -105,9 +107,14 @@ def one_line_errors(path: object, fault: str, advice: str = "") -> Iterator[None
         raise ValueError(start + short(text, 290 - len(start + end)) + end) from error
 
 
-def array_sha256(array: NDArray[Any]) -> str:
-    """Hexadecimal SHA-256 of an array's values in C order."""
-    return hashlib.sha256(array.tobytes()).hexdigest()
+def item_digests(items: Iterable[Any]) -> bytes:
+    """SHA-256 digests of arrays' values in C order, 32 bytes each."""
+    return b"".join(hashlib.sha256(item.tobytes()).digest() for item in items)
+
+
+def items_sha256(items: Iterable[Any]) -> str:
+    """Hexadecimal SHA-256 of arrays' digests, so that each process hashes its own images."""
+    return hashlib.sha256(item_digests(items)).hexdigest()
 
 
 def sha256(*paths: str | Path) -> str:
@@ -165,46 +172,90 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("cmrepro"))
 
 
-def download(url: str, path: Path, checksum: str) -> Path:
+def download(
+    url: str, path: Path, checksum: str, read: Callable[[Path], object] | None = None
+) -> Path:
     """Fetch `url` to `path`, continuing an interrupted download in PATH.part; gives `path`.
 
-    A file that is already there is used after its checksum. For the checksum `RECORDED`, the first
-    file's SHA-256 is recorded, and later files must have it.
+    A file that is already there is used after its checksum. For the checksum `RECORDED`, the
+    SHA-256 of the first file that `read` reads without an error is recorded, and later files must
+    have it. The environment variable `CMREPRO_MIRROR`, an address or a folder, stands in the place
+    of the host of `url`.
     """
     if path.exists():
-        _check(path, path, checksum)
+        _check(path, path, checksum, read)
         return path
     from filelock import FileLock
 
+    if mirror := os.environ.get("CMREPRO_MIRROR"):
+        url = mirror.rstrip("/") + urlsplit(url).path
     part, lock = (path.with_name(path.name + suffix) for suffix in (".part", ".lock"))
     make_folder(path.parent)
     try:
         with FileLock(lock):
-            if not path.exists():  # another process may have fetched it
+            while not path.exists():  # another process may have fetched it
+                continued = part.exists()
                 _fetch(url, part)
-                _check(part, path, checksum)
-                os.replace(part, path)
+                try:
+                    _check(part, path, checksum, read)
+                except ValueError as error:
+                    part.unlink()
+                    if not continued:  # else the start may have been of another file
+                        fault = short(str(error).replace(str(part), "it"), 120)
+                        got = f"{short(url, 90)} gives a wrong file, which was removed: {fault}"
+                        raise DownloadError(f"{got}; put the right one at {path}") from error
+                else:
+                    os.replace(part, path)
     except OSError as error:  # the network's errors are among them
         advice = f"run it again to continue, or put the file at {path} by hand"
         if error.errno == errno.ENOSPC:
             advice = "no space left: free some, or set CMREPRO_CACHE to a folder on another disk"
-        reason = f"cannot download {url} to {part} ({type(error).__name__})"
+        reason = f"cannot download {url} ({_reason(error)})"
         raise DownloadError(f"{reason}; {advice}") from error
     return path
 
 
-def _check(arrived: Path, path: Path, checksum: str) -> None:
-    """Compare a download for `path` with its checksum, or record that of the first one."""
-    record = path.with_name(path.name + ".sha256")
+def _reason(error: OSError) -> str:
+    """The status of an HTTP answer, or the kind of another error."""
+    if (response := getattr(error, "response", None)) is None:
+        return type(error).__name__
+    return f"HTTP {response.status_code} {response.reason}"
+
+
+def _check(
+    arrived: Path, path: Path, checksum: str, read: Callable[[Path], object] | None
+) -> None:
+    """Compare a download for `path` with its checksum, or record that of the first right one."""
     if expected := expected_checksum(path, checksum):
-        where = f" as recorded in {record}" if checksum == RECORDED else ""
-        require_checksum(arrived, expected, f"{where}; delete it and download again")
-    else:
-        with atomic_path(record) as temporary:  # as `sha256sum` writes it
-            temporary.write_text(f"{sha256(arrived)}  {path.name}\n")
+        advice = "; delete it and download again"
+        if checksum == RECORDED:
+            advice = f", recorded in {path.name}.sha256; delete the wrong one of the two"
+        require_checksum(arrived, expected, advice)
+        return
+    if read:
+        read(arrived)
+    with atomic_path(path.with_name(path.name + ".sha256")) as temporary:
+        temporary.write_text(f"{sha256(arrived)}  {path.name}\n")  # as `sha256sum` does
 
 
 def _fetch(url: str, part: Path) -> None:
+    """Fetch `url` to `part`, and continue it a few times where the connection breaks."""
+    if "://" not in url:
+        shutil.copyfile(url, part)
+        return
+    import requests
+
+    for wait_s in (*WAITS_S, None):
+        try:
+            return _receive(url, part)
+        except requests.RequestException as error:
+            refused = error.response is not None and error.response.status_code < 500
+            if wait_s is None or refused:
+                raise
+            time.sleep(wait_s)
+
+
+def _receive(url: str, part: Path) -> None:
     import requests
 
     from cmrepro.progress import progress_bar
@@ -212,8 +263,8 @@ def _fetch(url: str, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
     # The bytes of the file itself: its checksum and its ranges do not know of compression.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code == 416:  # the part is the whole file already
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+        if response.status_code == 416:  # nothing after the part, which is checked
             return
         response.raise_for_status()
         resumed = response.status_code == 206

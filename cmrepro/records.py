@@ -17,6 +17,7 @@ from cmrepro.schema import Checksum, NotNegative, Positive, Share, Struct
 
 SCHEMA: Literal["cmrepro-record-4"] = "cmrepro-record-4"
 FOLDER = Path("results/records")
+THEOREMS = Path("results/theorems.json")
 RELATIVE_TOLERANCE = 1e-4  # of scores between machines
 NOISE = "uniform-noise"  # name of the anchor that no trained model should come near
 
@@ -47,7 +48,7 @@ class StatedTraining(Struct, frozen=True, kw_only=True):
 class TrainingRun(Struct, frozen=True, kw_only=True):
     """Training of a model: measured for our own, published for official checkpoints."""
 
-    method: settings.ReleasedMethod  # as in `Recipe`; official checkpoints have more methods
+    method: settings.Method  # as in `Recipe`
     scale: settings.Scale  # as in `Recipe`
     stands_for: str  # as in `Recipe`
     dataset: str  # name of the images trained on
@@ -142,6 +143,7 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
     training: StatedTraining | None = None  # of the model, where there is no checkpoint
     num_sampled: Positive | None = None  # images of the whole sample set
     sampling_device: str | None = None  # device that made them
+    sampling_batch_size: Positive | None = None  # images of a forward pass; None where unknown
     hashes: Hashes | None = None  # checksums of noise, labels and images of the whole sample set
 
     def stating(self, **stated: Unpack[Stated]) -> "SampleProvenance":
@@ -225,6 +227,8 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
     def identity(self) -> dict[str, Any]:
         """Everything that makes the scores, as flat keys: equal for two runs of one experiment."""
         sampler = self.sampler and schema.to_builtins(self.sampler)
+        if sampler and sampler["precision"] == "fp32":  # as in records from before it was a field
+            del sampler["precision"]
         return {
             "model": self.model,
             "checkpoint": self.checkpoint and self.checkpoint.sha256,
@@ -307,3 +311,22 @@ def merge_records(paths: Iterable[Path], folder: Path, overwrite: bool = False) 
     """Write records from elsewhere (files or folders) into a folder, each under its id."""
     files = [f for path in paths for f in (record_files(path) or [path])]
     return [write_record(read_record(file), folder, overwrite) for file in files]
+
+
+class TheoremCheck(Struct, frozen=True, kw_only=True):
+    """A statement about the method, measured on data whose score is known."""
+
+    id: str  # e.g. "theorem1/heun/mean"
+    data: str  # name of the data
+    value: float  # order of convergence, or the quantity itself
+    interval: tuple[float, float]  # 95 %
+    num_scales: tuple[Positive, ...] = ()  # N of `errors`
+    errors: tuple[float, ...] = ()  # at each N, mean over replicates
+
+
+class TheoremRun(Struct, frozen=True, kw_only=True):
+    """All checks of one run."""
+
+    checks: tuple[TheoremCheck, ...]
+    provenance: Provenance
+    duration_s: float

@@ -1,10 +1,10 @@
-"""Images from a checkpoint and a seed, and sample sets on disk."""
+"""Images from a checkpoint and a seed."""
 
 import functools
-import hashlib
-import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,23 +14,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
+from cmrepro.checkpoints.load import WrappedModel
 from cmrepro.consistency.parameterization import Denoiser, PreconditionedModel
 from cmrepro.consistency.samplers import check_times, multistep_stages
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.consistency.solvers import heun_step, solve_ode
-from cmrepro.data import ImageSource
-from cmrepro.distributed import gather, rank_and_world_size, shard
-from cmrepro.files import array_sha256, atomic_path, short
+from cmrepro.consistency.solvers import euler_step, heun_step, solve_ode
+from cmrepro.distributed import (
+    all_reduce_max,
+    broadcast,
+    rank_and_world_size,
+    shard,
+    thread_pool,
+)
+from cmrepro.files import items_sha256
 from cmrepro.networks.presets import CLIPPED_DENOISERS
+from cmrepro.noise import class_labels, noise_blocks
 from cmrepro.progress import progress_bar
 from cmrepro.records import CheckpointInfo, Hashes, SampleProvenance
-from cmrepro.schema import LARGEST, convert, read_json, to_json
+from cmrepro.sample_sets import Stages, prepare_folder, write_provenance
+from cmrepro.schema import LARGEST
 from cmrepro.settings import Rounding, SamplerSettings
 
-# Images of one forward pass. Convolutions may round differently in batches of another size, so it
-# is part of what a seed means; the last batch is filled up, so that the number of images is not.
-BATCH_SIZE = 100
+# Images of a forward pass, on the CPU. Convolutions may round differently in batches of another
+# size: those of the demo network did in batches of 16 and less, not in those of 30 to 130. So the
+# last batch, or the only one, is filled up to a multiple of FULL.
+BATCH_SIZE, FULL = 100, 32
+LARGEST_BATCH_SIZE = 512  # on "cuda"; larger ones are no faster, and processes share them worse
+BYTES_PER_PIXEL = 8500  # of the largest released network in float32: 56 GB for 100 LSUN images
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 TO_UINT8 = {"round": torch.round, "truncate": torch.floor}
 
@@ -52,6 +64,13 @@ def sampler_settings(
     rounding: Rounding = "round" if to_uint8 == "as given" else to_uint8
     how: dict[str, Any] = {"to_uint8": rounding, "clip_denoised": clip_denoised}
     sigma_max = info.sigma_max
+    if info.recipe and info.recipe.method == "pd":
+        trained = info.recipe.num_scales
+        if steps != trained:
+            found = f"got steps = {steps} for a student of progressive distillation"
+            raise ValueError(f"{found}; allowed are the {trained} that it was trained for")
+        grid = tuple(karras_times(trained + 1, info.sigma_min, sigma_max, info.rho).tolist())
+        return SamplerSettings(algorithm="euler", times=grid, **how)
     if info.parameterization == "edm":
         if not isinstance(steps, int) or steps < 2:
             allowed = "a number N >= 2 of points of Heun's sampler, e.g. 18"
@@ -69,41 +88,19 @@ def sampler_settings(
     return SamplerSettings(algorithm="multistep", times=times, **how)
 
 
-def _generator(seed: int, i: int, counter: int = 0) -> np.random.Generator:
-    """Counter-based stream of image i."""
-    key = np.array([seed, i], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise (S, B, C, H, W), float32, of B images by their indices.
-
-    `shape` is (S, C, H, W): S draws of an image, which are a function of (seed, i) alone.
-    """
-    draws = [_generator(seed, i).standard_normal(shape, np.float32) for i in indices]
-    return torch.from_numpy(np.stack(draws, axis=1))
-
-
-def class_labels(seed: int, indices: Sequence[int], num_classes: int) -> NDArray[np.int64]:
-    """Class of each image (N,), uniform as in the official code, a function of (seed, i) alone."""
-    counter = 1 << 128  # independent of the noise, whose counters never get this far
-    return np.array([_generator(seed, i, counter).integers(num_classes) for i in indices])
-
-
-def to_uint8(x: Tensor, rule: Rounding) -> NDArray[np.uint8]:
+def to_uint8(x: Tensor, rule: Rounding) -> Tensor:
     """Images (B, 3, H, W), clipped to [-1, 1], as uint8 (B, H, W, 3) by a rule of `TO_UINT8`."""
     pixels = TO_UINT8[rule](x * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 @dataclass(frozen=True)
 class Samples:
     """Images of one seed after each evaluation of Algorithm 1, or at the end of Heun's method."""
 
-    stages: list[NDArray[np.uint8]]  # (N, H, W, 3) each
-    # Checksum of the noise up to each stage, image by image: the same for any number of later ones
-    noise_sha256: list[str]
+    stages: list[NDArray[np.uint8]]  # (N, H, W, 3) each; memory maps of the files in a folder
     labels: NDArray[np.int64] | None  # (N,) of a class-conditional network, or None
+    provenances: list[SampleProvenance]  # of each stage; later ones do not change the noise's hash
 
 
 @torch.inference_mode()
@@ -114,50 +111,135 @@ def sample(
     seed: int,
     image_size: int,
     progress: str | None = None,
+    folder: Path | None = None,
+    batch_size: int | None = None,
 ) -> Samples:
     """Sample images number 0 to num_images - 1 of a seed with f or D, in evaluation mode.
 
-    Under `torchrun` every process samples its shard of the batches, and rank 0 gathers them; the
-    others return no images. `progress` is the label of a progress bar.
+    With a `folder`, which all processes of `torchrun` see, each writes its shard of the batches to
+    folder/stageK.npy as they are made, their provenance beside them, and an interrupted sampling
+    continues. Without one, each process samples all images. `batch_size` is by default
+    `BATCH_SIZE`, on "cuda" by its memory. `progress` is the label of a progress bar.
     """
     if not (1 <= num_images <= LARGEST and 0 <= seed <= LARGEST):
         found = f"got {num_images} images and seed {seed}"
         raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0, both below 2^63")
-    device = _device(model)
-    rank, world_size = rank_and_world_size()
-    firsts = range(0, num_images, BATCH_SIZE)
-    classes = None
-    if model.num_classes:
-        indices = range(len(firsts) * BATCH_SIZE)
-        classes = torch.from_numpy(class_labels(seed, indices, model.num_classes))
-    own = firsts[shard(len(firsts), rank, world_size)]
-    # Noise draws an image: one for each evaluation of Algorithm 1, one in all for Heun.
-    num_stages = len(settings.times) if settings.algorithm == "multistep" else 1
-    stages: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_stages)]
-    digests = [hashlib.sha256() for _ in stages]
-    shape = (len(stages), 3, image_size, image_size)
-
-    def batch_noise(first: int) -> Tensor:
-        z = noise(seed, range(first, first + BATCH_SIZE), shape)
-        used = z[:, : num_images - first].transpose(0, 1).numpy()  # (B, S, C, H, W)
-        for draws, digest in enumerate(digests, 1):
-            digest.update(used[:, :draws].tobytes())
-        return z.to(device)
-
-    hidden = progress is None or rank > 0
-    for first in progress_bar(own, hidden, desc=progress, unit="batch"):
-        z = batch_noise(first)
-        labels = None if classes is None else classes[first : first + BATCH_SIZE].to(device)
-        images = _stages(functools.partial(model, labels=labels), settings, z, model.sigma_min)
-        for stage, x in zip(stages, images, strict=True):
-            stage.append(to_uint8(x[: num_images - first], settings.to_uint8))
+    shape = (len(settings.stages), num_images, image_size, image_size, 3)
+    size = batch_size or _default_batch_size(_device(model), image_size)
+    unnamed = SampleProvenance(model=type(model).__name__)
+    run = getattr(model, "provenance", unnamed).replace(
+        nfe=settings.nfe,
+        seed=seed,
+        sampler=settings,
+        num_sampled=num_images,
+        sampling_device=str(_device(model)),
+        sampling_batch_size=size,
+    )
+    rank, world_size = rank_and_world_size() if folder else (0, 1)
+    if folder:
+        if rank == 0:
+            size = prepare_folder(folder, run, shape, batch_size is None)
+        size = broadcast(size)
+    stages = Stages(shape, folder)
+    firsts = range(0, num_images, size)
+    firsts = firsts[shard(len(firsts), rank, world_size)]
+    num_classes = model.num_classes
+    labels = class_labels(seed, range(num_images), num_classes) if num_classes else None
+    size = _sample_batches(model, settings, seed, firsts, labels, stages, progress)
+    if folder:  # when all processes have written theirs
+        size = -all_reduce_max(-size)
+    labels_sha256 = None if labels is None else items_sha256(labels)
+    provenances = [
+        run.replace(
+            nfe=sampler.nfe,
+            sampler=sampler,
+            sampling_batch_size=size,
+            hashes=Hashes(noise=noise_sha256, labels=labels_sha256, images=images_sha256),
+        )
+        for sampler, (noise_sha256, images_sha256) in zip(
+            settings.stages, stages.checksums(), strict=True
+        )
+    ]
     if rank == 0:
-        for first in firsts[len(own) :]:  # the checksum covers the noise of the other ranks
-            batch_noise(first)
-    parts = gather([np.concatenate(stage) for stage in stages] if own else None)
-    whole = [np.concatenate(stage) for stage in zip(*filter(None, parts), strict=True)]
-    used = None if classes is None else classes[:num_images].numpy()
-    return Samples(whole, [digest.hexdigest() for digest in digests], used)
+        for path, provenance in zip(stages.paths, provenances, strict=False):
+            write_provenance(path, provenance)
+    return Samples(stages.images, labels, provenances)
+
+
+def _sample_batches(
+    model: PreconditionedModel | WrappedModel,
+    settings: SamplerSettings,
+    seed: int,
+    firsts: range,
+    labels: NDArray[np.int64] | None,
+    stages: Stages,
+    progress: str | None,
+) -> int:
+    """Sample the unfinished ones of the batches that start at `firsts`; the batch size at the end.
+
+    The device does not wait for the noise of a batch, nor for its images to be hashed and written.
+    Where its memory is too small for a batch, the batch size is halved.
+    """
+    device, (pool, _), size = _device(model), thread_pool(), firsts.step
+    num_images, *image_shape, _ = stages.images[0].shape
+    left = [first for first in firsts if not stages.is_finished(first, first + size)]
+    filled = ((first, -(-(num_images - first) // FULL) * FULL) for first in left)
+    batches = [range(first, first + min(size, count)) for first, count in filled]
+    shape = (len(stages.images), 3, *image_shape)
+    noise = noise_blocks(seed, batches, shape, device.type == "cuda")
+
+    def write(first: int, images: list[Tensor], noise_digests: bytes) -> None:
+        used = [x[: num_images - first].cpu().numpy() for x in images]
+        stages.write(first, used, noise_digests)
+
+    writes = deque[Future[None]]()
+    hidden, skipped = progress is None or rank_and_world_size()[0] > 0, len(firsts) - len(left)
+    counts = {"total": len(firsts), "initial": skipped, "unit": "batch"}
+    with progress_bar(None, hidden, desc=progress, **counts) as bar:
+        for batch, (z, noise_digests) in zip(batches, noise, strict=True):
+            classes = None
+            if labels is not None:
+                classes = torch.from_numpy(np.resize(labels[batch.start : batch.stop], len(batch)))
+            while (passes := _passes(model, settings, z, classes, size)) is None:
+                found = f"out of memory with {size} images at once"
+                size //= 2
+                print(f"{found}; continuing with {size} (--batch-size)", file=sys.stderr)
+            images = [torch.cat(stage) for stage in zip(*passes, strict=True)]
+            writes.append(pool.submit(write, batch.start, images, noise_digests))
+            if len(writes) > 2:
+                writes.popleft().result()
+            bar.update()
+    for future in writes:
+        future.result()
+    return size
+
+
+def _passes(
+    model: PreconditionedModel | WrappedModel,
+    settings: SamplerSettings,
+    z: Tensor,
+    labels: Tensor | None,
+    size: int,
+) -> list[list[Tensor]] | None:
+    """Images of each stage, uint8 (B, H, W, 3), of each `size` of the noise z (B, S, C, H, W).
+
+    None if the device's memory is too small.
+    """
+    device, passes = _device(model), []
+    try:
+        for part, x in enumerate(z.split(size)):
+            classes = None if labels is None else labels.split(size)[part].to(device)
+            f = functools.partial(model, labels=classes)
+            x = x.to(device, non_blocking=True).transpose(0, 1)
+            precision = settings.precision
+            with torch.autocast(device.type, AUTOCAST[precision], precision != "fp32"):
+                images = _stages(f, settings, x, model.sigma_min)
+                passes.append([to_uint8(x, settings.to_uint8) for x in images])
+    except torch.OutOfMemoryError:
+        if size == 1:
+            raise
+        return None
+    return passes
 
 
 def _stages(
@@ -172,7 +254,10 @@ def _stages(
         return model(x_t, t).clamp(-1, 1) if clip else model(x_t, t)
 
     times = torch.tensor(settings.times, dtype=torch.float64)
-    return iter([solve_ode(denoiser, settings.times[0] * z[0], times, heun_step)])
+    x = settings.times[0] * z[0]
+    if settings.algorithm == "euler":
+        return iter([solve_ode(denoiser, x, times, euler_step, to_zero=False)])
+    return iter([solve_ode(denoiser, x, times, heun_step)])
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -180,63 +265,10 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters(), torch.empty(0)).device
 
 
-def sample_provenance(
-    model: CheckpointModel | WrappedModel,
-    settings: SamplerSettings,
-    seed: int,
-    samples: Samples,
-    stage: int = 0,
-) -> SampleProvenance:
-    """Provenance of the images of one stage of `samples`, counted from 1; the last by default."""
-    stage = stage or len(samples.stages)
-    if settings.algorithm == "multistep":
-        settings = settings.replace(times=settings.times[:stage])
-    images, labels = samples.stages[stage - 1], samples.labels
-    hashes = Hashes(
-        noise=samples.noise_sha256[stage - 1],
-        labels=None if labels is None else array_sha256(labels),
-        images=array_sha256(images),
-    )
-    return model.provenance.replace(
-        nfe=settings.nfe,
-        seed=seed,
-        sampler=settings,
-        num_sampled=len(images),
-        sampling_device=str(_device(model)),
-        hashes=hashes,
-    )
-
-
-def provenance_path(path: Path) -> Path:
-    """Path of the JSON beside a sample set."""
-    path = Path(os.path.expanduser(path)).absolute()  # so that the folder "." has a name
-    return path.with_name(f"{path.name}.provenance.json")
-
-
-def write_sample_set(
-    path: Path,
-    images: NDArray[np.uint8],
-    provenance: SampleProvenance,
-    labels: NDArray[np.int64] | None = None,
-) -> None:
-    """Write images as `arr_0` of an .npz, classes as `arr_1` (ADM's names), provenance beside."""
-    with atomic_path(path) as temporary:  # it ends in .npz too, as np.savez wants it
-        np.savez(temporary, images) if labels is None else np.savez(temporary, images, labels)
-    with atomic_path(provenance_path(path)) as temporary:
-        temporary.write_text(to_json(provenance), encoding="utf-8")
-
-
-def read_provenance(path: Path, images: ImageSource) -> SampleProvenance:
-    """Provenance beside a sample set; without one, only the set's name."""
-    unknown = SampleProvenance(model=short(images.name, 100))
-    if not (beside := provenance_path(path)).is_file():
-        return unknown
-    fields = read_json(object, beside)
-    if not (isinstance(fields, dict) and fields.keys() & SampleProvenance.__struct_fields__):
-        print(f"{short(beside, 120)} is no provenance of cmrepro's; ignored", file=sys.stderr)
-        return unknown
-    provenance = convert(SampleProvenance, fields, str(beside))
-    if provenance.num_sampled not in (None, images.num_images):
-        counts = f"{provenance.num_sampled} images, {path} has {images.num_images}"
-        raise ValueError(f"{beside} is the provenance of {counts}; remove it or sample again")
-    return provenance
+def _default_batch_size(device: torch.device, image_size: int) -> int:
+    """Images of a forward pass: on "cuda" a power of 2 that fills at most half of its memory."""
+    if device.type != "cuda":
+        return BATCH_SIZE
+    memory = torch.cuda.get_device_properties(device).total_memory
+    fitting = memory // (2 * BYTES_PER_PIXEL * image_size**2)
+    return min(LARGEST_BATCH_SIZE, 1 << max(fitting.bit_length() - 1, 0))

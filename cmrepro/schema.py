@@ -23,7 +23,6 @@ Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Checksum = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="64 hex digits")]
 
 to_builtins = msgspec.to_builtins  # a Struct as JSON would hold it: dicts, lists, text, numbers
-json_schema = msgspec.json.schema  # JSON Schema (draft 2020-12) of a declared type
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

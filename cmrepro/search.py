@@ -4,15 +4,25 @@ The paper does so by ternary search (Section 5), which scores 6 to 8 of 16 inner
 of 199, and may miss the best one where scores do not fall towards it from both sides.
 """
 
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from cmrepro.checkpoints.load import CheckpointModel
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
+from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.data import ImageDataset
+from cmrepro.distributed import broadcast, temporary_folder
 from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.references import load_reference
+from cmrepro.records import CheckpointInfo
+from cmrepro.sample_sets import image_source
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.settings import Metric, Protocol, Selection
 
@@ -55,6 +65,23 @@ def ternary_search(score: Score, times: Sequence[float]) -> dict[int, float]:
 SEARCHES = {"ternary": ternary_search, "grid": grid_search}
 
 
+class FirstStepOnce(nn.Module):
+    """A model whose images of the first step are computed once, and kept in a folder."""
+
+    def __init__(self, model: CheckpointModel, sigma_max: float, folder: Path) -> None:
+        super().__init__()
+        self.model, self.sigma_max, self.folder = model, sigma_max, folder
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The model's images, by their noise."""
+        if t[0] < self.sigma_max:
+            return self.model(x_t, t, labels)
+        path = self.folder / f"{hashlib.sha256(x_t.cpu().numpy().tobytes()).hexdigest()}.npy"
+        if not path.exists():
+            np.save(path, self.model(x_t, t, labels).cpu().numpy())
+        return torch.from_numpy(np.load(path)).to(x_t.device)
+
+
 @dataclass(frozen=True)
 class TimeSearch:
     """Result of a search."""
@@ -62,6 +89,15 @@ class TimeSearch:
     rows: list[dict[str, float]]  # index, time, scores of each point, in the order of scoring
     time: float  # the point with the lowest FID
     selection: Selection  # how it was chosen, for the checkpoint's header
+
+
+def _num_scales(info: CheckpointInfo) -> int | None:
+    """Points N of the grid of a model: of its recipe, at its end where N grows, or published."""
+    if info.recipe:  # the last grid (deviation `ct-num-boundaries`)
+        return info.recipe.num_scales or (info.recipe.s1 or 0) + 1
+    name = info.converted.name if info.converted else None
+    released = released_checkpoints().get(name or "")
+    return released.num_scales if released else None
 
 
 def search_time(
@@ -76,8 +112,8 @@ def search_time(
 ) -> TimeSearch:
     """Search the second time t of Algorithm 1 by the FID of images sampled at (sigma_max, t).
 
-    By default N of the grid is that of the recipe (at its end, where N grows), and the number of
-    images at each time that of the protocol. The noise is the same at each time.
+    By default N of the grid is that of the recipe (at its end, where N grows) or the registry's,
+    and the number of images at each time that of the protocol. The noise is the same at each time.
     """
     info = model.info
     if seed < FIRST_SEARCH_SEED:
@@ -87,27 +123,32 @@ def search_time(
         raise ValueError(f"protocol {protocol.name} has no {METRIC}, which the search needs")
     if info.parameterization == "edm":
         raise ValueError(f"{model.path.name} is an EDM denoiser, which has no second time")
-    if num_scales is None and info.recipe:
-        # Where N grows, the grid is the last one (deviation `ct-num-boundaries`).
-        num_scales = info.recipe.num_scales or (info.recipe.s1 or 0) + 1
+    num_scales = num_scales or _num_scales(info)
     if num_scales is None or num_scales < 3:
         found = f"got a grid of {num_scales or 'unknown'} points for {model.path.name}"
         raise ValueError(f"{found}; give a number of points >= 3 with --grid")
     times = karras_times(num_scales, info.sigma_min, info.sigma_max, info.rho).tolist()
     num_images = num_images or protocol.num_images
-    task = Task(protocol, load_reference(protocol), num_images)
+    dataset = info.training.dataset if info.training else None
+    task = Task(protocol, load_reference(protocol, None, dataset), num_images)
     rows: list[dict[str, float]] = []
 
     def fid(time: float) -> float:
         settings = sampler_settings(info, [info.sigma_max, time], protocol.to_uint8)
         label = f"t = {time:.3g}"
-        samples = sample(model, settings, num_images, seed, model.image_size, label)
-        [scores] = score(ImageDataset(label, samples.stages[-1]), [task], device=device)
-        values = {str(metric): value for metric, value in scores.values.items()}
+        at_time = folder / str(time)
+        samples = sample(f, settings, num_images, seed, model.image_size, label, at_time)
+        results = score(image_source(label, samples.stages[-1]), [task], device=device)
+        values = broadcast(results and results[0].values)
+        if results:
+            shutil.rmtree(at_time)
         rows.append({"index": times.index(time), "time": time, **values})
-        return scores.values[METRIC]
+        return values[METRIC]
 
-    scores = SEARCHES[method](fid, times)
+    with temporary_folder() as folder:
+        once = FirstStepOnce(model, info.sigma_max, folder)
+        f = WrappedModel(once, model.image_size, model.num_classes, info, model.provenance).eval()
+        scores = SEARCHES[method](fid, times)
     index = min(scores, key=lambda i: scores[i])
     selection = Selection(
         rule=f"least {METRIC} of {len(scores)} among {num_scales} points, the reported metric",

@@ -11,9 +11,13 @@ Metric = Literal["fid", "sfid", "is", "kid", "precision", "recall", "density", "
 METRICS: tuple[Metric, ...] = get_args(Metric)
 MANIFOLD_METRICS: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
 Rounding = Literal["round", "truncate"]
-Method = Literal["edm", "cd", "ct"]
-# Of the released checkpoints: the paper's appendix trains in continuous time too.
-ReleasedMethod = Literal[Method, "continuous-cd", "continuous-cd-stopgrad", "continuous-ct"]
+Precision = Literal["fp32", "bf16", "fp16"]
+EditTask = Literal[
+    "inpainting", "colorization", "super-resolution", "strokes", "denoising", "interpolation"
+]
+Method = Literal[
+    "edm", "cd", "ct", "pd", "continuous-cd", "continuous-cd-stopgrad", "continuous-ct"
+]
 Variant = Literal["paper", "released"]
 Scale = Literal["demo", "paper"]
 Initialisation = Literal["random", "teacher"]
@@ -27,7 +31,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
     variant: Variant  # "paper", or "released" for the settings of the official code
     scale: Scale = "paper"  # "paper", or "demo" for a network that a laptop samples
     stands_for: str  # the paper's model that it trains or imitates, e.g. "cifar10-cd"
-    method: Method  # "edm" (denoising, the teacher), "cd" (Algorithm 2) or "ct" (Algorithm 3)
+    # "edm" (denoising, the teacher), "cd" (Algorithm 2), "ct" (Algorithm 3), "pd" (one halving of
+    # progressive distillation), or in continuous time (Appendix B)
+    method: Method
     dataset: str  # name of the training images
     network: str  # name of a network preset
     initialisation: Initialisation  # "random", or "teacher" for the teacher's weights
@@ -51,7 +57,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     solver: str | None = None  # ODE solver of CD
     target_ema: Share | None = None  # mu, where fixed
     mu0: Share | None = None  # mu at the start, where it follows mu(k)
-    num_scales: Positive | None = None  # N, where fixed
+    num_scales: Positive | None = None  # N, where fixed; of PD the steps of the student
     s0: Positive | None = None  # N at the start, where it follows N(k)
     s1: Positive | None = None  # N - 1 at the end, where it follows N(k)
     schedule_steps: Positive | None = None  # K of N(k), where it differs from total_steps
@@ -62,7 +68,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
             if (value := getattr(self, key)) is not None:
                 method = f"recipe '{self.name}', which {self.method.upper()}"
                 raise ValueError(f"got {key} = {value} for {method} does not have; leave it out")
-        if self.method == "edm":
+        if self.method == "pd" and self.num_scales is None:
+            raise ValueError(f"recipe '{self.name}' needs num_scales, the steps of its student")
+        if "num_scales" in _UNUSED_FIELDS[self.method] or self.method == "pd":
             return
         fixed, scheduled = self.num_scales is not None, self.s0 is not None
         if fixed == scheduled or scheduled != (self.s1 is not None):
@@ -78,21 +86,40 @@ class Recipe(Struct, frozen=True, kw_only=True):
 
 
 _SCHEDULES = ("target_ema", "mu0", "num_scales", "s0", "s1", "schedule_steps", "two_step_index")
-_UNUSED_FIELDS = {"edm": ("distance", "solver", *_SCHEDULES), "cd": (), "ct": ("solver",)}
+_CONTINUOUS = ("solver", *_SCHEDULES)
+_UNUSED_FIELDS: dict[Method, tuple[str, ...]] = {
+    "edm": ("distance", *_CONTINUOUS),
+    "cd": (),
+    "ct": ("solver",),
+    "pd": tuple(field for field in _CONTINUOUS if field != "num_scales"),
+    "continuous-cd": _CONTINUOUS,
+    "continuous-cd-stopgrad": _CONTINUOUS,
+    "continuous-ct": _CONTINUOUS,
+}
 
 
 class SamplerSettings(Struct, frozen=True, kw_only=True):
     """Sampler: the way from noise to images."""
 
-    algorithm: Literal["multistep", "heun"]  # Algorithm 1 (for f), or EDM's sampler (for D)
-    times: tuple[float, ...]  # at which f is evaluated, or the grid of Heun's method; decreasing
+    # Algorithm 1 (for f), EDM's sampler (for D) or Euler's method (for D distilled progressively)
+    algorithm: Literal["multistep", "heun", "euler"]
+    times: tuple[float, ...]  # at which f is evaluated, or the solver's grid; decreasing
     to_uint8: Rounding = "round"  # of 127.5 x + 127.5; the official code truncates
     clip_denoised: bool = True  # clip the result of each evaluation to [-1, 1]
+    precision: Precision = "fp32"  # of the network's convolutions and products
 
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""
-        return len(self.times) if self.algorithm == "multistep" else 2 * len(self.times) - 1
+        points = len(self.times)
+        return {"multistep": points, "heun": 2 * points - 1, "euler": points - 1}[self.algorithm]
+
+    @property
+    def stages(self) -> list["SamplerSettings"]:
+        """Sampler of the images after each evaluation of Algorithm 1; other methods have one."""
+        if self.algorithm != "multistep":
+            return [self]
+        return [self.replace(times=self.times[:n]) for n in range(1, len(self.times) + 1)]
 
 
 class Weights(Struct, frozen=True, kw_only=True):
@@ -109,8 +136,6 @@ class Weights(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if (self.package is None) == (self.url is None):
             raise ValueError(f"weights '{self.name}' must have a package or a url, and not both")
-        if self.package and self.checksum == RECORDED:
-            raise ValueError(f"weights '{self.name}': a file of a package needs its checksum")
 
 
 class Extractor(Struct, frozen=True, kw_only=True):
@@ -199,14 +224,13 @@ class Protocol(Struct, frozen=True, kw_only=True):
             for key in _METRIC_SETTINGS.get(metric, ()):
                 if getattr(self, key) is None:
                     raise ValueError(f"'{key}' is missing, which {metric} needs; add its table")
-        if "is" in self.metrics and not self.logits_extractor.num_logits:
-            name = self.logits_extractor.name
-            advice = "set the extractor of inception_score, or remove is"
-            raise ValueError(f"{name} gives no logits for is; {advice}")
-        if "sfid" in self.metrics and not self.extractor.spatial_dim:
-            name = self.extractor.name
-            advice = "choose an extractor with spatial_dim, or remove sfid"
-            raise ValueError(f"{name} gives no spatial features for sfid; {advice}")
+        for metric, outputs, number in (
+            ("is", "logits", self.logits_extractor.num_logits),
+            ("sfid", "spatial features", self.extractor.spatial_dim),
+        ):
+            if metric in self.metrics and not number:
+                fix = f"choose an extractor that does, or remove {metric}"
+                raise ValueError(f"the extractor gives no {outputs} for {metric}; {fix}")
 
 
 _METRIC_SETTINGS: dict[Metric, tuple[str, ...]] = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,39 +75,51 @@ def ema_tree(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Any]:
     return tree
 
 
-def flax_file(dtype: torch.dtype = torch.float32, **state: Any) -> bytes:
-    """The weights of "tiny-flax" in a type, as the EMA, with other parts of a training state."""
+def flax_file(dtype: torch.dtype = torch.float32, name: str = "tiny-flax", **state: Any) -> bytes:
+    """The weights of a network in a type, as the EMA, with other parts of a training state."""
 
     def bfloat16(value: np.ndarray) -> msgpack.ExtType:
         content = (value.shape, "bfloat16", (value.view("<u4") >> 16).astype("<u2").tobytes())
         return msgpack.ExtType(1, msgpack.packb(content))
 
-    network = build_network("tiny-flax")
+    network = build_network(name)
     assert isinstance(network, NCSNpp)
     stored = torch.float16 if dtype == torch.float16 else torch.float32
-    weights = {n: x.to(dtype).to(stored).contiguous() for n, x in weights_of("tiny-flax").items()}
+    weights = {n: x.to(dtype).to(stored).contiguous() for n, x in weights_of(name).items()}
     zeros = ema_tree({n: 0 * x for n, x in weights.items()}, network)
-    content = {"params": zeros, "params_ema": ema_tree(weights, network), "lr": 4e-4} | state
+    trees = {"params": zeros, "target_params": zeros, "params_ema": ema_tree(weights, network)}
+    content = trees | {"opt_state": {"mu": zeros, "nu": zeros}, "lr": 4e-4} | state
     return msgpack.packb(content, default=bfloat16 if dtype == torch.bfloat16 else packed)
 
 
-def write_flax(path: pathlib.Path, **state: Any) -> pathlib.Path:
+def write_flax(path: pathlib.Path, name: str = "tiny-flax", **state: Any) -> pathlib.Path:
     """`flax_file` at step 7."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(flax_file(**{"step": 7} | state))
+    path.write_bytes(flax_file(name=name, **{"step": 7} | state))
     return path
+
+
+def official_step(entry: ReleasedCheckpoint) -> int | None:
+    """Step counter in an official flax file: the loop saves number N after step 10,000 N + 1."""
+    number = re.search(r"checkpoint_(\d+)$", entry.url)
+    return int(number[1]) * 10_000 + 1 if number else None
+
+
+def write_official(entry: ReleasedCheckpoint, path: pathlib.Path) -> None:
+    """A file of random weights of the released checkpoint's network, in its format."""
+    if entry.format == "flax":
+        write_flax(path, entry.network, step=official_step(entry))
+    else:
+        write_torch(path, entry.network)
 
 
 def release(
     monkeypatch: pytest.MonkeyPatch, name: str = "imagenet64-cd-lpips"
 ) -> ReleasedCheckpoint:
     """A released checkpoint as if it had a small network, its file put into the cache by hand."""
-    flax = released_checkpoints()[name].format == "flax"
-    small = "tiny-flax" if flax else "tiny"
-    entry = released_checkpoints()[name].replace(network=small)
+    entry = released_checkpoints()[name]
+    small = "tiny-flax" if entry.format == "flax" else "tiny"
+    entry = entry.replace(network=small)
     monkeypatch.setitem(released_checkpoints(), name, entry)
-    if flax:
-        write_flax(entry.downloaded, step=entry.training.total_steps or 0)
-    else:
-        write_torch(entry.downloaded)
+    write_official(entry, entry.downloaded)
     return entry

@@ -15,7 +15,7 @@ PARTS = {500: [130.0, 134.0], 1000: [120.0], 2000: [90.0]}  # FD of parts of the
 
 def made_up_records() -> list[RunRecord]:
     uncertainty = {
-        "intervals": {"is": [2.5, 3.5]},
+        "intervals": {"fid": [86.08, 93.92], "is": [2.5, 3.5]},
         "fid_by_num_images": PARTS,
         "fid_infinity": {"value": 80.0, "standard_error": 2.0, "bias": 10.0},
     }

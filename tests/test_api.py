@@ -17,9 +17,10 @@ from tiny_checkpoint import save_tiny
 from torch import nn
 
 import cmrepro
+from cmrepro.noise import class_labels, noise
 from cmrepro.records import FOLDER, read_records
 from cmrepro.report.results import own_table
-from cmrepro.sampling import class_labels, noise, to_uint8
+from cmrepro.sampling import to_uint8
 from cmrepro.training.recipes import load_recipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -51,7 +52,7 @@ def test_a_wrapped_module_gets_the_suites_noise_times_and_classes(presets, tmp_p
 def test_a_module_that_returns_no_images_is_refused(wrong):
     module = Half()
     module.forward = lambda x_t, t: wrong(x_t)
-    with pytest.raises(ValueError, match=r"at t = 80, needed is a tensor \(100, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"at t = 80, needed is a tensor \(32, 3, 8, 8\)"):
         cmrepro.sample(cmrepro.wrap(module, image_size=8))
 
 

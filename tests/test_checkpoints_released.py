@@ -1,15 +1,27 @@
 """Released checkpoints by name: the registry against the paper's data, and their conversion."""
 
+import hashlib
 import pathlib
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from artifacts import ARTIFACTS
-from official_files import release, use_small_networks
+from official_files import (
+    official_step,
+    release,
+    use_small_networks,
+    weights_of,
+    write_official,
+)
 
+from cmrepro import sampling
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.io import bundled_checkpoints
 from cmrepro.checkpoints.load import checkpoint_rows, contents, load_model
 from cmrepro.checkpoints.registry import ReleasedCheckpoint, released_checkpoints
+from cmrepro.paper import TABLE3_RECIPES
 from cmrepro.training.methods import two_step_time
 from cmrepro.training.recipes import load_recipe, recipe_names
 
@@ -53,11 +65,10 @@ def test_registry_and_recipes_agree(name: str) -> None:
 
 
 def test_every_recipe_of_table_3_has_its_checkpoint() -> None:
-    wanted = {name for name in recipe_names() if not name.startswith("demo-")}
-    assert set(TRAINED.values()) == wanted
+    assert {*TABLE3_RECIPES.values()} <= {*TRAINED.values()} <= {*recipe_names()}
 
 
-@pytest.mark.parametrize("name", ["cifar10-cd-lpips", "lsun-bedroom256-ct-lpips", "edm-cifar10"])
+@pytest.mark.parametrize("name", ["cifar10-ct-lpips", "lsun-bedroom256-ct-lpips", "edm-cifar10"])
 def test_load_converts_an_official_file_on_first_use(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
@@ -69,7 +80,7 @@ def test_load_converts_an_official_file_on_first_use(
     info = model.info
     assert model.path == entry.converted
     assert (info.selection.rule, info.training) == ("as released", entry.training)
-    assert info.converted is not None
+    assert info.converted is not None and info.converted.step == official_step(entry)
     for key in ("name", "url", "licence", "format"):
         assert getattr(info.converted, key) == getattr(entry, key)
     for key in ("network", "parameterization", "sigma_min", "sigma_max", "two_step_time"):
@@ -90,3 +101,53 @@ def test_tables_show_the_state(released: ReleasedCheckpoint) -> None:
     found = contents(released.name)
     assert found["training"]["stands_for"] == "imagenet64-cd"
     assert (found["format"], found["selection"]["rule"]) == ("safetensors", "as released")
+
+
+@pytest.mark.parametrize("name", ["cifar10-cd-lpips", "imagenet64-ct-lpips"])
+def test_official_files_are_fetched_listed_and_cleaned(
+    name: str, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """From a mirror, then put there by hand under the official name; a wrong one is refused."""
+    use_small_networks(monkeypatch, tmp_path / "cache")
+    entry = release(monkeypatch, name)
+    monkeypatch.setenv("CMREPRO_MIRROR", str(tmp_path / "mirror"))
+    at_mirror = tmp_path / "mirror" / "consistency" / entry.official_name
+    at_mirror.parent.mkdir(parents=True)
+    entry.downloaded.rename(at_mirror)
+    official = at_mirror.read_bytes()
+    at_mirror.write_bytes(official[:-1000])
+    code, _, err = run("checkpoints", "fetch", name)
+    assert (code, err.count("\n")) == (1, 1) and "wrong file" in err
+    at_mirror.write_bytes(official)
+    assert run("checkpoints", "fetch", name, "--quiet")[0] == 0
+    assert load_model(name).info.converted.sha256 == hashlib.sha256(official).hexdigest()
+    assert run("checkpoints", "clean")[1] == f"removed {entry.downloaded}\n"
+    entry.converted.unlink()
+    code, out, err = run("checkpoints", "list", "--format", "csv")
+    assert entry.official_name in out and str(tmp_path / "cache" / "checkpoints") in err
+    by_hand = tmp_path / "cache" / "checkpoints" / entry.official_name
+    by_hand.parent.mkdir(parents=True, exist_ok=True)
+    at_mirror.rename(by_hand)
+    assert entry.downloaded == by_hand and load_model(name).path == entry.converted
+    assert run("checkpoints", "fetch", name, "--all")[0] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RELEASED)
+def test_official_files_convert_sample_and_reload_at_full_size(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("CMREPRO_CACHE", str(tmp_path))
+    monkeypatch.setattr(sampling, "BATCH_SIZE", 1)
+    entry, images = RELEASED[name], []
+    write_official(entry, entry.downloaded)
+    for _ in range(2):  # of the official file, and of ours alone
+        model = load_model(name)
+        settings = sampling.sampler_settings(model.info, 2 if "edm" in name else 1)
+        images += sampling.sample(model, settings, 1, 0, model.image_size).stages
+        entry.downloaded.unlink(missing_ok=True)
+    stored = {key: tensor.contiguous() for key, tensor in model.network.state_dict().items()}
+    torch.testing.assert_close(stored, weights_of(entry.network), rtol=0, atol=0)
+    np.testing.assert_array_equal(*images)
+    assert images[0].std() > 1
+    entry.converted.unlink()

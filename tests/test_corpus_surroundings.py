@@ -12,7 +12,7 @@ from records_of import demo_record
 from cmrepro.data import ImageDataset
 from cmrepro.files import cache_folder, locked
 from cmrepro.records import FOLDER, write_record
-from cmrepro.sampling import provenance_path, read_provenance
+from cmrepro.sample_sets import provenance_path, read_provenance
 
 BIG, LONG, DEEP = 1 << 64, "x" * 5000, "[" * 100_000
 CD, CT = "demo-cifar10-cd", "demo-cifar10-ct"

@@ -13,7 +13,7 @@ from records_of import demo_record
 
 from cmrepro.checks import images as module
 from cmrepro.checks.examine import examine
-from cmrepro.checks.findings import Findings, Settings
+from cmrepro.checks.findings import Findings
 from cmrepro.checks.images import channel_order, examine_images, value_range
 from cmrepro.checks.installed import file_state
 from cmrepro.checks.records import examine_record, examine_samples
@@ -73,13 +73,13 @@ PLANTS: dict[str, Callable[[Images], Images]] = {
 @pytest.mark.parametrize("cause", PLANTS)
 def test_a_planted_fault_is_found(cause: str, real: Any) -> None:
     images = ImageDataset("planted", PLANTS[cause](real))
-    findings = examine_images(images, Settings(EMBEDDED))
+    findings = examine_images(images, EMBEDDED)
     assert found(findings) == ["too-few-images", cause]
 
 
 def test_clean_images_have_no_finding(real: Any) -> None:
-    settings = Settings(EMBEDDED.replace(num_images=NUM_IMAGES))
-    findings = examine_images(ImageDataset("", real), settings)
+    protocol = EMBEDDED.replace(num_images=NUM_IMAGES)
+    findings = examine_images(ImageDataset("", real), protocol)
     assert (found(findings), len(findings)) == ([], 4)
 
 
@@ -116,7 +116,7 @@ def test_faults_that_a_record_states() -> None:
 @pytest.mark.slow
 def test_committed_records_have_no_finding() -> None:
     paths = [str(path) for path in (ROOT / "results" / "records").glob("*.json")]
-    findings, errors = examine(paths, Settings(EMBEDDED))
+    findings, errors = examine(paths, EMBEDDED)
     assert [found(each) for each in findings.values()] == [[]] * len(paths)
     assert errors == []
 

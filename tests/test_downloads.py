@@ -1,12 +1,14 @@
 """Resumable checked downloads, from a local server that counts what it sends; CIFAR-10."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import http.server
 import io
 import pathlib
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,13 +26,16 @@ MD5 = f"md5:{hashlib.md5(PAYLOAD).hexdigest()}"
 class Server(http.server.ThreadingHTTPServer):
     payload = PAYLOAD
     has_ranges = True
-    cut: int | None = None  # break off after so many bytes, once
     status = 200
+    surplus = 0  # bytes of a Content-Length that is too large
+    cut: int | None = None  # break off after so many bytes, once
+    stall_s = 0.0  # seconds before the last bytes of a cut answer
+    redirects = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.sent: list[tuple[int, int]] = []  # first byte and number of bytes of each answer
-        self.url = f"http://127.0.0.1:{self.server_port}/file.bin"
+        self.url = f"http://127.0.0.1:{self.server_port}/folder/file.bin"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -38,16 +43,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server, requested = self.server, self.headers.get("Range")
+        if server.redirects and self.path != "/elsewhere":
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            return self.end_headers()
         start = 0
         if requested and server.has_ranges:
             start = int(requested.removeprefix("bytes=").rstrip("-"))
         body = server.payload[start:]
         self.send_response((206 if start else server.status) if body else 416)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + server.surplus))
         self.end_headers()
-        body, server.cut = body[: server.cut], None
+        body, cut, server.cut = body[: server.cut], server.cut, None
         server.sent.append((start, len(body)))
-        self.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # a client that no longer waits
+            self.wfile.write(body)
+            if cut:
+                time.sleep(server.stall_s)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
@@ -59,6 +71,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setattr(files, "CHUNK_BYTES", 1 << 14)  # the real ones exceed the payload
+        monkeypatch.setattr(files, "WAITS_S", (0, 0))
+        monkeypatch.setattr(files, "TIMEOUT_S", 1)
         yield server
         server.shutdown()
 
@@ -89,59 +103,87 @@ def test_a_file_put_there_by_hand_is_used_after_its_checksum(
     assert server.sent == []
 
 
-def test_an_interrupted_download_continues(server: Server, path: pathlib.Path) -> None:
-    server.cut = 300_000
-    message = f"cannot download .*run it again.*put the file at {path} by hand"
-    with pytest.raises(DownloadError, match=message):
-        download(server.url, path, MD5)
-    have = path.with_name("file.bin.part").stat().st_size
-    assert 300_000 - files.CHUNK_BYTES < have <= 300_000  # at most the last chunk is lost
-    assert not path.exists()
-    assert download(server.url, path, MD5).read_bytes() == PAYLOAD
-    assert server.sent == [(0, 300_000), (have, len(PAYLOAD) - have)]
+def read(path: pathlib.Path) -> None:
+    """What a reader of the payload's format refuses."""
+    if path.read_bytes() != PAYLOAD:
+        raise ValueError(f"{path} is cut off; download it again")
 
 
-@pytest.mark.parametrize(("has_ranges", "have"), [(False, b"x" * 1000), (True, PAYLOAD)])
-def test_a_part_is_replaced_without_ranges_and_finished_where_it_is_whole(
-    server: Server, path: pathlib.Path, has_ranges: bool, have: bytes
+PAGE = b"<!DOCTYPE html><title>Log in</title>" * 10_000
+REMOVED = "gives a wrong file, which was removed: it "
+FAULTS: dict[str, tuple[dict[str, Any], bytes | None, str | None, int]] = {
+    # of the server; an earlier part; part of the error, None where the file arrives; answers
+    "refused": ({"status": 403}, None, "HTTP 403 Forbidden", 1),
+    "down": ({"status": 503}, PAYLOAD[:9], None, 1),
+    "login page": ({"payload": PAGE, "has_ranges": False}, PAYLOAD[:9], f"{REMOVED}is cut off", 2),
+    "short body": ({"payload": b"{}"}, None, f"{REMOVED}is cut off", 1),
+    "wrong length": ({"surplus": 1}, None, "ChunkedEncodingError", 3),
+    "dies": ({"cut": 300_000}, None, None, 2),
+    "dies without ranges": ({"cut": 300_000, "has_ranges": False}, None, None, 2),
+    "stalls": ({"cut": 300_000, "stall_s": 3}, None, None, 2),
+    "redirect": ({"redirects": True}, PAYLOAD[:9], None, 1),
+    "part of a page": ({}, PAGE[:1000], None, 2),
+    "part too long": ({}, PAYLOAD + b"x", None, 2),
+    "part without ranges": ({"has_ranges": False}, b"x" * 9, None, 1),
+    "whole part": ({}, PAYLOAD, None, 1),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_ends_with_the_file_or_one_line_and_no_checksum(
+    server: Server, path: pathlib.Path, fault: str
 ) -> None:
-    server.has_ranges = has_ranges
-    part = path.with_name("file.bin.part")
-    part.write_bytes(have)
-    assert download(server.url, path, MD5).read_bytes() == PAYLOAD
-    assert not part.exists()
+    settings, part, message, num_answers = FAULTS[fault]
+    vars(server).update(settings)
+    if part:
+        path.with_name("file.bin.part").write_bytes(part)
 
+    def fetch() -> bytes:
+        return download(server.url, path, RECORDED, read).read_bytes()
 
-def test_a_wrong_checksum_leaves_nothing_under_the_final_name(
-    server: Server, path: pathlib.Path
-) -> None:
-    part = path.with_name("file.bin.part")
-    part.write_bytes(b"x" * 1000)
-    with pytest.raises(ValueError, match=f"{part} has md5 .*expected .*delete it"):
-        download(server.url, path, MD5)
-    assert not path.exists()
-
-
-def test_the_first_checksum_is_recorded_where_none_is_published(
-    server: Server, path: pathlib.Path
-) -> None:
-    download(server.url, path, RECORDED)
+    if message:
+        with pytest.raises(DownloadError) as caught:
+            fetch()
+        text = str(caught.value)
+        assert message in text and str(path) in text and "\n" not in text
+        assert not any(path.with_name(f"file.bin{x}").exists() for x in ("", ".sha256"))
+        assert len(server.sent) == num_answers
+        vars(server).update({key: getattr(Server, key) for key in settings})
+    assert fetch() == PAYLOAD
     digest = hashlib.sha256(PAYLOAD).hexdigest()
     assert path.with_name("file.bin.sha256").read_text() == f"{digest}  file.bin\n"
+    if message is None:
+        assert len(server.sent) == num_answers
+    if fault == "dies":
+        [(_, _), (have, size)] = server.sent
+        assert have > 300_000 - files.CHUNK_BYTES and have + size == len(PAYLOAD)
+
+
+def test_a_damaged_file_put_there_by_hand_is_not_recorded(path: pathlib.Path) -> None:
+    """The right one is used then; a later one that differs is refused."""
+    for content in (PAYLOAD[:-1], b"{}"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path} .*download (it )?again"):
+            download("http://unused", path, RECORDED, read)
+    path.write_bytes(PAYLOAD)
+    download("http://unused", path, RECORDED, read)
     path.write_bytes(b"other")
-    with pytest.raises(ValueError, match=f"expected {digest} as recorded in .*delete it"):
-        download(server.url, path, RECORDED)
+    with pytest.raises(ValueError, match=r"expected .* recorded in file.bin.sha256; dele"):
+        download("http://unused", path, RECORDED, read)
 
 
-def test_an_unreachable_address_says_where_to_put_the_file(
-    server: Server, path: pathlib.Path
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_mirror_replaces_the_host(
+    server: Server, path: pathlib.Path, is_folder: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.status = 404
-    with pytest.raises(DownloadError, match=f"HTTPError.*put the file at {path} by hand"):
-        download(server.url, path, MD5)
-    path.with_name("blocked").write_text("a file")
-    with pytest.raises(ValueError, match=r"cannot write .*blocked"):
-        download(server.url, path.with_name("blocked") / "a", MD5)
+    mirror = path.parent / "mirror"
+    (mirror / "folder").mkdir(parents=True)
+    (mirror / "folder" / "file.bin").write_bytes(PAYLOAD)
+    address = server.url.removesuffix("/folder/file.bin")
+    monkeypatch.setenv("CMREPRO_MIRROR", str(mirror) if is_folder else address)
+    official = "https://official.example/folder/file.bin"
+    assert download(official, path, MD5).read_bytes() == PAYLOAD
+    assert len(server.sent) == (not is_folder)
 
 
 def test_cifar10_is_read_from_its_binary_archive(

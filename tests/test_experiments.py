@@ -1,39 +1,114 @@
 """Runs and the main job, with a network too small to matter."""
 
+import itertools
+import multiprocessing
+import os
+import pathlib
+import signal
+from typing import Any
+
 import numpy as np
 import pytest
-from tiny_checkpoint import save_tiny
+import torch
+from test_cli import files_below
+from tiny_checkpoint import save_tiny, tiny_presets
+from torch import nn
 
-from cmrepro.checkpoints.load import load_model
+from cmrepro.checkpoints.load import CheckpointModel, load_model
 from cmrepro.data import ImageDataset
+from cmrepro.experiments import reproduce as experiment
+from cmrepro.experiments import theorems
 from cmrepro.experiments.reproduce import Suite, load_suite, reproduce
 from cmrepro.experiments.run import evaluate
+from cmrepro.metrics.extractors import FeatureExtractor
 from cmrepro.metrics.protocols import load_protocol
-from cmrepro.records import SampleProvenance, read_records
-from cmrepro.sampling import sample, sample_provenance, sampler_settings
+from cmrepro.records import FOLDER, SampleProvenance, TheoremCheck, differences, read_records
+from cmrepro.sampling import sample, sampler_settings
+from cmrepro.search import TimeSearch
+from cmrepro.settings import Selection
 
 pytestmark = pytest.mark.usefixtures("presets")
 
 
 def test_the_main_job_twice(run, tmp_path, monkeypatch):
-    """The second time other scores would be refused; it ends with scores and warnings."""
-    checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
+    """The second sampling time is searched once, and no record is made twice."""
+    selection = Selection(rule="least fid", num_images=12)
+    found = iter([TimeSearch([], 0.8, selection)])
+    monkeypatch.setattr(experiment, "search_time", lambda *others, **options: next(found))
+    checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors", two_step_time=None)
     suite = Suite(protocol="embedded", num_images=12, seeds=2, checkpoints={str(checkpoint): 2})
     first = reproduce(suite, tmp_path / "a")
-    monkeypatch.setattr("cmrepro.experiments.reproduce.load_suite", lambda *names: suite)
+    assert {r.checkpoint.two_step_selection for r in first} == {selection}
+    monkeypatch.setattr(experiment, "load_suite", lambda *names: suite)
+    monkeypatch.setattr(experiment, "sample", None)
+    fitted = {"interval": (0.9, 1.1), "num_scales": (33, 65), "errors": (2.0, 1.0)}
+    check = TheoremCheck(id="theorem3", data="ring", value=1.0, **fitted)
+    monkeypatch.setattr(theorems, "check_theorems", lambda: [check])
     code, out, err = run("reproduce", "cifar10", "--out", tmp_path / "a")
     assert code == 0, err
+    assert "\n## Theorems\n" in (tmp_path / "a" / "REPORT.md").read_text()
     mean = np.mean([r.scores["fid"] for r in first if r.nfe == 1])
     assert f"{mean:.0f}"[:3] in out.replace(",", "")
     assert "wrote 4 records" in out and str(tmp_path / "a" / "REPORT.md") in out
     assert "warning: 12 images where protocol embedded has 2,000" in err
     assert [(r.nfe, r.seed) for r in first] == [(1, 0), (2, 0), (1, 1), (2, 1)]
     assert len({r.hashes.images for r in first}) == 4
-    assert {r.id for r in read_records(tmp_path / "a" / "results" / "records")} == {
-        r.id for r in first
-    }
+    assert {r.id for r in read_records(tmp_path / "a" / FOLDER)} == {r.id for r in first}
+    assert [*(tmp_path / "a" / experiment.SAMPLE_SETS).iterdir()] == []
     grids = sorted(p.name for p in (tmp_path / "a" / "results" / "samples").iterdir())
     assert grids == ["tiny-cd_nfe1.png", "tiny-cd_nfe2.png"]
+
+
+def job(suite: Suite, out: pathlib.Path, kill_at: int) -> None:
+    """The main job in a process that is killed at the k-th call of the sampled or scoring network.
+
+    Calls of the sampled network are counted in the file out/calls.
+    """
+    torch.set_num_threads(1)
+    calls = itertools.count(1)
+
+    def counted(module: nn.Module, x: torch.Tensor, *others: Any) -> Any:
+        if next(calls) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(module, CheckpointModel):
+            with open(out / "calls", "a") as file:
+                file.write("x")
+        return forwards[type(module)](module, x, *others)
+
+    forwards = {kind: kind.forward for kind in (CheckpointModel, FeatureExtractor)}
+    for kind in forwards:
+        kind.forward = lambda self, x, *o, labels=None: counted(self, x, *o)
+    protocol = load_protocol("embedded").replace(metrics=("is",))  # takes no second to score
+    experiment.load_protocol = lambda name: protocol
+    with tiny_presets():
+        reproduce(suite, out, keep_samples=True)
+
+
+@pytest.mark.slow  # a process that imports torch
+def test_a_killed_job_goes_on_where_it_stopped(tmp_path):
+    """Killed in the second of three batches, and between the scores of both steps."""
+    checkpoint = save_tiny(tmp_path / "tiny-cd.safetensors")
+    suite = Suite(protocol="embedded", num_images=12, seeds=2, checkpoints={str(checkpoint): 2})
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cmrepro.experiments.reproduce"])
+    for name, kills in {"whole": [0], "killed": [4, 6, 0]}.items():
+        (tmp_path / name).mkdir()
+        for kill_at in kills:
+            process = context.Process(target=job, args=(suite, tmp_path / name, kill_at))
+            process.start()
+            process.join()
+            assert process.exitcode == (-signal.SIGKILL if kill_at else 0)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    pairs = zip(*(read_records(out / FOLDER) for out in (whole, killed)), strict=True)
+    keys = {key for a, b in pairs for key in differences(a, b)}
+    assert all(key.startswith(("durations_s", "provenance")) for key in keys)
+    assert files_below(whole) == files_below(killed)
+    for file in [*whole.rglob("*.npy"), *whole.rglob("*.png")]:
+        assert (killed / file.relative_to(whole)).read_bytes() == file.read_bytes()
+    calls = [len((out / "calls").read_text()) for out in (whole, killed)]
+    assert calls[0] == 2 * 3 * 2
+    # The killed batch's first call again, and its predecessor's 2 if it was not yet written.
+    assert calls[1] - calls[0] in (1, 3)
 
 
 def test_second_time_rounding_and_images_make_records_of_their_own(tmp_path):
@@ -43,7 +118,7 @@ def test_second_time_rounding_and_images_make_records_of_their_own(tmp_path):
     for times, rounding in [((80, 0.9), "round"), ((80, 20), "round"), ((80, 0.9), "truncate")]:
         settings = sampler_settings(model.info, times, rounding)
         samples = sample(model, settings, 12, seed=0, image_size=8)
-        provenance = sample_provenance(model, settings, 0, samples)
+        provenance = samples.provenances[-1]
         images = ImageDataset("x", samples.stages[-1])
         ids += [record.id for record in evaluate(images, [protocol], provenance, num_images=12)]
     for images in (samples.stages[0], samples.stages[1]):
@@ -62,5 +137,5 @@ def test_suites():
     assert suite.num_images == load_protocol(suite.protocol).num_images
     with pytest.raises(ValueError, match="did you mean 'cifar10'"):
         load_suite("cifar-10", "demo")
-    with pytest.raises(ValueError, match="unknown profile 'full'"):
-        load_suite("cifar10", "full")
+    with pytest.raises(ValueError, match="imagenet64 has no profile 'demo'; give --profile paper"):
+        load_suite("imagenet64", "demo")

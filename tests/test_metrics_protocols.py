@@ -110,7 +110,7 @@ def test_a_users_file_adds_to_the_tables_of_the_package(tmp_path: pathlib.Path) 
     ("old", "new", "message"),
     [
         ("[protocols.lab]", "[protocols.embedded]", "protocols.embedded comes with the package"),
-        ("[protocols.lab]", "[protocol.lab]", "'protocol'.*mean 'protocols'"),
+        ("[protocols.lab]", "[protocol.lab]", r"has 0 tables \[protocols.NAME\]"),
         ("[weights.lab]", "[protocols.more]\n[weights.lab]", r"has 2 tables \[protocols.NAME\]"),
         ("num_images", "num_image", "'num_image'.*did you mean 'num_images'"),
         ('weights = "lab"', 'weights = "labb"', "unknown weights 'labb': did you mean 'lab'"),
@@ -119,7 +119,7 @@ def test_a_users_file_adds_to_the_tables_of_the_package(tmp_path: pathlib.Path) 
         ('["fid"]', '["fid", "fid"]', "each once"),
         ('["fid"]', '["fid", "recall"]', "'manifold' is missing, which recall needs"),
         ('["fid"]', '["fid", "is"]', "'inception_score' is missing, which is needs"),
-        ('["fid"]', '["fid", "sfid"]', "lab gives no spatial features for sfid"),
+        ('["fid"]', '["fid", "sfid"]', "gives no spatial features for sfid"),
         (
             '["fid"]\nreference = "lab.npz"',
             f'["is"]\nreference = "x"\n{IS}num_splits = 2',

@@ -1,6 +1,7 @@
 """Reference statistics: built, loaded by name, held against a protocol."""
 
 import functools
+import hashlib
 import pathlib
 import re
 import tracemalloc
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from cmrepro.data import ImageDataset, open_images
-from cmrepro.files import array_sha256, sha256
+from cmrepro.files import sha256
 from cmrepro.metrics import accumulate, reference_files
 from cmrepro.metrics.extractors import Features, extract, load_extractor
 from cmrepro.metrics.frechet import frechet_distance
@@ -20,7 +21,9 @@ from cmrepro.metrics.protocols import load_protocol
 from cmrepro.metrics.reference_files import ReferenceStatistics, write_statistics
 from cmrepro.metrics.references import (
     build_reference,
+    default_reference,
     load_reference,
+    registered_references,
 )
 from cmrepro.settings import Protocol, ReferenceMetadata, StoredFeatures
 
@@ -78,7 +81,7 @@ def test_a_reference_holds_a_seeded_choice_of_features_and_its_metadata(
         dataset="noise",
         split="all",
         num_images=12,
-        images_sha256=array_sha256(IMAGES),
+        images_sha256=hashlib.sha256(IMAGES.tobytes()).hexdigest(),
         features_seed=3,
         protocol="embedded",
         protocol_version=PROTOCOL.version,
@@ -125,7 +128,7 @@ def test_a_stream_gives_the_moments_of_all_its_images(small: Protocol) -> None:
         np.testing.assert_allclose(mu, expected.mean(axis=0))
         covariance = np.cov(expected, rowvar=False)
         np.testing.assert_allclose(sigma, covariance, rtol=1e-9, atol=1e-9 * covariance.max())
-    assert got.metadata.images_sha256 == array_sha256(whole)
+    assert got.metadata.images_sha256 == hashlib.sha256(whole.tobytes()).hexdigest()
     rows = np.sort(np.random.RandomState(0).permutation(5000)[:4])
     np.testing.assert_array_equal(got.real_features(small), features[rows].astype(np.float16))
 
@@ -229,7 +232,7 @@ def test_registered_files_get_their_documented_metadata(cache: pathlib.Path) -> 
         load_reference(load_protocol("cm-cifar10"), "edm-imagenet-64x64")
     # A file that changes after its first use is refused.
     save_gaussian(cache / "edm-cifar10-32x32.npz", arr_1=np.zeros(1))
-    with pytest.raises(ValueError, match=r"expected .* as recorded in"):
+    with pytest.raises(ValueError, match=r"has sha256 .*, expected"):
         load_reference(edm)
 
 
@@ -260,6 +263,17 @@ def test_the_bundled_reference_serves_its_protocol() -> None:
     error = features.mean(axis=0, dtype=np.float64) - reference.mu
     standard = np.sqrt(np.diag(reference.sigma) / len(features))
     assert np.abs(error / standard).max() < 6
+
+
+@pytest.mark.parametrize("name", ["adm-imagenet64", "adm-lsun-bedroom256", "adm-lsun-cat256"])
+def test_a_model_is_scored_against_the_data_that_it_was_trained_on(name: str) -> None:
+    dataset = f"{name.removeprefix('adm-')}-train"
+    assert default_reference(ADM, dataset) == name
+    assert registered_references()[name].dataset_split == dataset
+    assert default_reference(ADM, None) == ADM.reference
+    with pytest.raises(ValueError, match=f"data set '{EMBEDDED.reference}', .* need '{dataset}'"):
+        load_reference(EMBEDDED, dataset=dataset)
+    assert load_reference(EMBEDDED, EMBEDDED.reference, dataset)  # by its name it may be of others
 
 
 @pytest.mark.slow

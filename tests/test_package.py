@@ -1,5 +1,6 @@
 """Cost of importing the package, and what no committed file may hold."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -34,6 +35,15 @@ def test_importing_the_package_loads_nothing_heavy():
     loaded = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split()
     heavy = {"torch", "numpy", "pandas", "scipy", "matplotlib", "PIL", "click", "msgspec"}
     assert not heavy & set(loaded)
+
+
+@pytest.mark.parametrize(("users", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "x"}, "x")])
+def test_openmp_threads_wait_asleep_unless_the_user_says_otherwise(users, policy):
+    program = "import cmrepro, os; print(os.environ['OMP_WAIT_POLICY'])"
+    others = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", program]
+    found = subprocess.check_output(command, cwd=ROOT, text=True, env=others | users)
+    assert found.strip() == policy
 
 
 def test_no_file_holds_what_must_not_be_published(files):

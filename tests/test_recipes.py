@@ -42,6 +42,7 @@ HALF_LIFE = 0.9999432189950708
 # agree (11), the count is off by one (24), or no recipe holds the setting.
 CD = {"distance": "lpips-average", "ema_rate": HALF_LIFE, "num_gpus": 8}
 CT = {**CD, "mu_form": "released", "initialisation": "teacher"}
+DROPOUT = {"dropout": 0.3}
 RELEASED: dict[str, dict[str, Any]] = {
     "cifar10-cd": {},
     "cifar10-ct": {"total_steps": 740_000, "schedule_steps": 800_000, "mu_form": "released"},
@@ -54,6 +55,16 @@ RELEASED: dict[str, dict[str, Any]] = {
     "demo-cifar10-edm": {},
     "demo-cifar10-cd": {},
     "demo-cifar10-ct": {},
+    "demo-cifar10-pd": {},
+    "cifar10-pd": {},
+    "cifar10-edm": {},
+    "cifar10-ct-fixed": {"initialisation": "random"},
+    "cifar10-continuous-cd-l1": {},
+    "cifar10-continuous-cd-l2": DROPOUT,
+    "cifar10-continuous-cd-l2-stopgrad": DROPOUT,
+    "cifar10-continuous-cd-lpips-stopgrad": DROPOUT,
+    "cifar10-continuous-ct-l2": DROPOUT,
+    "cifar10-continuous-ct-lpips": DROPOUT,
 }
 
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 from records_of import altered, altered_fields, demo_record, sha256_of
 
@@ -16,7 +17,6 @@ from cmrepro.records import (
     read_records,
     write_record,
 )
-from cmrepro.schema import json_schema
 
 RECORD = demo_record("cd", 2, 0, 123.456789012345)
 COMMITTED = Path(__file__).resolve().parents[1] / "results" / "records"
@@ -77,7 +77,7 @@ def test_an_invalid_record_is_refused_by_name_here_and_by_jsonschema(key, value,
     text = str(refused.value)
     assert str(path) in text and "\n" not in text
     assert [word for word in words if word not in text] == []
-    assert not jsonschema.Draft202012Validator(json_schema(RunRecord)).is_valid(fields)
+    assert not jsonschema.Draft202012Validator(msgspec.json.schema(RunRecord)).is_valid(fields)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_file_without_a_record_is_refused(tmp_path, text, words):
 
 
 def test_committed_records_follow_the_schema():
-    validator = jsonschema.Draft202012Validator(json_schema(RunRecord))
+    validator = jsonschema.Draft202012Validator(msgspec.json.schema(RunRecord))
     for path in sorted(COMMITTED.glob("*.json")):
         assert read_record(path).id == path.stem
         validator.validate(json.loads(path.read_text()))

@@ -57,7 +57,7 @@ def test_a_record_made_again_is_the_same(run, records, nfe):
     threads = record.provenance.threads
     assert out.splitlines() == [
         f"OMP_NUM_THREADS={threads} cmrepro sample {CD} --steps {times} --num-images 12 --seed 0 "
-        f"--to-uint8 round --device cpu --clip-denoised --out {samples}",
+        f"--to-uint8 round --device cpu --batch-size 4 --clip-denoised --out {samples}",
         f"OMP_NUM_THREADS={threads} cmrepro evaluate {samples} --protocol embedded --reference "
         "cifar10-jpeg-train --num-images 12 --device cpu --out again",
     ]

@@ -7,12 +7,7 @@ them, `NOISE`, are 0.65; intervals have to cover within 2 points of their name.
 import numpy as np
 import pytest
 
-from cmrepro.report.statistics import (
-    half_width,
-    is_equivalent,
-    is_outside,
-    seeds_to_decide,
-)
+from cmrepro.report.statistics import half_width, is_equivalent, is_outside
 
 DRAWS = 10_000
 NOISE = 0.0065
@@ -52,26 +47,3 @@ def test_intervals_of_means_cover_as_their_name_says(n, confidence):
         mean, sd = values.mean(1), values.std(1, ddof=1)
         covered = np.abs(mean - mu) <= half_width(sd, n, confidence)
         assert covered.mean() == pytest.approx(confidence, abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("distance", "margin", "sd", "seeds"),
-    [(0.5, 0.0, 1.0, 34), (0.8, 0.0, 1.0, 15), (1.0, 0.0, 1.0, 10), (0.0, 1.0, 0.5, 4)],
-)
-def test_so_many_seeds_decide_with_power_80_percent_and_one_less_does_not(
-    distance, margin, sd, seeds
-):
-    def power(n):
-        found = mean_and_sd(distance, sd, n)
-        decided = is_outside(found[0], margin, found[1], n)
-        return (decided | is_equivalent(found[0], margin, found[1], n)).mean()
-
-    assert power(seeds - 1) < 0.8 + NOISE and power(seeds) > 0.8 - 2 * NOISE
-    assert seeds_to_decide(distance, margin, sd) == seeds
-
-
-def test_a_mean_on_the_edge_is_never_decided():
-    for undecided in ((0.1, 0.1, 0.05), (0.0, 0.0, 1.0), (0.1, 0.1, 0.0)):
-        assert seeds_to_decide(*undecided) is None
-    assert seeds_to_decide(0.0, 1.0, 100.0) is None  # more than MOST_SEEDS
-    assert seeds_to_decide(0.0, 0.1, 0.0) == 2

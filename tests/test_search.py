@@ -63,13 +63,19 @@ def test_a_model_is_searched(tmp_path, monkeypatch):
 
     def score(images, tasks, device):
         assert (images.num_images, tasks[0].num_images, device) == (5, 5, "cpu")
-        scored.append(images.images.tobytes())
+        scored.extend(batch.tobytes() for batch in images.batches(5))
         return [Scores({"fid": next(fids), "kid": 0.1}, 5, [], "", "")]
 
-    monkeypatch.setattr(search, "load_reference", lambda protocol: None)
+    monkeypatch.setattr(search, "load_reference", lambda *arguments: None)
     monkeypatch.setattr(search, "score", score)
     truncating = PROTOCOL.replace(to_uint8="truncate")
+    evaluated: list[float] = []
+    model.register_forward_hook(
+        lambda model, inputs, output: evaluated.append(float(inputs[1][0]))
+    )
     found = search_time(model, truncating, num_scales=6, num_images=5, seed=1234)
+    # In batches of 4 images, and the first step of each but once.
+    assert evaluated.count(80.0) == 2 and len(evaluated) == 2 + 4 * 2
     times = karras_times(6).tolist()
     assert [row["index"] for row in found.rows] == [1, 3, 2, 4]
     assert found.rows[3] == {"index": 4, "time": times[4], "fid": 11.0, "kid": 0.1}
@@ -94,7 +100,7 @@ def test_the_grid_is_the_last_one_of_the_recipe(tmp_path, monkeypatch):
         points.append(len(times))
         return {1: 0.0}
 
-    monkeypatch.setattr(search, "load_reference", lambda protocol: None)
+    monkeypatch.setattr(search, "load_reference", lambda *arguments: None)
     monkeypatch.setitem(SEARCHES, "ternary", probe)
     model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))  # s1 = 10
     search_time(model, PROTOCOL)

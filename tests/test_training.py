@@ -1,12 +1,14 @@
 """Training on a tiny network: resuming, signals, averages, a falling loss, refusals."""
 
 import contextlib
+import copy
 import json
 import math
 import os
 import pathlib
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,17 @@ from torch import Tensor, nn
 
 from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import load_model
+from cmrepro.consistency.continuous import consistency_tangent
+from cmrepro.consistency.distances import pseudo_huber
+from cmrepro.consistency.schedules import karras_times
+from cmrepro.consistency.solvers import ode_slope
 from cmrepro.data import open_images, synthetic
+from cmrepro.noise import noise
+from cmrepro.sampling import sample, sampler_settings, to_uint8
 from cmrepro.training.data import Batch, BatchSource
-from cmrepro.training.step import Training
+from cmrepro.training.methods import METHODS, middle_time
+from cmrepro.training.recipes import load_recipe, recipe_names
+from cmrepro.training.step import Training, needs_teacher
 
 pytestmark = pytest.mark.usefixtures("networks")
 
@@ -58,6 +68,7 @@ RUNS = [
     ("cd", {"target_ema": 0.5}),
     ("ct", {}),
     ("edm", {"mixed_precision": True}),
+    ("pd", {}),
 ]
 
 
@@ -66,7 +77,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path: pathlib.Path, teacher: pathlib.Path, method: str, changes: dict[str, Any]
 ) -> None:
     recipe = tiny_recipe(method, **changes)
-    settings: dict[str, Any] = {"teacher": teacher if method == "cd" else None}
+    settings: dict[str, Any] = {"teacher": teacher if method in ("cd", "pd") else None}
     settings |= {"save_every": 4, "log_every": 1}
     whole = tiny_train(recipe, tmp_path / "whole", **settings)
     assert state_of(whole.parent)["step"] == 20
@@ -145,6 +156,71 @@ def test_the_averages_equal_their_closed_forms() -> None:
     # The weights moved by far more than the tolerance, and the three differ.
     assert (weights[20] - weights[0]).abs().max() > 100 * rounding
     assert (ema - target).abs().max() > 100 * rounding
+
+
+APPENDIX_B = [
+    name for name in recipe_names() if "continuous" in name or name == "cifar10-ct-fixed"
+]
+
+
+@pytest.mark.parametrize("name", APPENDIX_B)
+def test_recipes_of_the_appendix_train(teacher: pathlib.Path, name: str) -> None:
+    """20 steps; the loss of the first is that of the functions called by hand."""
+    changes: dict[str, Any] = {"network": "tiny", "batch_size": 3, "num_gpus": 1, "dropout": 0.0}
+    recipe = load_recipe(name).replace(**changes)
+    start = load_model(teacher)
+    training = Training(recipe, 0, start if needs_teacher(recipe) else None, distance=pseudo_huber)
+    source = BatchSource(DATA, recipe, 0)
+    batch = source.batch(0)
+    x, f = batch.images / 127.5 - 1, copy.deepcopy(training.online)
+    if "continuous" in name:
+        slope = batch.z
+        if "-cd-" in name:
+            x_t = x + batch.t[:, None, None, None] * batch.z
+            slope = ode_slope(x_t, start(x_t, batch.t), batch.t)
+        prediction, tangent = consistency_tangent(
+            f, x + batch.t[:, None, None, None] * batch.z, batch.t, slope
+        )
+        expected = {
+            "cd-l1": tangent.abs().mean(),
+            "cd-l2": tangent.flatten(1).norm(dim=1).mean(),
+            "l2-stopgrad": (prediction * tangent).flatten(1).sum(1).mean(),
+            "ct-l2": (prediction * tangent).flatten(1).sum(1).mean(),
+        }.get("-".join(name.split("-")[-2:]))
+        if expected is not None:
+            torch.testing.assert_close(training.loss(batch), expected)
+    losses = [training.train_step(source.batch(step)) for step in range(20)]
+    assert all(map(math.isfinite, losses))
+    moved = [
+        (a - b).abs().max()
+        for a, b in zip(training.online.parameters(), f.parameters(), strict=True)
+    ]
+    assert max(moved) > recipe.learning_rate / 100
+
+
+def test_progressive_distillation_halves_the_steps(
+    tmp_path: pathlib.Path, teacher: pathlib.Path
+) -> None:
+    """Each student is the teacher of the next, and samples by Euler's method in its steps."""
+    for steps in (4, 2, 1):
+        recipe = tiny_recipe("pd", num_scales=steps, total_steps=2)
+        t, s = METHODS["pd"].draw_times(recipe.replace(batch_size=50), 0, torch.Generator())
+        grid = karras_times(2 * steps + 1).float()
+        assert {*t.tolist()} == {*grid[:-1:2].tolist()} and {*s.tolist()} == {*grid[2::2].tolist()}
+        teacher = tiny_train(recipe, tmp_path / str(steps), teacher=teacher)
+        torch.testing.assert_close(middle_time(grid[:-1:2], grid[2::2], 7.0), grid[1::2])
+        model = load_model(teacher)
+        settings = sampler_settings(model.info, steps)
+        assert (settings.algorithm, settings.nfe) == ("euler", steps)
+        [images] = sample(model, settings, 2, seed=0, image_size=SIZE).stages
+        z = noise(0, range(2), (1, 3, SIZE, SIZE))[0]
+        x, times = 80 * z, karras_times(steps + 1).float()
+        for start, end in pairwise(times):  # Euler's method, step by step
+            x = x + (end - start) * (x - model(x, start)) / start
+        expected = to_uint8(x.detach(), "round").numpy()
+        np.testing.assert_allclose(images, expected.astype(float), atol=1)  # rounds otherwise
+    with pytest.raises(ValueError, match="allowed are the 1 that it was trained for"):
+        sampler_settings(model.info, 18)
 
 
 def test_without_a_decay_the_target_is_the_online_network(teacher: pathlib.Path) -> None:

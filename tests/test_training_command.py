@@ -1,6 +1,5 @@
 """`cmrepro train` from the command line to its files."""
 
-import json
 import pathlib
 from collections.abc import Callable
 
@@ -12,9 +11,7 @@ from tiny import state_names
 
 from cmrepro.checkpoints.io import read_info
 from cmrepro.consistency.distances import LPIPS
-from cmrepro.networks.presets import build_network
 from cmrepro.training import step
-from cmrepro.training.step import Training
 
 Run = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("networks")
@@ -56,36 +53,6 @@ def test_every_option_reaches_the_training(
     code, out, err = run("report", "--out", path.parent)
     assert code == 0, err
     assert f"wrote {path.parent / 'results/figures/training_mine.svg'}\n" in out
-
-
-def test_a_plan_multiplies_and_writes_nothing(
-    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments = ["train", "demo-cifar10-ct", "--plan", "--format", "json"]
-    settings = "network=tiny,batch_size=4,num_gpus=3,total_steps=1000000,schedule_steps=1000"
-    code, out, err = run(*arguments, "--set", settings, "--micro-batch", 2)
-    assert code == 0, err
-    values = {row["quantity"]: row["value"] for row in json.loads(out)}
-    assert values["network"] == "tiny, 0.2 million parameters"
-    # Weights, average, target, gradient and two moments, in float32.
-    count = sum(p.numel() for p in build_network("tiny").parameters())
-    assert values["memory"].startswith(f"{6 * 4 * count / 1e9:.3g} GB")
-    assert values["images"].startswith("4,000,000 in batches of 4")
-    names = ("speed", "duration on 1 device", "duration on 3 devices")
-    speed, one, three = (float(values[name].split()[0].replace(",", "")) for name in names)
-    # Three digits are printed.
-    assert one == pytest.approx(1_000_000 * 4 / speed / 3600, rel=0.02)
-    assert three == pytest.approx(one / 3, rel=0.02)
-    assert not list(tmp_path.iterdir())
-
-    def interrupted(training: Training, batch: object) -> float:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Training, "train_step", interrupted)
-    code, out, err = run(*arguments, "--set", settings, "--format", "table")
-    assert code == 130, err
-    assert "1,000,000" in out  # known before the first timed step
 
 
 @pytest.mark.slow

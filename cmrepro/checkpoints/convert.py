@@ -4,6 +4,7 @@ Ours and plain safetensors, state dicts of `torch.save`, flax files of the offic
 and diffusers folders. A tensor of a mapped file takes memory when it is used.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from cmrepro import schema
 from cmrepro.checkpoints import diffusers, flax, io, registry
 from cmrepro.checkpoints.locate import weights_files
 from cmrepro.consistency.parameterization import Parameterization
-from cmrepro.files import first_bytes, sha256
+from cmrepro.files import download, first_bytes, sha256
 from cmrepro.networks.ncsnpp import NCSNpp, NCSNppConfig
 from cmrepro.networks.presets import PRESETS, build_network
 from cmrepro.records import CheckpointInfo
@@ -46,7 +47,7 @@ def convert(
         if entry is None:
             raise ValueError(f"got no file to write {source} to; give one with --out")
         out = entry.converted
-    path = registry.fetch_checkpoint(entry.name) if entry else local_checkpoint(source)
+    path = fetch_checkpoint(entry.name) if entry else local_checkpoint(source)
     weights, info = read_checkpoint(path, entry, network, parameterization, key)
     if two_step_time is not None:
         low, high = info.sigma_min, info.sigma_max
@@ -58,6 +59,13 @@ def convert(
         empty = build_network(info.network)
     io.save_checkpoint(out, empty, info, dtype, weights)
     return Path(out)
+
+
+def fetch_checkpoint(name: str) -> Path:
+    """The official file of a released checkpoint, downloaded if it is not in the cache yet."""
+    entry = schema.lookup("released checkpoint", name, registry.released_checkpoints())
+    read = functools.partial(read_contents, network=entry.network)
+    return download(entry.url, entry.downloaded, entry.checksum, read)
 
 
 def local_checkpoint(name: str | Path) -> Path:

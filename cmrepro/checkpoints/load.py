@@ -105,12 +105,14 @@ def checkpoint_rows() -> list[dict[str, Any]]:
         name: (read_info(path), "bundled", path.stat().st_size)
         for name, path in bundled_checkpoints().items()
     }
-    released = {n: (e, e.state, e.bytes_approx) for n, e in released_checkpoints().items()}
+    known = released_checkpoints()
+    released = {name: (entry, entry.state, entry.bytes_approx) for name, entry in known.items()}
     facts = ("method", "distance", "dataset", "images_seen")
     return [
         {"name": name, "state": state}
         | {fact: getattr(entry.training, fact) for fact in facts}
         | {"network": entry.network, "two_step_time": entry.two_step_time, "bytes": size}
+        | {"official_file": known[name].official_name if name in known else None}
         for name, (entry, state, size) in (bundled | released).items()
     ]
 

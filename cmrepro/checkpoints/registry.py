@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from cmrepro.consistency.parameterization import Parameterization
 from cmrepro.consistency.schedules import karras_times
-from cmrepro.files import RECORDED, cache_folder, download
+from cmrepro.files import RECORDED, cache_folder
 from cmrepro.records import TrainingRun
-from cmrepro.schema import Struct, convert, lookup, read_toml, to_builtins
+from cmrepro.schema import Struct, convert, read_toml, to_builtins
 
 
 class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
     training: TrainingRun  # published facts of its training
     checksum: str = RECORDED  # as for `files.download`; none is published
     two_step_index: int | None = None  # index of the second sampling time, where published
-    num_scales: int | None = None  # points of the grid of that index
+    num_scales: int | None = None  # points of the grid of that index, or to be searched
 
     @property
     def parameterization(self) -> Parameterization:
@@ -55,10 +55,17 @@ class ReleasedCheckpoint(Struct, frozen=True, kw_only=True):
         return {key: to_builtins(getattr(self, key)) for key in keys}
 
     @property
+    def official_name(self) -> str:
+        """Name of the file in the authors' folder, under which it may lie in the cache too."""
+        return self.url.partition("/consistency/")[2]
+
+    @property
     def downloaded(self) -> Path:
         """Path of the official file in the cache."""
         suffix = {"torch": ".pt", "flax": ".msgpack"}[self.format]
-        return cache_folder() / "checkpoints" / f"{self.name}{suffix}"
+        folder = cache_folder() / "checkpoints"
+        official = folder / self.official_name
+        return official if official.is_file() else folder / f"{self.name}{suffix}"
 
     @property
     def converted(self) -> Path:
@@ -91,9 +98,3 @@ def released_checkpoints() -> dict[str, ReleasedCheckpoint]:
             training["images_seen"] = training["total_steps"] * training["batch_size"]
         entries[name] = convert(ReleasedCheckpoint, fields | {"training": training}, name)
     return entries
-
-
-def fetch_checkpoint(name: str) -> Path:
-    """The official file of a released checkpoint, downloaded if it is not in the cache yet."""
-    entry = lookup("released checkpoint", name, released_checkpoints())
-    return download(entry.url, entry.downloaded, entry.checksum)

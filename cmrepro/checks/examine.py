@@ -4,22 +4,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmrepro.checkpoints.load import load_model
-from cmrepro.checks.findings import Findings, Settings, causes
+from cmrepro.checks.findings import Findings, causes
 from cmrepro.checks.images import examine_images
 from cmrepro.checks.records import examine_checkpoint, examine_record, examine_samples
 from cmrepro.data import open_images
 from cmrepro.files import DownloadError
 from cmrepro.records import read_record
-from cmrepro.sampling import read_provenance
+from cmrepro.sample_sets import read_provenance
 from cmrepro.schema import to_builtins
+from cmrepro.settings import Protocol
 
 
-def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Findings], list[str]]:
+def examine(
+    files: Sequence[str], protocol: Protocol, reference: str | None = None, device: str = "cpu"
+) -> tuple[dict[str, Findings], list[str]]:
     """Findings by file, and an error for each file that cannot be examined."""
     findings, errors = {}, []
     for file in files:
         try:
-            findings[file] = _examined(file, settings)
+            findings[file] = _examined(file, protocol, reference, device)
         except DownloadError:
             raise
         except (ValueError, OSError) as error:
@@ -27,7 +30,7 @@ def examine(files: Sequence[str], settings: Settings) -> tuple[dict[str, Finding
     return findings, errors
 
 
-def _examined(file: str, settings: Settings) -> Findings:
+def _examined(file: str, protocol: Protocol, reference: str | None, device: str) -> Findings:
     path = Path(file)
     if path.suffix == ".json":
         return examine_record(read_record(path))
@@ -35,7 +38,8 @@ def _examined(file: str, settings: Settings) -> Findings:
     if path.suffix in (".npz", ".npy", ".zip") or (path.is_dir() and not is_diffusers):
         images = open_images(file)
         samples = read_provenance(path, images)
-        return examine_images(images, settings) | examine_samples(samples, settings.protocol)
+        findings = examine_images(images, protocol, reference, device)
+        return findings | examine_samples(samples, protocol)
     return examine_checkpoint(load_model(file).info)
 
 

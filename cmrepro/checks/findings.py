@@ -1,13 +1,11 @@
-"""Causes of a wrong score, the evidence for them, and the standards of comparison."""
+"""Causes of a wrong score, and the evidence for them."""
 
 import functools
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from cmrepro.schema import Struct, read_toml
-from cmrepro.settings import Protocol
 
 
 class Cause(Struct, frozen=True):
@@ -28,15 +26,6 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 Findings = dict[str, Finding | None]  # for each cause that was checked
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Standards of comparison."""
-
-    protocol: Protocol
-    reference: str | None = None  # name or file of reference statistics; None: the protocol's
-    device: str = "cpu"
 
 
 @functools.cache

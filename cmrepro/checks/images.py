@@ -5,11 +5,12 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.checks.findings import Finding, Findings, Settings, finding_if, too_few_images
+from cmrepro.checks.findings import Finding, Findings, finding_if, too_few_images
 from cmrepro.data import ImageSource
 from cmrepro.metrics.extractors import extract, load_extractor
 from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
 from cmrepro.metrics.references import load_reference
+from cmrepro.settings import Protocol
 
 NUM_FEATURES = 500  # images whose features are extracted: a fault moves FID whatever their number
 SEED = 0
@@ -21,11 +22,13 @@ Images = NDArray[np.uint8]
 Features = NDArray[np.float32]
 
 
-def examine_images(source: ImageSource, settings: Settings) -> Findings:
-    """Check a sample set, without its provenance."""
-    reference = load_reference(settings.protocol, settings.reference)
+def examine_images(
+    source: ImageSource, protocol: Protocol, reference_name: str | None = None, device: str = "cpu"
+) -> Findings:
+    """Check a sample set, without its provenance; by default with the protocol's reference."""
+    reference = load_reference(protocol, reference_name)
     images, num_repeated = _read(source)
-    network = load_extractor(settings.protocol.extractor, settings.device)
+    network = load_extractor(protocol.extractor, device)
     features = extract(images, network).features
     swapped = extract(images[..., ::-1].copy(), network).features
 
@@ -35,7 +38,7 @@ def examine_images(source: ImageSource, settings: Settings) -> Findings:
         return frechet_distance(reference.mu, reference.sigma, *moments.mean_and_covariance())
 
     return {
-        "too-few-images": too_few_images(source.num_images, settings.protocol.num_images),
+        "too-few-images": too_few_images(source.num_images, protocol.num_images),
         "value-range": value_range(images),
         "channel-order": channel_order(fid(features), fid(swapped)),
         "duplicates": finding_if(

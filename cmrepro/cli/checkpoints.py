@@ -1,4 +1,4 @@
-"""Checkpoints: `checkpoints list|fetch|inspect|convert`."""
+"""Checkpoints: `checkpoints list|fetch|clean|inspect|convert`."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from cmrepro.cli.options import FORMAT, OVERWRITE, PATH, QUIET, print_rows, require_new
+from cmrepro.files import cache_folder
 from cmrepro.schema import flat
 
 
 @click.group()
 def checkpoints() -> None:
-    """Checkpoints: list, fetch, inspect, convert."""
+    """Checkpoints: list, fetch, clean, inspect, convert."""
 
 
 @checkpoints.command("list")
@@ -22,16 +23,38 @@ def list_checkpoints(format_: str) -> None:
     from cmrepro.checkpoints.load import checkpoint_rows
 
     print_rows(checkpoint_rows(), format_)
+    folder = cache_folder() / "checkpoints"
+    names = "NAME.pt (CIFAR-10: NAME.msgpack) or under their official names"
+    click.echo(f"official files put by hand go to {folder}, as {names}", err=True)
 
 
 @checkpoints.command()
-@click.argument("name")
+@click.argument("names", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Fetch all released checkpoints.")
 @QUIET
-def fetch(name: str) -> None:
-    """Download the released checkpoint NAME into the cache; an interrupted download continues."""
-    from cmrepro.checkpoints.registry import fetch_checkpoint
+def fetch(names: tuple[str, ...], every: bool) -> None:
+    """Download the released checkpoints NAMES into the cache; interrupted downloads continue.
 
-    click.echo(f"wrote {fetch_checkpoint(name)}")
+    The environment variable CMREPRO_MIRROR is an address or folder in the place of the hosts.
+    """
+    from cmrepro.checkpoints.convert import fetch_checkpoint
+    from cmrepro.checkpoints.registry import released_checkpoints
+
+    if bool(names) == every:
+        raise click.UsageError("give one or more NAMES, or --all")
+    for name in names or released_checkpoints():
+        click.echo(f"wrote {fetch_checkpoint(name)}")
+
+
+@checkpoints.command()
+def clean() -> None:
+    """Remove the official files of converted checkpoints from the cache."""
+    from cmrepro.checkpoints.registry import released_checkpoints
+
+    for entry in released_checkpoints().values():
+        if entry.converted.is_file() and (path := entry.downloaded).is_file():
+            path.unlink()
+            click.echo(f"removed {path}")
 
 
 @checkpoints.command()

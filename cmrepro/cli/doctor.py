@@ -2,7 +2,7 @@
 
 import click
 
-from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, QUIET, print_rows
+from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, QUIET, print_rows, resolve_device
 from cmrepro.files import LONGEST, short
 from cmrepro.metrics.protocols import load_protocol
 
@@ -27,13 +27,12 @@ def doctor(
     downloaded but the reference and extractor of --protocol.
     """
     from cmrepro.checks.examine import examine, finding_rows
-    from cmrepro.checks.findings import Settings
     from cmrepro.checks.installed import installed_rows
 
     errors: list[str] = []
     if files:
-        settings = Settings(load_protocol(protocol), reference, device)
-        findings, errors = examine(files, settings)
+        loaded, device = load_protocol(protocol), resolve_device(device)
+        findings, errors = examine(files, loaded, reference, device)
         rows = finding_rows(findings)
     else:
         rows = installed_rows()

@@ -57,8 +57,9 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     from cmrepro.experiments.explain import explain
     from cmrepro.experiments.run import evaluate as run
     from cmrepro.experiments.run import write_results
-    from cmrepro.sampling import read_provenance
+    from cmrepro.sample_sets import read_provenance
 
+    arguments["device"] = options.resolve_device(arguments["device"])
     protocols = [load_protocol(name) for name in explained or arguments.pop("protocol")]
     images = open_images(samples, channels_first=arguments.pop("channels_first"))
     if explained:
@@ -154,6 +155,7 @@ def build(
     from cmrepro.metrics.reference_files import write_statistics
     from cmrepro.metrics.references import build_reference
 
+    settings["device"] = options.resolve_device(settings["device"])
     loaded, images = load_protocol(protocol), open_images(data_path, None, None, channels_first)
     with process_group() as rank:
         built = build_reference(images, loaded, progress=True, **settings)

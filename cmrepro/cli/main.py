@@ -10,22 +10,24 @@ import click
 
 # Module of each command, which may import torch, and its line in `cmrepro --help`, which must not.
 COMMANDS = {
-    "reproduce": ("sample", "Sample, score and compare with the paper: the main job."),
+    "reproduce": ("reproduce", "Sample, score and compare with the paper: the main job."),
     "table3": ("tables", "Table 3, from the recipes that training uses."),
     "claims": ("report", "Claims of the paper, with the verdicts so far."),
+    "theorems": ("theorems", "The paper's theorems, checked in numbers."),
     "deviations": ("tables", "Deviations of the official code from the paper."),
     "recipe": ("tables", "All recipes, or every field of one."),
-    "checkpoints": ("checkpoints", "Checkpoints: list, fetch, inspect, convert."),
+    "checkpoints": ("checkpoints", "Checkpoints: list, fetch, clean, inspect, convert."),
     "train": ("train", "Train an EDM teacher, CD or CT."),
     "sample": ("sample", "Sample images from a checkpoint."),
     "search-times": ("sample", "Choose the second sampling time by FID."),
+    "edit": ("edit", "Inpainting, colorization, super-resolution and other zero-shot editing."),
     "references": ("evaluate", "Reference statistics: list, fetch, build."),
     "anchors": ("evaluate", "Score real images, blurred real images and noise."),
     "evaluate": ("evaluate", "Score a sample set."),
     "report": ("report", "REPORT.md, tables, figures and the page, from the records."),
     "redo": ("sample", "Make a record again."),
     "compare": ("records", "Explain the differences between two records."),
-    "records": ("records", "Records: validate, merge, schema."),
+    "records": ("records", "Records: validate, merge."),
     "doctor": ("doctor", "Check an installation, a sample set, a checkpoint or a record."),
 }
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}

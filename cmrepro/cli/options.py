@@ -25,16 +25,26 @@ VARIANT = click.option("--variant", type=click.Choice(["paper", "released"]), de
 
 
 def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """The name of a device that PyTorch finds."""
-    if value != "cpu":
-        import torch  # only here: it takes seconds, and tables have no device
+    """The name of a device that PyTorch finds, or "auto", which `resolve_device` resolves."""
+    if value not in ("auto", "cpu"):
+        import torch  # only here: it takes seconds, and wrong usage is told at once
 
         try:
             torch.empty(0, device=value)
         except (RuntimeError, AssertionError):
-            allowed = "cpu, cuda, cuda:N, mps or xpu"
+            allowed = "auto, cpu, cuda, cuda:N, mps or xpu"
             raise click.BadParameter(f"no device '{value}' here; choose {allowed}") from None
     return value
+
+
+def resolve_device(device: str) -> str:
+    """The device itself; of "auto" the first that is there of cuda, mps and cpu."""
+    import torch
+
+    if device != "auto":
+        return device
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return next((name for name, is_there in there.items() if is_there), "cpu")
 
 
 def _npz(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
@@ -48,7 +58,9 @@ OUT_NPZ = click.option("--out", type=PATH, metavar="FILE.npz", required=True, ca
 CHANNELS_FIRST = click.option(
     "--channels-first", is_flag=True, help="Images in an .npy or .npz are (N, 3, H, W)."
 )
-DEVICE = click.option("--device", default="cpu", callback=_device, help="cpu, cuda, cuda:N, …")
+DEVICE = click.option(
+    "--device", default="auto", callback=_device, help="cuda, mps or cpu; cuda:N, …"
+)
 
 
 def parse_times(

@@ -1,15 +1,13 @@
-"""Records: `compare`, `records validate|merge|schema`."""
+"""Records: `compare`, `records validate|merge`."""
 
-import json
 from pathlib import Path
 
 import click
 
 from cmrepro.cli.options import FORMAT, OUT, OVERWRITE, PATH, print_rows
 from cmrepro.files import LONGEST, short
-from cmrepro.records import FOLDER, RunRecord, merge_records, read_record, record_files
+from cmrepro.records import FOLDER, merge_records, read_record, record_files
 from cmrepro.report.compare import compare as run
-from cmrepro.schema import json_schema
 
 FILES = click.argument("files", nargs=-1, required=True, type=PATH)
 
@@ -33,13 +31,7 @@ def compare(first: Path, second: Path, format_: str) -> None:
 
 @click.group()
 def records() -> None:
-    """Records: validate, merge, schema."""
-
-
-@records.command()
-def schema() -> None:
-    """Print the JSON Schema of a record."""
-    click.echo(json.dumps(json_schema(RunRecord), indent=1))
+    """Records: validate, merge."""
 
 
 @records.command()

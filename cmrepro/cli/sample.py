@@ -1,56 +1,23 @@
-"""Sampling: `sample`, `search-times`, the main job `reproduce`, and `redo` of a record.
+"""Sampling: `sample`, `search-times`, and `redo` of a record.
 
 Modules that need torch are imported inside the commands, so that wrong usage is told at once.
 """
 
 import contextlib
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from cmrepro.cli import options
 from cmrepro.cli.main import cli
-from cmrepro.files import locked
 from cmrepro.metrics.protocols import load_protocol
 from cmrepro.records import FOLDER, read_record
-
-
-@click.command()
-@click.argument("dataset")
-@click.option("--profile", default="demo", help="demo: bundled models; paper: official ones.")
-@click.option("--num-images", type=options.COUNT, help="Images of each model and seed.")
-@click.option("--seeds", type=options.COUNT, help="Number of seeds.")
-@options.DEVICE
-@options.QUIET
-@options.OUT
-@options.OVERWRITE
-def reproduce(
-    dataset: str, profile: str, device: str, out: Path, overwrite: bool, **arguments: int | None
-) -> None:
-    """Sample and score the models of DATASET, and write results/ and REPORT.md: the main job.
-
-    DATASET is cifar10; with --profile paper, which downloads the official checkpoints and needs an
-    accelerator, also imagenet64. Numbers of images and seeds are the profile's by default.
-    """
-    from cmrepro.experiments.reproduce import load_suite
-    from cmrepro.experiments.reproduce import reproduce as run
-    from cmrepro.report.render import require_own_report, write_report
-    from cmrepro.report.results import results_rows
-
-    require_own_report(out, overwrite)
-    changes = {key: value for key, value in arguments.items() if value is not None}
-    with locked(out / "results"):
-        records = run(load_suite(dataset, profile).replace(**changes), out, device, overwrite)
-        written, *others = write_report(out, overwrite)
-    options.print_rows(results_rows(records), "table")
-    for warning in sorted({warning for record in records for warning in record.warnings}):
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"wrote {len(records)} records to {out / FOLDER}, their grids to results/samples")
-    click.echo(f"wrote {written} and {len(others)} tables, figures and pages to {out / 'results'}")
+from cmrepro.settings import Precision
 
 
 @click.command()
@@ -60,6 +27,8 @@ def reproduce(
 @click.option("--seed", type=options.SEED, default=0, help="Image i depends on (seed, i) alone.")
 @click.option("--to-uint8", type=click.Choice(["round", "truncate"]), default="round")
 @click.option("--clip-denoised/--no-clip-denoised", default=None, help="Default: as released.")
+@click.option("--precision", type=click.Choice(get_args(Precision)), default="fp32")
+@click.option("--batch-size", type=options.COUNT, help="Default: 100; on cuda by its memory.")
 @options.DEVICE
 @options.QUIET
 @options.OUT_NPZ
@@ -69,7 +38,8 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
 
     --to-uint8 truncate matches the official code. For an EDM model --steps is the number N of grid
     points, which take 2N - 1 network evaluations. Under `torchrun … -m cmrepro sample …` each
-    process samples its share of the images.
+    process samples its share of the images. They are kept in FILE.npz.stages until all are there:
+    an interrupted call continues.
     """
     options.require_new(out, overwrite)
     try:
@@ -80,24 +50,36 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
     from cmrepro import sampling
     from cmrepro.checkpoints.load import load_model
     from cmrepro.distributed import process_group
+    from cmrepro.sample_sets import provenance_path, write_sample_set
 
-    options.require_new(sampling.provenance_path(out), overwrite)
-    model, seed = load_model(checkpoint, how["device"]), how["seed"]
-    rounding, clip = how["to_uint8"], how["clip_denoised"]
-    settings = sampling.sampler_settings(model.info, times, rounding, clip)
-    with process_group() as rank:
-        size, label = model.image_size, model.path.stem
-        samples = sampling.sample(model, settings, how["num_images"], seed, size, label)
-    if rank == 0:
-        provenance = sampling.sample_provenance(model, settings, seed, samples)
-        images, labels = samples.stages[-1], samples.labels
-        sampling.write_sample_set(out, images, provenance, labels)
-        click.echo(f"wrote {out}\nwrote {sampling.provenance_path(out)}")
+    options.require_new(provenance_path(out), overwrite)
+    how["device"] = options.resolve_device(how["device"])
+    folder = out.with_name(f"{out.name}.stages")
+    with process_group() as rank:  # before the model is loaded, to the device of this process
+        model = load_model(checkpoint, how["device"])
+        rounding, clip = how["to_uint8"], how["clip_denoised"]
+        settings = sampling.sampler_settings(model.info, times, rounding, clip)
+        settings = settings.replace(precision=how["precision"])
+        samples = sampling.sample(
+            model,
+            settings,
+            how["num_images"],
+            how["seed"],
+            model.image_size,
+            progress=model.path.stem,
+            folder=folder,
+            batch_size=how["batch_size"],
+        )
+        if rank == 0:
+            images, provenance = samples.stages[-1], samples.provenances[-1]
+            write_sample_set(out, images, provenance, samples.labels)
+            shutil.rmtree(folder)
+            click.echo(f"wrote {out}\nwrote {provenance_path(out)}")
 
 
 @click.command("search-times")
 @click.argument("checkpoint")
-@click.option("--grid", "num_scales", type=int, help="Points of the grid (default: the recipe's).")
+@click.option("--grid", "num_scales", type=int, help="Points of the grid (default: the model's).")
 @click.option("--method", type=click.Choice(["ternary", "grid"]), default="ternary")
 @options.PROTOCOL
 @click.option("--num-images", type=options.COUNT, help="Images at each time.")
@@ -119,10 +101,15 @@ def search_times(
 
     from cmrepro.checkpoints.convert import convert
     from cmrepro.checkpoints.load import load_model
+    from cmrepro.distributed import process_group
     from cmrepro.search import METRIC, search_time
 
-    model = load_model(checkpoint, how["device"])
-    found = search_time(model, load_protocol(protocol), **how)
+    how["device"] = options.resolve_device(how["device"])
+    with process_group() as rank:
+        model = load_model(checkpoint, how["device"])
+        found = search_time(model, load_protocol(protocol), **how)
+    if rank > 0:
+        return
     options.print_rows(found.rows, format_)
     best = min(row[METRIC] for row in found.rows)
     scored = f"the lowest {METRIC} ({best:.5g}) of the {len(found.rows)} times scored"

@@ -1,7 +1,6 @@
 """Training: `train`."""
 
 import contextlib
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,9 @@ from cmrepro.training.recipes import load_recipe
 @click.option("--micro-batch", type=options.COUNT, help="Images of one forward pass.")
 @click.option("--save-every", type=options.COUNT, default=500, help="Steps between states.")
 @click.option("--sample-every", type=options.SEED, default=2000, help="Preview interval; 0: none.")
-@click.option("--plan", "planned", is_flag=True, help="Size and estimated duration; no training.")
 @options.QUIET
-@options.FORMAT
 @click.option("--out", type=options.PATH, metavar="DIR", default=Path(), help="Folder of it all.")
-def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: Any) -> None:
+def train(recipe: str, variant: Variant, out: Path, **arguments: Any) -> None:
     """Train RECIPE: an EDM teacher, CD or CT.
 
     --sample-every writes previews, grids of samples. By default precision is the recipe's (fp16
@@ -64,20 +61,14 @@ def train(recipe: str, variant: Variant, format_: str, out: Path, **arguments: A
     from cmrepro.networks.presets import IMAGE_SIZES
     from cmrepro.provenance import provenance
     from cmrepro.training.loop import train as run
-    from cmrepro.training.plan import plan
     from cmrepro.training.step import Training
 
     if threads := arguments.pop("threads"):
         torch.set_num_threads(threads)
     image_size = lookup("network", changed.network, IMAGE_SIZES)
     device, teacher, seed, data = map(arguments.pop, ("device", "teacher", "seed", "data"))
+    device = options.resolve_device(device)
     how = {key: arguments.pop(key) for key in ("precision", "micro_batch")}
-    if arguments.pop("planned"):
-        parts = plan(changed, device, **how)
-        # A table shows each part when it is known; the other formats are one document.
-        for part in parts if format_ == "table" else [itertools.chain(*parts)]:
-            options.print_rows([*part], format_)
-        return
     with process_group() as rank:
         model = load_model(teacher, device) if teacher else None
         training = Training(changed, seed, model, device, **how)

@@ -30,6 +30,9 @@ def tangent_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tangent.flatten(1), dim=1)
 
 
+TANGENTS: dict[str, Objective] = {"l1": tangent_l1, "l2": tangent_l2}
+
+
 def stop_gradient_l2(prediction: Tensor, tangent: Tensor) -> Tensor:
     """<f, stop-gradient(v)>, (B,): its gradient is that of CD with mu = 0 and l2, up to a factor.
 

@@ -24,12 +24,14 @@ def multistep_stages(
     z: Tensor,
     sigma_min: float = 0.002,
     clip_denoised: bool = True,
+    start: Tensor | float = 0.0,
 ) -> Iterator[Tensor]:
     """Algorithm 1, yielding the images after each network evaluation.
 
     Stage 1 is one-step generation f(t_1 z_1, t_1). Stage n adds noise of standard deviation
     sqrt(t_n^2 - sigma_min^2) to the images of stage n - 1 and applies f at t_n. The images of
     fewer steps are thus stages of those of more steps from the same noise, at no further cost.
+    Editing adds its `start` (B, C, H, W) to the first noise.
 
     The times decrease, t_1 = sigma_max > t_2 > ... > sigma_min; z (len(times), B, C, H, W) is
     standard normal. `clip_denoised` clips the images of each stage to [-1, 1], as the released
@@ -37,7 +39,7 @@ def multistep_stages(
     """
     x = None
     for t, noise in zip(times, z, strict=True):
-        x_t = t * noise if x is None else x + (t**2 - sigma_min**2) ** 0.5 * noise
+        x_t = start + t * noise if x is None else x + (t**2 - sigma_min**2) ** 0.5 * noise
         x = f(x_t, x_t.new_full((len(x_t),), t))
         if clip_denoised:
             x = x.clamp(-1, 1)

@@ -41,13 +41,15 @@ OdeStep = Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor]
 SOLVERS: dict[str, OdeStep] = {"euler": euler_step, "heun": heun_step}
 
 
-def solve_ode(denoiser: Denoiser, x_t: Tensor, times: Tensor, step: OdeStep) -> Tensor:
+def solve_ode(
+    denoiser: Denoiser, x_t: Tensor, times: Tensor, step: OdeStep, to_zero: bool = True
+) -> Tensor:
     """Follow the ODE down `times` and from the last one to 0 by an Euler step (EDM, Algorithm 1).
 
     x_t is at time times[0]; times (N,) decrease, the last one > 0. NFE: N with Euler, 2N - 1 with
-    Heun.
+    Heun. Without `to_zero` it ends at the last time, as the sampler of progressive distillation.
     """
-    grid = torch.cat([times, times.new_zeros(1)]).to(x_t)
+    grid = (torch.cat([times, times.new_zeros(1)]) if to_zero else times).to(x_t)
     for t, s in pairwise(grid):
         take = step if s > 0 else euler_step
         x_t = take(denoiser, x_t, t.expand(len(x_t)), s.expand(len(x_t)))

@@ -14,16 +14,22 @@ GRID_ROWS, GRID_COLUMNS, TILE, GAP = 5, 12, 64, 4  # tiles and the gaps between 
 REAL = Path("results/samples/real.png")  # made by whoever has the data; never committed
 
 
-def write_grid(path: Path, images: NDArray[np.uint8], overwrite: bool = True) -> None:
+def write_grid(
+    path: Path,
+    images: NDArray[np.uint8],
+    overwrite: bool = True,
+    rows: int = GRID_ROWS,
+    columns: int = GRID_COLUMNS,
+) -> None:
     """Write the first images, uint8 (N, H, W, 3), as a PNG of one size with transparent gaps.
 
     Without `overwrite`, a file of other content stays, which a line on stderr says.
     """
     step = TILE + GAP
-    grid = Image.new("RGBA", (GRID_COLUMNS * step - GAP, GRID_ROWS * step - GAP))
-    for i, image in enumerate(images[: GRID_ROWS * GRID_COLUMNS]):
+    grid = Image.new("RGBA", (columns * step - GAP, rows * step - GAP))
+    for i, image in enumerate(images[: rows * columns]):
         tile = Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BOX)
-        grid.paste(tile, (i % GRID_COLUMNS * step, i // GRID_COLUMNS * step))
+        grid.paste(tile, (i % columns * step, i // columns * step))
     content = io.BytesIO()
     grid.save(content, format="PNG")
     if not overwrite and path.exists() and path.read_bytes() != content.getvalue():

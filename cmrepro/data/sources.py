@@ -1,10 +1,7 @@
 """Sources of images: arrays in memory, image files, sample sets (.npz)."""
 
-import functools
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,7 @@ from numpy.typing import NDArray
 
 from cmrepro import npz
 from cmrepro.data.containers import Container, Labels, centre_square, read_image
-from cmrepro.files import one_line_errors, short
+from cmrepro.files import item_digests, one_line_errors, short
 
 CHUNK_IMAGES = 1000  # images read at once where all are read
 
@@ -41,15 +38,18 @@ class ImageSource:
             yield self.take(range(first, min(first + batch_size, end)))
 
     def sha256(self) -> str:
-        """Checksum that tells data sets apart: of the pixels in their order, if not of files."""
-        return images_sha256(self)
+        """Checksum that tells data sets apart: of all pixels in their order, if not of files."""
+        digest = hashlib.sha256()
+        for batch in self.batches(CHUNK_IMAGES):
+            digest.update(batch.tobytes())
+        return digest.hexdigest()
 
 
-def images_sha256(source: ImageSource, num_images: int | None = None) -> str:
-    """Checksum of the pixels of the first `num_images` images (default: all) in their order."""
+def images_sha256(source: ImageSource, num_images: int) -> str:
+    """Checksum of the first images of a sample set, that of `items_sha256`."""
     digest = hashlib.sha256()
     for batch in source.batches(CHUNK_IMAGES, stop=num_images):
-        digest.update(batch.tobytes())
+        digest.update(item_digests(batch))
     return digest.hexdigest()
 
 
@@ -79,7 +79,9 @@ class ImageFiles(ImageSource):
 
     def take(self, indices: Indices) -> Images:
         batch = np.empty((len(indices), *self.image_shape), np.uint8)
-        pool, num_threads = _pool(os.getpid())
+        from cmrepro.distributed import thread_pool  # here: the report needs no torch
+
+        pool, num_threads = thread_pool()
 
         def fill(first: int) -> None:
             for i in range(first, len(indices), num_threads):
@@ -109,14 +111,6 @@ class ImageFiles(ImageSource):
         return digest.hexdigest()
 
 
-@functools.cache
-def _pool(process: int) -> tuple[ThreadPoolExecutor, int]:
-    """Threads of a process, which do not survive a fork: its share of the cores; their number."""
-    cores = len(os.sched_getaffinity(0))
-    num_threads = max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
-    return ThreadPoolExecutor(num_threads, f"decode-{process}"), num_threads
-
-
 class SampleSet(ImageSource):
     """ADM-style arrays: `arr_0` uint8 (N, H, W, 3), optional `arr_1` integer labels (N,)."""
 
@@ -139,7 +133,12 @@ class SampleSet(ImageSource):
         super().__init__(name, shape, labels)
 
     def take(self, indices: Indices) -> Images:
-        return np.concatenate(list(self.batches(CHUNK_IMAGES)))[np.asarray(indices)]
+        numbers, taken = np.asarray(indices), np.empty((len(indices), *self.image_shape), np.uint8)
+        firsts = range(0, self.num_images, CHUNK_IMAGES)
+        for first, batch in zip(firsts, self.batches(CHUNK_IMAGES), strict=True):
+            inside = (first <= numbers) & (numbers < first + len(batch))
+            taken[inside] = batch[numbers[inside] - first]
+        return taken
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
         """Images read one after the other, none of them twice."""

@@ -53,13 +53,17 @@ def _sample_command(record: RunRecord, file: Path | None) -> list[str]:
         found = f"{name} is not the record's checkpoint, of sha256 {checkpoint.sha256[:10]}…"
         raise ValueError(f"{found}; give its file with --checkpoint{by}")
     times = sampler.times
-    by_number = sampler.algorithm == "heun" or len(times) == 1
+    by_number = sampler.algorithm != "multistep" or len(times) == 1
     options = {
-        "steps": len(times) if by_number else ",".join(map(repr, times)),
+        "steps": len(times) - (sampler.algorithm == "euler")
+        if by_number
+        else ",".join(map(repr, times)),
         "num-images": record.num_sampled,
         "seed": record.seed,
         "to-uint8": sampler.to_uint8,
         "device": record.sampling_device,
+        "precision": None if sampler.precision == "fp32" else sampler.precision,
+        "batch-size": record.sampling_batch_size,
     }
     clipping = "--clip-denoised" if sampler.clip_denoised else "--no-clip-denoised"
     return ["sample", name, *_options(options), clipping]

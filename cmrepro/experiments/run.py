@@ -29,10 +29,10 @@ def evaluate(
 ) -> list[RunRecord]:
     """Score a sample set in one pass: a record for each protocol at rank 0, none elsewhere.
 
-    `references` are names or files, one a protocol; by default the protocol's own, which must be
-    of the data set that the model was trained on. `num_images` are by default as many as each
-    protocol needs. `intervals` adds 95 % intervals and FID against the number of images.
-    `durations_s` are seconds of earlier stages.
+    `references` are names or files, one a protocol; by default the protocol's for the data set
+    that the model was trained on (a named one may be of other data; the record says so).
+    `num_images` are by default as many as each protocol needs. `intervals` adds 95 % intervals
+    and FID against the number of images. `durations_s` are seconds of earlier stages.
     """
     start = time.perf_counter()
     if len(references) not in (0, len(protocols)):
@@ -41,12 +41,11 @@ def evaluate(
     for protocol in protocols:  # before references are downloaded
         num_scored(images.num_images, protocol, num_images)
     training = (samples.checkpoint and samples.checkpoint.training) or samples.training
-    tasks = []
-    for protocol, name in zip(protocols, references or [None] * len(protocols), strict=True):
-        reference = load_reference(protocol, name)
-        if name is None:  # a named one may be of other data; the record says so
-            reference.require_protocol(protocol, training.dataset if training else None)
-        tasks.append(Task(protocol, reference, num_images))
+    dataset = training.dataset if training else None
+    tasks = [
+        Task(protocol, load_reference(protocol, name, dataset), num_images)
+        for protocol, name in zip(protocols, references or [None] * len(protocols), strict=True)
+    ]
     hashes = samples.hashes
     options = {"intervals": intervals, "checksum_all": hashes is not None, "progress": progress}
     scores = score(images, tasks, device=device, **options)
@@ -78,9 +77,11 @@ def write_results(
     record: RunRecord, images: ImageSource | None, out: Path, overwrite: bool = False
 ) -> Path:
     """Write a record below `out`, and for seed 0 a grid of its first images; the record's path."""
-    path = write_record(record, out / FOLDER, overwrite)
+    folder = out / FOLDER
+    if (folder / f"{record.id}.json").is_file():  # another result is refused before its grid
+        write_record(record, folder, overwrite)
     if images is not None and record.nfe is not None and not record.seed:
         first = next(images.batches(GRID_ROWS * GRID_COLUMNS))
         grid = out / f"results/samples/{record.model}_nfe{record.nfe}.png"
         write_grid(grid, first, overwrite)
-    return path
+    return write_record(record, folder, overwrite)  # last: a record is the end of its run

@@ -6,13 +6,14 @@ features in the order of the images, so that nothing depends on the number of pr
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
 
+from cmrepro.data import ImageSource
 from cmrepro.distributed import gather, rank_and_world_size, scatter
-from cmrepro.metrics.extractors import BATCH_SIZE, Features, ImageBatches, extract, load_extractor
+from cmrepro.metrics.extractors import BATCH_SIZE, Features, extract, load_extractor
 from cmrepro.metrics.frechet import StreamingMoments
 from cmrepro.progress import progress_bar
 from cmrepro.settings import Extractor
@@ -58,32 +59,23 @@ class Accumulator:
 
 
 def accumulate(
-    images: ImageBatches,
+    images: ImageSource,
     accumulators: Sequence[Accumulator],
-    checksum_of: Sequence[int] = (),
+    hash_batch: Callable[[np.ndarray], None],
+    num_images: int = 0,
     device: str = "cpu",
     progress: bool = False,
-) -> dict[int, str]:
+) -> bool:
     """Read images once and fill accumulators; those of one extractor share its features.
 
-    Returns the SHA-256 of the first n images by n, for every accumulator's N and `checksum_of`;
-    nothing at other ranks than 0, whose accumulators stay empty.
+    `hash_batch` gets every batch in order, also of images up to `num_images` that no accumulator
+    needs. Gives True at rank 0; at other ranks the accumulators stay empty.
     """
     rank, world_size = rank_and_world_size()
     num_extracted = max(accumulator.num_images for accumulator in accumulators)
     networks = {a.extractor: load_extractor(a.extractor, device) for a in accumulators}
-    counts = sorted({*checksum_of, *(a.num_images for a in accumulators)}) if rank == 0 else []
-    digests = {count: hashlib.sha256() for count in counts}
-    position = 0
-
-    def update_digests(batch: np.ndarray) -> None:
-        nonlocal position
-        for count, digest in digests.items():
-            digest.update(batch[: max(count - position, 0)].tobytes())
-        position += len(batch)
-
     batches = images.batches(BATCH_SIZE, 0, num_extracted) if rank == 0 else iter(())
-    hidden = not progress or rank > 0
+    hidden, position = not progress or rank > 0, 0
     with progress_bar(None, hidden, total=num_extracted, desc="features", unit="image") as bar:
         for _ in range(math.ceil(num_extracted / (BATCH_SIZE * world_size))):
             parts = list(islice(batches, world_size))
@@ -92,11 +84,13 @@ def accumulate(
             for batch, features in zip(parts, gather(outputs), strict=False):
                 for accumulator in accumulators:
                     accumulator.add(features[accumulator.extractor])
-                update_digests(batch)
+                hash_batch(batch)
                 bar.update(len(batch))
-    if counts:
-        for batch in images.batches(BATCH_SIZE, num_extracted, counts[-1]):
-            update_digests(batch)
-        if position != counts[-1]:
-            raise ValueError(f"got {position} images of {counts[-1]} announced; open them again")
-    return {count: digest.hexdigest() for count, digest in digests.items()}
+                position += len(batch)
+    if rank == 0:
+        for batch in images.batches(BATCH_SIZE, num_extracted, max(num_extracted, num_images)):
+            hash_batch(batch)
+            position += len(batch)
+        if position != (needed := max(num_extracted, num_images)):
+            raise ValueError(f"got {position} images of {needed} announced; open them again")
+    return rank == 0

@@ -1,13 +1,15 @@
 """Scores of a sample set under protocols that share its features, in one pass over its images."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cmrepro.data import ImageSource
+from cmrepro.files import item_digests
 from cmrepro.metrics.accumulate import Accumulator, accumulate
-from cmrepro.metrics.extractors import ImageBatches
 from cmrepro.metrics.frechet import fid_infinity, fid_of_parts, frechet_distance
 from cmrepro.metrics.reference_files import FEATURE_METRICS, ReferenceStatistics
 from cmrepro.metrics.scores import (
@@ -44,7 +46,7 @@ class Scores:
 
 
 def score(
-    images: ImageBatches,
+    images: ImageSource,
     tasks: Sequence[Task],
     *,
     device: str = "cpu",
@@ -70,11 +72,12 @@ def score(
         (extractor, count): Accumulator(extractor, np.full(count, "features" in x), "logits" in x)
         for (extractor, count), x in needed.items()
     }
-    every = [images.num_images] if checksum_all else []
-    checksums = accumulate(images, [*accumulators.values()], every, device, progress)
-    if not checksums:
+    digests = bytearray()  # of the images, in their order
+    hash_batch = lambda batch: digests.extend(item_digests(batch))  # noqa: E731
+    every = images.num_images * checksum_all
+    if not accumulate(images, [*accumulators.values()], hash_batch, every, device, progress):
         return []
-    set_sha256 = checksums[images.num_images] if checksum_all else None
+    set_sha256 = hashlib.sha256(digests).hexdigest() if checksum_all else None
     results = []
     for task, count in zip(tasks, counts, strict=True):
         generated = accumulators[task.protocol.extractor, count]
@@ -85,7 +88,8 @@ def score(
         edge = "by rounding, recorded as the edge of its range"
         warnings = [f"{m} was {raw[m]:.17g} {edge}, {values[m]:g}" for m in moved]
         warnings += _warnings(count, images.num_images, task)
-        sums = generated.digest.hexdigest(), checksums[count], set_sha256
+        images_sha256 = hashlib.sha256(digests[: 32 * count]).hexdigest()
+        sums = generated.digest.hexdigest(), images_sha256, set_sha256
         results.append(Scores(values, count, warnings, *sums, uncertainty if intervals else None))
     return results
 

@@ -5,10 +5,9 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,25 +20,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from cmrepro.files import cache_folder, download, require_checksum
+from cmrepro.files import cache_folder, download, one_line_errors, require_checksum
 from cmrepro.settings import Extractor
 
 DINOV2_CODE = "facebookresearch/dinov2"
 BATCH_SIZE = 64  # images that a source hands over at a time, and the most in one forward pass
 # Features (B, D), logits (B, K), spatial features (B, S), float32.
 Outputs = tuple[Tensor, Tensor | None, Tensor | None]
-
-
-class ImageBatches(Protocol):
-    """A source of `num_images` images, which need not be in memory."""
-
-    @property
-    def num_images(self) -> int: ...
-
-    def batches(
-        self, batch_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[np.ndarray]:
-        """Images start to stop - 1 in batches; the last may be smaller."""
 
 
 class Features(NamedTuple):
@@ -158,12 +145,19 @@ def weights_file(settings: Extractor) -> Path:
     """The verified file of an extractor's weights: in the cache, an absolute path or a package."""
     weights = settings.weights
     if weights.url is not None:
-        return download(weights.url, cache_folder() / "weights" / weights.file, weights.checksum)
+        path = cache_folder() / "weights" / weights.file
+        return download(weights.url, path, weights.checksum, _read_weights)
     assert weights.package is not None
     path = Path(str(resources.files(weights.package))) / weights.file
     package = weights.package.replace("_", "-")
     require_checksum(path, weights.checksum, f"; reinstall the package {package}")
     return path
+
+
+def _read_weights(path: Path) -> None:
+    """Refuse a file that is no state dict of PyTorch."""
+    with one_line_errors(path, "is no state dict", "download it again"):
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 class EfficientNetLite0(nn.Module):

@@ -36,7 +36,7 @@ class StreamingMoments:
 
     def update(self, features: np.ndarray) -> None:
         """Add a batch of finite features."""
-        check_features("features", features)
+        check_features(features)
         for start in range(0, len(features), MOMENTS_BLOCK):
             block = features[start : start + MOMENTS_BLOCK].astype(np.float64)
             mean = block.mean(axis=0)
@@ -151,13 +151,13 @@ def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
     return Extrapolation(value=float(value), standard_error=float(np.sqrt(variance)), bias=bias)
 
 
-def check_features(name: str, features: np.ndarray) -> None:
+def check_features(features: np.ndarray) -> None:
     """Raise ValueError unless these are a finite matrix with N >= 1."""
     if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"{name} have shape {features.shape}, must have (N, D) with N >= 1")
+        raise ValueError(f"features have shape {features.shape}, must have (N, D) with N >= 1")
     if not np.isfinite(features).all():
         row = int(np.argwhere(~np.isfinite(features).all(axis=1))[0, 0])
-        raise ValueError(f"{name} of image {row} are not finite; inspect that image")
+        raise ValueError(f"features of image {row} are not finite; inspect that image")
 
 
 def check_gaussian(mu: np.ndarray, sigma: np.ndarray) -> None:

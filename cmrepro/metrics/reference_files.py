@@ -151,7 +151,7 @@ def _read_npz(path: Path) -> ReferenceStatistics:
         if arrays["features"].dtype.kind != "f":
             raise ValueError(f"features are {arrays['features'].dtype}, must be floats")
         result.features = arrays["features"].astype(np.float32)
-        check_features("features", result.features)
+        check_features(result.features)
         if result.features.shape[1:] != result.mu.shape:
             raise ValueError("features and mu have other dimensions")
     if "metadata" in keys:

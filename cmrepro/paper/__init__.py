@@ -15,7 +15,6 @@ from cmrepro.paper.claims import (
     claims,
     demo_datasets,
     deviations,
-    learning_rates,
     stand_ins,
 )
 from cmrepro.paper.tables import (

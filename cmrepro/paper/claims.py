@@ -134,12 +134,6 @@ def demo_datasets(recipe: str) -> tuple[str, ...]:
     return (data, *_file()["demo"]["training_data"].get(data, ()))
 
 
-def learning_rates(recipe: str) -> Mapping[str, float]:
-    """The paper's learning rates by distance, stand-ins too, where they depend on it."""
-    rates: dict[str, float] = _file()["learning_rates"].get(recipe, {})
-    return rates
-
-
 class ClaimsFile(Struct, frozen=True, kw_only=True):
     """A claims file of one's own: tables [[absolute]] and [[ordering]] with every field.
 

@@ -9,43 +9,41 @@ verdicts and `cmrepro compare` alike. Other questions have their own answers in 
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from cmrepro.paper import (
-    AbsoluteClaim,
-    Setting,
-    claims,
-    demo_datasets,
-    learning_rates,
-    stand_ins,
-)
+from cmrepro.paper import AbsoluteClaim, Setting, claims, demo_datasets, stand_ins
 from cmrepro.records import RunRecord, TrainingRun
 from cmrepro.schema import Struct, to_builtins
 from cmrepro.training.recipes import load_recipe, recipe_names
 
-Value = str | int | float | bool | None
-Facts = dict[str, Value]
+Facts = dict[str, Any]
 
 SAMPLING = ("times", "to_uint8", "clip_denoised")
 SCORED = ("protocol", "reference", "num_images", "scale", "dataset", "network")
 SCORING = (*SCORED[:3], "reference_sha256")  # of a pair of records: claims state no checksum
 TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
-IMAGES = ("dataset_sha256", "dataset_files_sha256")  # checksums of what was trained on
 ABLATED = ("distance", "solver", "num_scales", "target_ema")  # recipe fields that ablations change
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
+FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
+IMAGES = ("dataset_sha256", "dataset_files_sha256")  # checksums of what was trained on
 # Recipe fields that can move a score; claims do not hold them.
 RECIPE = (
     *("optimizer", "learning_rate", "inverse_sqrt_after", "linear_decay_share", "dropout"),
     *("horizontal_flip", "mixed_precision", "sigma_min", "sigma_max", "rho", "sigma_data"),
     *("mu_form", "mu0", "s0", "s1"),
 )
-FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
-# Recipe fields that follow from an ablated one: N and mu are fixed or follow a schedule.
-FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",)}
+# Recipe fields that may differ with an ablated one: N and mu are fixed or follow a schedule, and
+# the paper has a learning rate for each distance.
+FOLLOWING = {"num_scales": ("s0", "s1"), "target_ema": ("mu0",), "distance": ("learning_rate",)}
 # A record without one of these is not set beside a printed score.
-NEEDED = {"dataset", "network", "images_seen", "batch_size", "total_steps"}
+NEEDED = ("dataset", "network", "images_seen", "batch_size", "total_steps")
+OPTIONAL = {"precision", *IMAGES, *RECIPE, "teacher_sha256"}  # not noted where not known
 UNKNOWN = (None, "", "not stated", "as released")
+# A recipe field without a value is known too.
+EMPTY = dict.fromkeys((*ABLATED, *RECIPE), "none")
+EMPTY |= dict.fromkeys(("num_scales", "target_ema"), "by a schedule")
 NAMES = ("for the better", "for the worse")  # the sides of an ordering, in words
 
 
@@ -69,17 +67,27 @@ class Agreement(Struct, frozen=True):
 
 
 def compare_facts(
-    a: Mapping[str, Value], b: Mapping[str, Value], fields: Iterable[str], names: tuple[str, str]
+    a: Facts,
+    b: Facts,
+    fields: Iterable[str],
+    names: tuple[str, str],
+    needed: Sequence[str] = (),
 ) -> Agreement:
-    """Compare two scores in some fields; names are e.g. ("in the paper", "in the record")."""
+    """Compare two scores in some fields; one that is `needed` and not known differs.
+
+    `names` say where a value is from, e.g. ("in the paper", "in the record").
+    """
     different, unknown = {}, {}
     for field in fields:
-        values = a[field], b[field]
+        values = a.get(field), b.get(field)
         silent = [name for name, value in zip(names, values, strict=True) if value in UNKNOWN]
-        if silent:
-            unknown[field] = f"{field} ({' and '.join(silent)})"
-        elif values[0] != values[1]:
-            texts = [str(x)[:10] for x in values] if field.endswith("sha256") else [*values]
+        text = f"{field} ({' and '.join(silent)})"
+        if silent and field in needed:
+            different[field] = f"not known: {text}"
+        elif silent and field not in OPTIONAL:
+            unknown[field] = text
+        elif not silent and values[0] != values[1]:
+            texts = [str(x)[:10] for x in values] if field.endswith("sha256") else values
             different[field] = f"{field} {in_words(texts, names)}"
     return Agreement(different, unknown)
 
@@ -97,37 +105,46 @@ def times_in_words(times: Iterable[float]) -> str:
 
 
 def facts(score: AbsoluteClaim | RunRecord) -> Facts:
-    """The fields that make a score comparable, None where not known."""
-    if isinstance(score, RunRecord):
-        known = _record_facts(score)
-    else:
-        setting = score.setting
-        known = to_builtins(score) | {"nfe": setting.nfe, "images_seen": score.images_seen}
-        known["protocol"] = f"{setting.protocol}-v{score.protocol_version}"
-        known |= dict.fromkeys(("reference", "dataset"), score.training_data)
-        known |= {"scale": "paper", "stands_for": setting.recipe}
-        known["weights"] = f"EMA {score.ema_rate:.6g}"
-        known |= ablated_fields(setting.recipe, setting.changes) or {}
-    for name in known.keys() & {*ABLATED, *RECIPE}:
-        if known[name] is None:  # a recipe field without a value is known too
-            known[name] = "by a schedule" if name in FOLLOWING else "none"
-    fields = (*FIELDS, *SAMPLING, *RECIPE, *IMAGES, "reference_sha256", "teacher_sha256")
-    return {name: known.get(name) for name in fields}
+    """The fields that make a score comparable, without those that are not known."""
+    known = _record_facts(score) if isinstance(score, RunRecord) else _claim_facts(score)
+    empty = {name: text for name, text in EMPTY.items() if known.get(name, "") is None}
+    return known | empty
+
+
+def _claim_facts(claim: AbsoluteClaim) -> Facts:
+    setting = claim.setting
+    return to_builtins(claim) | {
+        "nfe": setting.nfe,
+        "images_seen": claim.images_seen,
+        "protocol": f"{setting.protocol}-v{claim.protocol_version}",
+        "reference": claim.training_data,
+        "dataset": claim.training_data,
+        "scale": "paper",
+        "stands_for": setting.recipe,
+        "weights": f"EMA {claim.ema_rate:.6g}",
+        **(ablated_fields(setting.recipe, setting.changes) or {}),
+    }
 
 
 def _record_facts(record: RunRecord) -> Facts:
     reference, checkpoint, training = record.reference, record.checkpoint, trained(record)
-    images = f"{reference.dataset}-{reference.split}" if reference.dataset else reference.name
+    images = reference.dataset_split or reference.name
     known: Facts = {"stands_for": record.model}  # unless its training says otherwise
     recipe = checkpoint.recipe if checkpoint else None
     for part in filter(None, (record.sampler, recipe, training or record.training)):
         known |= to_builtins(part)
     known.pop("distance", None)
-    known |= {"nfe": record.nfe, "num_images": record.num_images, **(ablated(record) or {})}
-    known["protocol"] = f"{record.protocol.name}-v{record.protocol.version}"
-    known |= {"reference": images, "reference_sha256": reference.sha256, "weights": None}
     times = record.sampler.times if record.sampler else record.times
-    known["times"] = times_in_words(times) if times else None
+    known |= {
+        "nfe": record.nfe,
+        "num_images": record.num_images,
+        "protocol": f"{record.protocol.name}-v{record.protocol.version}",
+        "reference": images,
+        "reference_sha256": reference.sha256,
+        "times": times_in_words(times) if times else None,
+        "precision": record.sampler.precision if record.sampler else None,
+        **(ablated(record) or {}),
+    }
     if checkpoint:
         known |= {"network": checkpoint.network, "selection": checkpoint.selection.rule}
     if training:
@@ -144,36 +161,32 @@ def _record_facts(record: RunRecord) -> Facts:
 
 def sampling_agreement(record: RunRecord, name: str) -> Agreement:
     """Agreement of a record's sampling with the times of its checkpoint and its protocol."""
-    to_uint8 = None if (rule := record.protocol.to_uint8) == "as given" else rule
-    expected: Facts = {"times": None, "to_uint8": to_uint8, "clip_denoised": True}
+    expected: Facts = {"clip_denoised": True, "to_uint8": record.protocol.to_uint8}
+    if record.protocol.to_uint8 == "as given":
+        del expected["to_uint8"]
     if (checkpoint := record.checkpoint) and record.nfe in (1, 2):
         times = [t for t in (checkpoint.sigma_max, checkpoint.two_step_time)[: record.nfe] if t]
-        expected["times"] = times_in_words(times) if len(times) == record.nfe else None
-    found = compare_facts(expected, facts(record), SAMPLING, ("expected", name))
+        expected |= {"times": times_in_words(times)} if len(times) == record.nfe else {}
+    found = compare_facts(expected, facts(record), expected, ("expected", name))
     return Agreement({f"{key} {name}": text for key, text in found.different.items()}, {})
 
 
-def against_claim(claim: AbsoluteClaim, record: RunRecord) -> Agreement:
-    """Agreement of a record with a claim; what the record must state and does not, differs."""
-    found = _against_paper(claim, record, FIELDS, "here")
-    needed = {f: f"not known: {text}" for f, text in found.unknown.items() if f in NEEDED}
-    unknown = {field: text for field, text in found.unknown.items() if field not in needed}
-    different = found.different | sampling_agreement(record, "here").different | needed
-    return Agreement(different, unknown, found.allowed)
-
-
-def _against_paper(
-    claim: AbsoluteClaim, record: RunRecord, fields: Iterable[str], name: str
+def against_claim(
+    claim: AbsoluteClaim,
+    record: RunRecord,
+    fields: Iterable[str] = FIELDS,
+    name: str = "here",
+    needed: Sequence[str] = NEEDED,
 ) -> Agreement:
     """Agreement of a record with the model of a claim, as printed or as it was evaluated."""
     known, steps = facts(record), claim.evaluated_steps
-    found = compare_facts(facts(claim), known, fields, ("in the paper", name))
-    if steps is None or known["total_steps"] != steps:
-        return found
-    text = f"{found.different.pop('total_steps')} (deviation {claim.evaluated_deviation})"
-    if known["images_seen"] == steps * claim.batch_size:
-        del found.different["images_seen"]
-    return found | Agreement({}, {}, (text,))
+    found = compare_facts(facts(claim), known, fields, ("in the paper", name), needed)
+    if steps is not None and known.get("total_steps") == steps:
+        text = f"{found.different.pop('total_steps')} (deviation {claim.evaluated_deviation})"
+        if known["images_seen"] == steps * claim.batch_size:
+            del found.different["images_seen"]
+        found |= Agreement({}, {}, (text,))
+    return found | sampling_agreement(record, name)
 
 
 def against_setting(setting: Setting, record: RunRecord, name: str) -> Agreement:
@@ -184,8 +197,8 @@ def against_setting(setting: Setting, record: RunRecord, name: str) -> Agreement
         plain = setting.replace(changes=())
         paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
         fields = [field for field in FIELDS if field not in dict(setting.changes)]
-        return _against_paper(paper, record, fields, name)
-    expected, dataset = demo_datasets(setting.recipe), facts(record)["dataset"]
+        return against_claim(paper, record, fields, name, ())
+    expected, dataset = demo_datasets(setting.recipe), facts(record).get("dataset")
     text = f"dataset {' or '.join(expected)} expected, {dataset} {name}"
     return Agreement({} if dataset in expected else {"dataset": text}, {})
 
@@ -199,54 +212,27 @@ def pair_agreement(
     one recipe may differ in ablated fields and what follows from them; two methods, or models from
     elsewhere, may be trained otherwise on the same images.
     """
-    known, further = (facts(a), facts(b)), [*IMAGES]
-    found = compare_facts(*known, SCORING, names)
-    for record, name in zip((a, b), names, strict=True):
-        found |= sampling_agreement(record, name)
+    known, fields, noted = (facts(a), facts(b)), [*SCORING, "precision"], []
+    found = sampling_agreement(a, names[0]) | sampling_agreement(b, names[1])
     models = [record.identity["checkpoint"] or record.model for record in (a, b)]
-    if models[0] == models[1] or known[0]["dataset"] is known[1]["dataset"] is None:
-        return found
-    data = compare_facts(*known, ("dataset",), names)
-    unknown = {field: f"not known: {text}" for field, text in data.unknown.items()}
-    found |= Agreement(data.different | unknown, {})
-    recipes = [training and training.stands_for for training in map(trained, (a, b))]
-    if None not in recipes:
-        found |= compare_facts(*known, ("scale", "network", *SAMPLING[1:]), names)
-    if recipes[0] != recipes[1] or recipes[0] is None:
-        trained_by = ("images_seen", "batch_size", "initialisation", "distance")
-        if otherwise := compare_facts(*known, trained_by, names).different.values():
-            found |= Agreement({}, {}, (f"trained otherwise: {', '.join(otherwise)}",))
-    else:
-        changed = compare_facts(*known, ABLATED, names).different
-        varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
-        if "distance" in changed and (note := _learning_rates(a, known, names)):
-            varied.add("learning_rate")
-            found |= Agreement({}, {}, (note,))
-        fields = [field for field in (*TRAINING, *MODEL) if field not in varied]
-        found |= compare_facts(*known, fields, names)
-        further += [field for field in (*RECIPE, "teacher_sha256") if field not in varied]
-        if not changed and a.nfe != b.nfe:  # of one model, or else two things vary
-            found |= Agreement({"model": f"model {in_words((a.model, b.model), names)}"}, {})
-    # Fields that not all state, without a remark where they do not.
-    return found | Agreement(compare_facts(*known, further, names).different, {})
-
-
-def _learning_rates(
-    record: RunRecord, known: tuple[Facts, Facts], names: tuple[str, str]
-) -> str | None:
-    """Remark on the rates of two distances that allows them; None where there is none to make."""
-    own = known[0]["learning_rate"], known[1]["learning_rate"]
-    recipe, demo = str(known[0]["stands_for"]), is_demo(record)
-    paper = [learning_rates(recipe).get(str(fact["distance"])) for fact in known]
-    if not (isinstance(own[0], float) and isinstance(own[1], float)):
-        return None
-    if own[0] == own[1]:
-        plain = (ablated_fields(recipe, (), demo) or {}).get("distance")
-        text = f"both have learning_rate {own[0]:g}, which the recipe has for {plain}"
-        return text if demo or paper[0] != paper[1] else None
-    if paper[0] and paper[1] and math.isclose(own[0] / own[1], paper[0] / paper[1]):
-        return f"learning_rate {in_words(own, names)}, in the paper's ratio for these distances"
-    return None
+    if models[0] != models[1] and any(x.get("dataset") for x in known):
+        fields += ["dataset", *IMAGES]
+        recipes = [training and training.stands_for for training in map(trained, (a, b))]
+        if None not in recipes:
+            fields += ["scale", "network", *SAMPLING[1:]]
+        if recipes[0] != recipes[1] or recipes[0] is None:
+            noted = ["images_seen", "batch_size", "initialisation", "distance"]
+        else:
+            changed = compare_facts(*known, ABLATED, names).different
+            varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
+            noted = ["learning_rate"] if "learning_rate" in varied else []
+            trained_by = (*TRAINING, *MODEL, *RECIPE, "teacher_sha256")
+            fields += [field for field in trained_by if field not in varied]
+            if not changed and a.nfe != b.nfe:  # of one model, or else two things vary
+                found |= Agreement({"model": f"model {in_words((a.model, b.model), names)}"}, {})
+    otherwise = compare_facts(*known, noted, names).different.values()
+    allowed = (f"trained otherwise: {', '.join(otherwise)}",) if otherwise else ()
+    return found | compare_facts(*known, fields, names, ("dataset",)) | Agreement({}, {}, allowed)
 
 
 def trained(record: RunRecord) -> TrainingRun | None:
@@ -300,9 +286,9 @@ def is_ablation(record: RunRecord) -> bool:
 
 def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
     """Other records of images from elsewhere, scored like a record, in the order of FD."""
-    own = [facts(record)[field] for field in SCORING]
+    own = [facts(record).get(field) for field in SCORING]
     elsewhere = [r for r in records if r.nfe is None and r.id != record.id]
-    found = [r for r in elsewhere if [facts(r)[field] for field in SCORING] == own]
+    found = [r for r in elsewhere if [facts(r).get(field) for field in SCORING] == own]
     return sorted(found, key=lambda r: (r.scores.get("fid", math.inf), r.id))
 
 

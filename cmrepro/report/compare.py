@@ -1,7 +1,6 @@
 """Two records side by side: what differs in settings, hashes and scores, and what that means."""
 
 import math
-from statistics import NormalDist
 from typing import Any
 
 from cmrepro.records import RELATIVE_TOLERANCE, RunRecord, differences
@@ -52,11 +51,8 @@ def compare(first: RunRecord, second: RunRecord) -> Comparison:
 
 def half_interval(record: RunRecord, metric: Metric) -> float:
     """Half the 95 % interval of a score over sets of as many images, NaN where not known."""
-    if not (uncertainty := record.uncertainty):
-        return math.nan
-    if metric == "fid" and uncertainty.fid_infinity:
-        return NormalDist().inv_cdf(0.975) * uncertainty.fid_infinity.standard_error
-    low, high = uncertainty.intervals.get(metric, (math.nan, math.nan))
+    intervals = record.uncertainty.intervals if record.uncertainty else {}
+    low, high = intervals.get(metric, (math.nan, math.nan))
     return (high - low) / 2
 
 

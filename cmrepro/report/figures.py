@@ -21,10 +21,11 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 from PIL import Image
 
 from cmrepro.data.grids import REAL, TILE
-from cmrepro.records import RunRecord
-from cmrepro.report.comparability import anchors, is_own
-from cmrepro.report.results import protocol_of, ranked
+from cmrepro.records import RunRecord, TheoremCheck
+from cmrepro.report.comparability import anchors
+from cmrepro.report.results import model_at, protocol_of, ranked
 from cmrepro.report.tables import LABELS
+from cmrepro.report.theorems import theorem_figure
 
 # Colours that colour-blind readers tell apart (Okabe, Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8c6d00", "#56B4E9")
@@ -33,23 +34,23 @@ STYLE |= {"axes.grid": True, "grid.alpha": 0.3, "axes.prop_cycle": cycler(color=
 CURVE_POINTS = 300  # of a training curve; a longer log is thinned
 
 
-def figures(records: Sequence[RunRecord], results: Path) -> dict[str, dict[str, str]]:
+def figures(
+    records: Sequence[RunRecord], results: Path, checks: Sequence[TheoremCheck] = ()
+) -> dict[str, dict[str, str]]:
     """SVG by kind and file name without ending, from records, samples/*.png, training/*.jsonl."""
     by_protocol: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_protocol[protocol_of(record)].append(record)
-    logs = training_logs(results.parent)
-    grids, own = results / "samples", {record.model for record in records if is_own(record)}
+    grids, logs = results / "samples", training_logs(results.parent)
     with matplotlib.rc_context(STYLE):
         drawn: dict[str, dict[str, Figure | None]] = {
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
-            "training": {},
-            "own_training": {},
+            "training": {name: training_figure(name, path) for name, path in logs.items()},
+            "theorems": {
+                "errors": theorem_figure(checks) if any(c.errors for c in checks) else None
+            },
         }
-        for name, path in logs.items():
-            kind = "own_training" if name in own else "training"
-            drawn[kind][name] = training_figure(name, path)
         return {
             kind: {re.sub(r"[^\w.]+", "-", f"{kind}_{n}"): _svg(f) for n, f in named.items() if f}
             for kind, named in drawn.items()
@@ -68,9 +69,9 @@ def samples_figure(records: Sequence[RunRecord], grids: Path) -> Figure | None:
     """
     strips = {"real images": grids / REAL.name}
     for mean, first in ranked(records):
-        evaluations = f"{first.nfe} evaluation{'s' * (first.nfe != 1)}"
-        label = f"{first.model}, {evaluations}: {LABELS['fid']} {mean}"
-        strips[label] = grids / f"{first.model}_nfe{first.nfe}.png"
+        if first.nfe:
+            label = f"{model_at(first.model, first.nfe)}: {LABELS['fid']} {mean}"
+            strips[label] = grids / f"{first.model}_nfe{first.nfe}.png"
     strips = {label: path for label, path in strips.items() if path.is_file()}
     if not strips:
         return None

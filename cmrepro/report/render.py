@@ -13,12 +13,12 @@ from markupsafe import Markup
 from cmrepro.data.grids import REAL
 from cmrepro.files import atomic_path, sha256
 from cmrepro.paper import deviations
-from cmrepro.records import FOLDER, RunRecord, read_records
+from cmrepro.records import FOLDER, THEOREMS, RunRecord, TheoremRun, read_records
 from cmrepro.report import results
-from cmrepro.report.comparability import anchors, is_demo, is_own
+from cmrepro.report.comparability import anchors
 from cmrepro.report.tables import LABELS, later_work_rows, render
-from cmrepro.report.verdicts import verdicts
-from cmrepro.schema import flat, to_builtins
+from cmrepro.report.theorems import theorem_rows
+from cmrepro.schema import flat, read_json, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
 SITE = Path("results/site")
@@ -111,25 +111,25 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     """Values of the templates of REPORT.md and of the page."""
     from cmrepro.report.figures import figures  # other commands do without matplotlib
 
-    decided = verdicts(records)
-    paper = {f"table{number}": results.paper_rows(number, records, decided) for number in (1, 2)}
+    decided = results.verdicts_by_scale(records)
+    paper = {f"table{number}": results.paper_rows(number, records) for number in (1, 2)}
     tables = {name: [row.cells for row in rows] for name, rows in paper.items()}
     tables |= {"results": results.results_rows(records), "verdicts": results.claims_rows(records)}
     tables |= {"later_work": later_work_rows(), "models": results.model_rows(records)}
     ledger = ("id", "item", "paper", "released", "action")
     ours = [row for row in deviations() if row.group in ("table3", "training", "evaluation")]
     tables["deviations"] = [{name: getattr(row, name) for name in ledger} for row in ours]
-    real = {"real images": str(REAL)} if (out / REAL).exists() else {}
-    samples: dict[bool, dict[str, str]] = {True: {}, False: real}  # by is_own
-    by_nfe = {(r.model, r.nfe): is_own(r) for r in records if r.nfe is not None}
-    for (model, nfe), own in sorted(by_nfe.items()):
+    checks = read_json(TheoremRun, out / THEOREMS).checks if (out / THEOREMS).is_file() else ()
+    if theorems := theorem_rows(checks):
+        tables["theorems"] = theorems
+    samples = {"real images": str(REAL)} if (out / REAL).exists() else {}
+    for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
         if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
-            samples[own][f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"] = path
-    demo = any(map(is_demo, records))
+            samples[results.model_at(model, nfe)] = path
     return {
-        "orderings": results.verdict_table(decided, "ordering"),
-        "printed": results.verdict_table(decided, "absolute"),
-        "counts": results.counts(decided),
+        "orderings": {k: results.verdict_table(v, "ordering") for k, v in decided.items()},
+        "printed": results.verdict_table(decided.get("paper", {}), "absolute"),
+        "counts": {scale: results.counts(found) for scale, found in decided.items()},
         "scale": results.scale(records),
         "paper": paper,
         "measured": {k: [row.cells for row in rows if row.records] for k, rows in paper.items()},
@@ -137,12 +137,16 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
         "tables": tables,
         "records": results.record_rows(records),
         "runs": _runs(records),
-        "figures": figures(records, out / "results"),
-        "samples": samples[False],
-        "own_samples": samples[True],
-        "real": bool(real),
+        "figures": figures(records, out / "results", checks),
+        "theorems": theorems,
+        "editing": {
+            path.stem: path.relative_to(out).as_posix()
+            for path in sorted((out / "results/editing").glob("*.png"))
+        },
+        "samples": samples,
+        "real": "real images" in samples,
         "context": any(r.nfe is None for r in records),
-        "demo": demo,
+        "demo": results.demo_rows(records),
         "warnings": sorted({w for r in records for w in r.warnings}),
     }
 

@@ -2,18 +2,19 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from cmrepro.paper import METRICS, AbsoluteClaim, claims, result_rows
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import (
     SCORED,
-    against_claim,
     anchors,
     compare_facts,
     facts,
     group,
     is_ablation,
+    is_demo,
     is_own,
     times_in_words,
     trained,
@@ -21,7 +22,7 @@ from cmrepro.report.comparability import (
 from cmrepro.report.compare import half_interval
 from cmrepro.report.statistics import Summary, summarise
 from cmrepro.report.tables import LABELS
-from cmrepro.report.verdicts import Verdict, verdicts
+from cmrepro.report.verdicts import Verdict, absolute_verdict, verdicts
 from cmrepro.settings import Metric
 
 AS_PUBLISHED = "as published"  # methods that this suite does not have
@@ -42,8 +43,15 @@ class PaperRow(NamedTuple):
 
 
 def protocol_of(record: RunRecord) -> str:
-    """Name and version of a record's protocol."""
-    return f"{record.protocol.name} v{record.protocol.version}"
+    """Name and version of a record's protocol, and the reference where it is not its first."""
+    protocol, reference = record.protocol, record.reference.name
+    other = f", {reference}" if reference != protocol.reference else ""
+    return f"{protocol.name} v{protocol.version}{other}"
+
+
+def model_at(model: str, nfe: int) -> str:
+    """A model with its number of evaluations, in words."""
+    return f"{model}, {nfe} evaluation{'s' * (nfe != 1)}"
 
 
 def summary(members: Sequence[RunRecord], metric: Metric) -> Summary:
@@ -60,41 +68,40 @@ def ranked(records: Sequence[RunRecord]) -> list[tuple[Summary, RunRecord]]:
     return sorted(found, key=lambda pair: pair[0].mean)
 
 
-def means(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, str]:
-    """Mean ± half the 95 % interval of each score of a group of records, by label."""
-    return {LABELS[m]: str(summary(members, m)) for m in shown if m in members[0].scores}
+def means(
+    members: Sequence[RunRecord], shown: Iterable[Metric] = LABELS, prefix: str = ""
+) -> dict[str, str]:
+    """Mean ± half the 95 % interval of each score of a group of records, by prefix + label."""
+    scored = (m for m in shown if m in members[0].scores)
+    return {f"{prefix}{LABELS[m]}": str(summary(members, m)) for m in scored}
 
 
-def interval_ends(members: Sequence[RunRecord], shown: Sequence[Metric]) -> dict[str, float]:
+def interval_ends(members: Sequence[RunRecord]) -> dict[str, float]:
     """Mean of each score of a group of records, and the ends of its 95 % interval, as numbers."""
     row: dict[str, float] = {}
-    for metric in (metric for metric in shown if metric in members[0].scores):
+    for metric in (metric for metric in LABELS if metric in members[0].scores):
         found = summary(members, metric)
         row |= {metric: found.mean, f"{metric}_low": found.low, f"{metric}_high": found.high}
     return row
 
 
-def counted_means(
-    members: Sequence[RunRecord], shown: Sequence[Metric], prefix: str = ""
-) -> dict[str, str]:
-    """Means of a group of records under prefix + label, their number and their protocol."""
-    cells = {f"{prefix}{name}": mean for name, mean in means(members, shown).items()}
+def counted(members: Sequence[RunRecord]) -> dict[str, str]:
+    """Number of records and of images of each, and their protocol."""
     first = members[0]
-    return cells | {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
+    return {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
 
 
 def results_rows(
     records: Sequence[RunRecord],
-    cells: Callable[[Sequence[RunRecord], Sequence[Metric]], Mapping[str, Any]] = means,
+    cells: Callable[[Sequence[RunRecord]], Mapping[str, Any]] = means,
 ) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
     rows = []
     for members in (groups := group(records)):
         first, settings = members[0], _settings(members[0], groups)
-        row = {name: getattr(first, name) for name in ("model", "nfe")}
-        row |= {"protocol": protocol_of(first), "num_images": first.num_images}
-        row |= {"seeds": len(members)} | ({"settings": settings} if settings else {})
-        rows.append(row | dict(cells(members, tuple(LABELS))))
+        row = {"model": first.model, "nfe": first.nfe, "protocol": protocol_of(first)}
+        row |= {"num_images": first.num_images, "seeds": len(members)}
+        rows.append(row | ({"settings": settings} if settings else {}) | {**cells(members)})
     return rows
 
 
@@ -111,11 +118,10 @@ def _settings(record: RunRecord, groups: Sequence[Sequence[RunRecord]]) -> str:
     return ", ".join(texts)
 
 
-def paper_rows(
-    number: int, records: Sequence[RunRecord], decided: Mapping[str, Verdict]
-) -> list[PaperRow]:
-    """Rows of Table 1 or 2 as printed, repeated for each group of our records (no ablations).
+def paper_rows(number: int, records: Sequence[RunRecord]) -> list[PaperRow]:
+    """Rows of Table 1 or 2 as printed, repeated for each group of our records of their model.
 
+    A row's verdicts are those of its own records. Ablations and models of the demo have no row.
     Images from elsewhere that are scored like ours follow in the order of FD.
     """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
@@ -124,34 +130,42 @@ def paper_rows(
         if method == "CD":
             models[dataset, "EDM"] = recipe.removesuffix("cd") + "edm"
     columns: tuple[Metric, ...] = ("fid", "is") if number == 1 else ("fid", "precision", "recall")
-    rows = []
+    full_size = [r for r in records if not is_demo(r) and not is_ablation(r)]
+    rows, context = [], dict[str, RunRecord]()
     for row in result_rows(number):
         printed: dict[str, Any] = {"dataset": row.dataset} if number == 2 else {}
         printed |= {"method": row.method, "nfe": row.nfe}
         printed |= {METRICS[m]: str(row.scores.get(m, "")) for m in columns}
         model = models.get((row.dataset, row.method))
-        made = [(r, t) for r in records if r.nfe == row.nfe and (t := trained(r))]
-        ours = [r for r, t in made if t.stands_for == model and not is_ablation(r)]
-        if not ours:
+        made = [(r, t) for r in full_size if r.nfe == row.nfe and (t := trained(r))]
+        groups = group(r for r, t in made if t.stands_for == model)
+        if not groups:
             printed["ours"] = "not measured" if model else AS_PUBLISHED
             rows.append(PaperRow(printed, []))
         place = (row.dataset, row.method, row.nfe)
         of_row = [c for c in absolute if (c.dataset, c.method, c.setting.nfe) == place]
-        for members in (groups := group(ours)):
+        for members in groups:
             first, settings = members[0], _settings(members[0], groups)
-            answers = [
-                "not comparable" if against_claim(c, first).different else decided[c.id].answer
-                for c in of_row
-                if c.setting.metric in first.scores
-            ]
+            answers = defaultdict(list)
+            for c in (c for c in of_row if c.setting.metric in first.scores):
+                answers[absolute_verdict(c, members).answer].append(METRICS[c.setting.metric])
+            texts = [f"{answer} ({' and '.join(of)})" for answer, of in answers.items()]
             cells = {"ours": first.model + (f" ({settings})" if settings else "")}
-            cells |= counted_means(members, columns, "our ")
-            cells |= {"verdict": ", ".join(dict.fromkeys(answers))}
+            cells |= means(members, columns, "our ") | counted(members)
+            cells |= {"verdict": ", ".join(texts if len(texts) > 1 else answers)}
             rows.append(PaperRow(printed | cells, members))
-    context = {a.id: a for row in rows for r in row.records[:1] for a in anchors(r, records)}
+            context |= {a.id: a for a in anchors(first, records)}
     for a in context.values():
-        rows.append(PaperRow({"ours": a.model} | counted_means([a], columns, "our "), [a]))
+        cells = {"ours": a.model} | means([a], columns, "our ") | counted([a])
+        rows.append(PaperRow(cells, [a]))
     return rows
+
+
+def demo_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One row a model of the demo (no ablations), and images from elsewhere scored like them."""
+    models = [r for r in records if is_demo(r) and not is_ablation(r)]
+    context = {a.id: a for r in models for a in anchors(r, records)}
+    return results_rows([*models, *context.values()], partial(means, shown=("fid", "is")))
 
 
 def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -208,6 +222,17 @@ def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def verdicts_by_scale(records: Sequence[RunRecord]) -> dict[str, dict[str, Verdict]]:
+    """Verdicts by models of the paper's size ("paper") and of the demo, where there are such."""
+    demo = [r for r in records if is_demo(r)]
+    found = {"paper": verdicts([r for r in records if not is_demo(r)])}
+    if demo:
+        found["demo"] = verdicts([*demo, *(r for r in records if r.nfe is None)])
+        if all(verdict.answer == "not measured" for verdict in found["paper"].values()):
+            del found["paper"]
+    return found
+
+
 def counts(decided: Mapping[str, Verdict]) -> dict[str, dict[str, int]]:
     """Number of claims by kind and answer, those not measured last."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
@@ -222,7 +247,7 @@ def verdict_table(decided: Mapping[str, Verdict], kind: str) -> Table:
 
     Those of a printed score are one note, which several scores of one model share.
     """
-    found = [(c, decided[c.id]) for c in claims() if c.kind == kind]
+    found = [(c, decided[c.id]) for c in claims() if c.kind == kind and c.id in decided]
     found = [(claim, verdict) for claim, verdict in found if verdict.answer != "not measured"]
     datasets = {claim.dataset for claim, _ in found}
     rows = []
@@ -242,7 +267,7 @@ def own_table(records: Sequence[RunRecord]) -> Table:
     rows = []
     for members in group(record for record in records if is_own(record)):
         first, known = members[0], facts(members[0])
-        images = str(known["dataset"] or known["reference"])
+        images = str(known.get("dataset") or known["reference"])
         beside = [c for c in absolute if images.startswith(c.training_data.removesuffix("train"))]
         printed = [f"{c.method} {c.printed.text}" for c in beside if c.setting.nfe == first.nfe]
         notes = [f"the paper has no row of {images}"]
@@ -251,8 +276,8 @@ def own_table(records: Sequence[RunRecord]) -> Table:
             compared = compare_facts(facts(beside[0]), known, fields, sides)
             notes = [*compared.different.values()]
             notes += [f"not known: {text}" for text in compared.unknown.values()]
-        row = {"model": first.model, "nfe": first.nfe, **counted_means(members, ("fid", "is"))}
-        row |= {"paper's FID": ", ".join(printed)}
+        row = {"model": first.model, "nfe": first.nfe, **means(members, ("fid", "is"))}
+        row |= {**counted(members), "paper's FID": ", ".join(printed)}
         rows.append((row | {"verdict": "not comparable" if notes else "comparable"}, notes))
     return _numbered(rows)
 
@@ -271,6 +296,6 @@ def scale(records: Sequence[RunRecord]) -> dict[str, list[tuple[str, str]]]:
     """Names and FD by protocol, best first, of models and of images from elsewhere."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for mean, first in ranked(records):
-        steps = f", {first.nfe} evaluation{'s' * (first.nfe != 1)}" if first.nfe else ""
-        found[protocol_of(first)].append((first.model + steps, str(mean)))
+        name = model_at(first.model, first.nfe) if first.nfe else first.model
+        found[protocol_of(first)].append((name, str(mean)))
     return found

@@ -8,8 +8,7 @@ deviation sigma; `mean` and `sd` (divisor n - 1) are their estimates. Two tests:
 - mu outside the margin: the whole 95 % interval lies outside. With the 90 % interval and a margin
   that is small against the spread, a mu equal to the value would be missed in 10 %.
 
-References: Schuirmann (1987), J. Pharmacokinet. Biopharm. 15, 657; Guenther (1981), The American
-Statistician 35, 243 (numbers of seeds).
+Reference: Schuirmann (1987), J. Pharmacokinet. Biopharm. 15, 657.
 """
 
 import math
@@ -22,9 +21,6 @@ from scipy import special
 from cmrepro.schema import Struct
 
 ALPHA = 0.05
-POWER = 0.8  # with which `seeds_to_decide` seeds decide
-MOST_SEEDS = 1000  # more are not counted
-
 Numbers = Any  # a float or an array of floats
 
 
@@ -71,20 +67,3 @@ def is_equivalent(distance: Numbers, margin: Numbers, sd: Numbers, n: Numbers) -
 def is_outside(distance: Numbers, margin: Numbers, sd: Numbers, n: Numbers) -> Numbers:
     """True if the whole 95 % interval lies outside the margin; `distance` is mean - value."""
     return np.abs(distance) - half_width(sd, n) > margin
-
-
-def seeds_to_decide(distance: float, margin: float, sd: float) -> int | None:
-    """Number of seeds that decide with probability `POWER`, were mean and spread as observed.
-
-    n = ((z_a + z_b) sd / d)^2 + z_a^2 / 2 with the distance d to the margin's nearer edge, the
-    quantiles z_a of the test and z_b of the power; within the margin, where both edges count, z_b
-    of half the remaining probability. The margin of an ordering is 0. None where more than
-    `MOST_SEEDS` are needed.
-    """
-    if math.isclose(abs(distance), margin):
-        return None
-    inside, edge = abs(distance) < margin, abs(abs(distance) - margin)
-    test = special.ndtri(1 - (ALPHA if inside else ALPHA / 2))
-    power = special.ndtri(1 - (1 - POWER) / (2 if inside else 1))
-    seeds = max(2, math.ceil(((test + power) * sd / edge) ** 2 + test**2 / 2))
-    return seeds if seeds <= MOST_SEEDS else None

@@ -5,26 +5,18 @@ seeds (`report.statistics`); both between comparable scores only (`report.compar
 number is a mean over all seeds: no claim of this paper is a minimum over runs.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.paper import (
-    LOWER_IS_BETTER,
-    AbsoluteClaim,
-    Claim,
-    Ordering,
-    Setting,
-    claims,
-    stand_ins,
-)
+from cmrepro import paper
+from cmrepro.paper import AbsoluteClaim, Claim, Ordering, Setting, claims, stand_ins
 from cmrepro.records import NOISE, RunRecord
 from cmrepro.report import comparability, statistics
 from cmrepro.report.comparability import NAMES, Agreement, facts
-from cmrepro.report.statistics import MOST_SEEDS, POWER, Summary, half_width, summarise
+from cmrepro.report.statistics import Summary, half_width, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.schema import Struct
 from cmrepro.settings import Metric
@@ -48,14 +40,13 @@ def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
     Scores of the seeds on which a checkpoint or its second time was chosen flatter the model and
     do not count.
     """
-    usable = [r for r in records if r.nfe == nfe and metric in r.scores]
     found = []
-    for members in comparability.group(usable):
+    for members in comparability.group(r for r in records if r.nfe == nfe and metric in r.scores):
         by_seed = {record.seed: record for record in members if record.seed is not None}
-        checkpoint = members[0].checkpoint
-        chosen_on = {*checkpoint.selection.seeds} if checkpoint else set()
-        if checkpoint and nfe > 1 and (times := checkpoint.two_step_selection):
-            chosen_on |= {*times.seeds}
+        checkpoint, chosen_on = members[0].checkpoint, set[int]()
+        if checkpoint:
+            times = checkpoint.two_step_selection if nfe > 1 else None
+            chosen_on = {*checkpoint.selection.seeds, *(times.seeds if times else ())}
         left_out = ", ".join(str(seed) for seed in sorted(chosen_on & by_seed.keys()))
         remark = f"without seed {left_out}, on which checkpoint or time was chosen"
         counted = {seed: r for seed, r in by_seed.items() if seed not in chosen_on}
@@ -69,9 +60,7 @@ def setting_sides(records: Sequence[RunRecord], setting: Setting, demo: bool) ->
     wanted = comparability.ablated_fields(setting.recipe, setting.changes, demo)
 
     def fits(record: RunRecord) -> bool:
-        fields = (
-            comparability.ablated(record) or {}
-        )  # a model of one's own has those of its recipe, if any
+        fields = comparability.ablated(record) or {}  # none of a model from elsewhere
         as_wanted = fields == wanted if wanted else {*setting.changes} <= {*fields.items()}
         named = facts(record)["stands_for"] == setting.recipe
         return as_wanted and named and comparability.is_demo(record) == demo
@@ -92,7 +81,6 @@ class Verdict(Struct, frozen=True):
     notes: tuple[str, ...] = ()  # limits of the verdict, a short sentence each
     failure: str = ""  # "the worse side did not train", where that is why it is inconclusive
     stand_in: str = ""  # what decided in the place of what the claim names
-    seeds_to_decide: int | None = None  # seeds that would decide an inconclusive claim
 
     def __str__(self) -> str:
         return ": ".join(filter(None, [self.answer, self.failure, self.stand_in]))
@@ -107,6 +95,20 @@ def verdicts(records: Sequence[RunRecord]) -> dict[str, Verdict]:
     """The verdict on each claim by its id, in the order of the claims."""
     decide: dict[str, Any] = {"absolute": absolute_verdict, "ordering": ordering_verdict}
     return {claim.id: decide[claim.kind](claim, records) for claim in claims()}
+
+
+def verdict_needs(protocol: str, num_images: int, seeds: int) -> str:
+    """Sentence on what verdicts need and what a run of these settings will have, for its start."""
+    scores = [c for c in claims() if isinstance(c, AbsoluteClaim)]
+    needed = next((c.num_images for c in scores if c.setting.protocol == protocol), None)
+    text = "verdicts on orderings at demo scale need at least 2 seeds"
+    if needed:
+        text = f"verdicts need {needed:,} images of each seed and at least 2 seeds"
+    outcome = "so that every verdict will be inconclusive" if seeds < 2 else "which is enough"
+    if needed not in (None, num_images):
+        outcome = "so that no score will be comparable with the paper's"
+    run = f"this run has {num_images:,} images of {seeds} seed{'s' * (seeds != 1)}"
+    return f"{text}; {run}, {outcome}"
 
 
 def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verdict:
@@ -140,7 +142,7 @@ def absolute_verdict(claim: AbsoluteClaim, records: Sequence[RunRecord]) -> Verd
 def _not_comparable(agreement: Agreement, subject: str) -> Verdict:
     """Verdict that counts what differs in its reason and names each difference in its notes."""
     differences = [*agreement.different.values()]
-    fields = ", ".join(text.split()[0] for text in differences)
+    fields = ", ".join(field.split()[0] for field in agreement.different)
     reason = differences[0] if len(differences) == 1 else f"differs in {fields}"
     notes = (*(differences if len(differences) > 1 else ()), *agreement.notes)
     return Verdict("not comparable", f"{subject}{reason}", notes=notes)
@@ -159,26 +161,13 @@ def _decide_score(claim: AbsoluteClaim, side: Side, notes: Sequence[str]) -> Ver
         return Verdict("inconclusive", reason, mean, notes)
     distance, sd = mean.mean - claim.value, float(np.std(values, ddof=1))
     outside = statistics.is_outside(distance, claim.margin, sd, mean.n)
+    inside = statistics.is_equivalent(distance, claim.margin, sd, mean.n)
     percent = 95 if outside else 90  # of the interval that decides
     half = half_width(sd, mean.n, percent / 100)
     interval = f"{percent} % interval {mean.mean - half:.4g} to {mean.mean + half:.4g}"
     reason = f"{mean.mean:.4g} over {mean.n} seeds, {interval}, against {against}"
-    if outside:
-        return Verdict("not reproduced", reason, mean, notes)
-    if statistics.is_equivalent(distance, claim.margin, sd, mean.n):
-        return Verdict("reproduced", reason, mean, notes)
-    return _inconclusive(reason, mean, (distance, claim.margin, sd), notes)
-
-
-def _inconclusive(
-    reason: str, estimate: Summary, observed: tuple[float, float, float], notes: Sequence[str]
-) -> Verdict:
-    """Verdict that names the number of seeds that would decide; observed: distance, margin, sd."""
-    seeds = statistics.seeds_to_decide(*observed)
-    count = f"more than {MOST_SEEDS:,}" if seeds is None else f"{seeds}"
-    text = f"were mean and spread as observed, {count} seeds would decide with power"
-    notes = (*notes, f"{text} {100 * POWER:.0f} % or more")
-    return Verdict("inconclusive", reason, estimate, notes, seeds_to_decide=seeds)
+    answer = "not reproduced" if outside else "reproduced" if inside else "inconclusive"
+    return Verdict(answer, reason, mean, notes)
 
 
 class _Pair(NamedTuple):
@@ -260,17 +249,11 @@ def _pair(
     for setting, side, name in zip(settings, pair, NAMES, strict=True):
         found |= comparability.against_setting(setting, side.first, name)
     common = sorted(a.records.keys() & b.records.keys())
-    if (a.first.nfe, a.first.num_sampled) != (b.first.nfe, b.first.num_sampled):
-        notes.append("paired by seed alone, as the two sides draw different amounts of noise")
-    else:
-        noise = {s: {side.records[s].hashes.noise for side in pair} for s in common}
-        if other := [s for s in common if None not in noise[s] and len(noise[s]) > 1]:
-            common = [s for s in common if s not in other]
-            notes.append(f"without seed {', '.join(map(str, other))}, whose noise differs")
-            if not common:
-                found |= Agreement({"noise": "noise of every seed differs"}, {})
-        if any(None in noise[s] for s in common):
-            notes.append("paired by seed alone, as a side does not record its noise")
+    noise = [{side.records[seed].hashes.noise for side in pair} for seed in common]
+    if any(None in of_seed or len(of_seed) > 1 for of_seed in noise):
+        notes.append(
+            "paired by seed; the two sides draw different noise, or different amounts of it"
+        )
     notes += [f"{s.remark} {name}" for s, name in zip(pair, NAMES, strict=True) if s.remark]
     scores, gains = _gains(metric, pair, common)
     shared = [m for m in LABELS if m in a.first.scores.keys() & b.first.scores.keys()]
@@ -278,16 +261,19 @@ def _pair(
     if len(common) > 1 and opposite:
         notes.append(f"the other way with every seed: {', '.join(LABELS[m] for m in opposite)}")
     found |= Agreement({}, {}, tuple(notes))
-    failures = [
-        f"the {role} side did not train: {LABELS['fid']} {fid:.4g} where noise has {limit:.4g}"
-        for role, side in zip(("better", "worse"), pair, strict=True)
-        for noise in comparability.anchors(side.first, records)
-        if noise.model == NOISE
-        and (limit := noise.scores.get("fid", math.inf))
-        and (fids := [r.scores["fid"] for r in side.records.values() if "fid" in r.scores])
-        and (fid := float(np.mean(fids))) > (1 - UNTRAINED_SHARE) * limit
-    ]
-    return _Pair(settings[1], scores, gains, found, failures[0] if failures else "")
+    failures = map(_failure, ("better", "worse"), pair, (records, records))
+    return _Pair(settings[1], scores, gains, found, next(filter(None, failures), ""))
+
+
+def _failure(role: str, side: Side, records: Sequence[RunRecord]) -> str:
+    """Remark on a side that is hardly better than noise scored like it; "" for others."""
+    noise = [r for r in comparability.anchors(side.first, records) if r.model == NOISE]
+    limits = [r.scores["fid"] for r in noise if "fid" in r.scores]
+    fids = [r.scores["fid"] for r in side.records.values() if "fid" in r.scores]
+    if not limits or not fids or np.mean(fids) <= (1 - UNTRAINED_SHARE) * limits[0]:
+        return ""
+    text = f"{LABELS['fid']} {np.mean(fids):.4g} where noise has {limits[0]:.4g}"
+    return f"the {role} side did not train: {text}"
 
 
 def _gains(
@@ -295,7 +281,7 @@ def _gains(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(2, n) scores by side and seed, and (n,) gains of the first side over the second."""
     scores = np.array([[s.records[seed].scores[metric] for seed in seeds] for s in pair])
-    return scores, (scores[0] - scores[1]) * (-1 if metric in LOWER_IS_BETTER else 1)
+    return scores, (scores[0] - scores[1]) * (-1 if metric in paper.LOWER_IS_BETTER else 1)
 
 
 def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
@@ -320,7 +306,5 @@ def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
     if failed:
         failure = closest.failure.partition(":")[0]
         return Verdict("inconclusive", closest.failure, gain, (text, *notes), failure)
-    if gain.mean > gain.half_width:
-        return Verdict(HOLDS[demo], text, gain, notes)
-    sd = float(np.std(closest.gains, ddof=1))
-    return _inconclusive(text, gain, (gain.mean, 0.0, sd), notes)
+    answer = HOLDS[demo] if gain.mean > gain.half_width else "inconclusive"
+    return Verdict(answer, text, gain, notes)

@@ -159,7 +159,9 @@ class Log:
         """Write samples/STEP.png; the processes sample together."""
         training, step, size = self.training, self.training.step, self.dataset.image_shape[0]
         info = checkpoint_info(training, {}, self.dataset, None)
-        steps = PREVIEW_HEUN_POINTS if info.parameterization == "edm" else 1
+        steps = {"edm": PREVIEW_HEUN_POINTS, "pd": training.recipe.num_scales or 1}.get(
+            training.recipe.method, 1
+        )
         settings = sampler_settings(info, steps)
         stages = sample(training.ema, settings, GRID_ROWS * GRID_COLUMNS, 0, size).stages
         if training.rank == 0:

@@ -1,4 +1,4 @@
-"""The schedules N(k), mu(k) and learning rate, and the methods EDM, CD and CT as one table."""
+"""The schedules N(k), mu(k) and learning rate, and the methods as one table."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from cmrepro.consistency import losses
+from cmrepro.consistency import continuous, losses
 from cmrepro.consistency.parameterization import Parameterization
+from cmrepro.consistency.progressive import progressive_distillation_loss
 from cmrepro.consistency.schedules import karras_times, num_scales_at, target_ema_at
+from cmrepro.schema import lookup
 from cmrepro.settings import Recipe
 
 
@@ -38,8 +40,9 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
 
 
 def time_grid(recipe: Recipe, step: int) -> Tensor:
-    """Time grid of a step, (N,) float64, decreasing."""
-    num_scales, _ = scales_and_mu(recipe, step)
+    """Time grid of a step, (N,) float64, decreasing; PD's has N + 1 points for N steps."""
+    is_pd = recipe.method == "pd"
+    num_scales = (recipe.num_scales or 0) + 1 if is_pd else scales_and_mu(recipe, step)[0]
     return karras_times(num_scales, recipe.sigma_min, recipe.sigma_max, recipe.rho)
 
 
@@ -54,7 +57,7 @@ def two_step_time(recipe: Recipe) -> float | None:
 class Models(NamedTuple):
     """Everything that a loss evaluates; None where the method has no such thing."""
 
-    sigma_data: float
+    recipe: Recipe
     online: losses.Model
     target: losses.Model
     teacher: Any
@@ -78,17 +81,57 @@ def log_normal_times(recipe: Recipe, step: int, generator: Generator) -> tuple[T
 
 
 def neighbouring_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Both ends of an interval of the time grid, uniform over its N(k) - 1 intervals."""
+    """Both ends of an interval of the time grid, uniform over its intervals."""
     times = time_grid(recipe, step).float()
     n = torch.randint(len(times) - 1, (recipe.batch_size,), generator=generator)
     return times[n], times[n + 1]
+
+
+def any_times(recipe: Recipe, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Times whose root of order rho is uniform, as in the official code; s has no meaning."""
+    largest, smallest = (x ** (1 / recipe.rho) for x in (recipe.sigma_max, recipe.sigma_min))
+    share = torch.rand(recipe.batch_size, generator=generator)
+    t = (smallest + share * (largest - smallest)) ** recipe.rho
+    return t, t
+
+
+def continuous_loss(
+    m: Models, x: Tensor, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None
+) -> Tensor:
+    """Loss in continuous time: Theorem 3 or 4 for "continuous-cd", else a pseudo-objective."""
+    name, method = str(m.recipe.distance), m.recipe.method
+    if method == "continuous-cd":
+        objective = lookup("distance in continuous time", name, continuous.TANGENTS)
+    else:
+        exact = continuous.stop_gradient_l2
+        objective = exact if name == "l2" else continuous.stop_gradient(m.distance)
+    if method == "continuous-ct":
+        return continuous.continuous_training_loss(m.online, x, z, t, objective, labels)
+    return continuous.continuous_distillation_loss(m.online, m.teacher, x, z, t, objective, labels)
+
+
+def middle_time(t: Tensor, s: Tensor, rho: float) -> Tensor:
+    """Point between t and s on the grid with twice as many intervals, (B,)."""
+    return ((t ** (1 / rho) + s ** (1 / rho)) / 2) ** rho
+
+
+def progressive_loss(
+    m: Models, x: Tensor, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None
+) -> Tensor:
+    """PD's loss, at times of the recipe."""
+    middle = middle_time(t, s, m.recipe.rho)
+    return progressive_distillation_loss(
+        m.online, m.teacher, x, z, t, middle, s, m.distance, labels
+    )
 
 
 METHODS = {
     "edm": Method(
         "edm",
         log_normal_times,
-        lambda m, x, z, t, s, labels: losses.edm_loss(m.online, x, z, t, m.sigma_data, labels),
+        lambda m, x, z, t, s, labels: losses.edm_loss(
+            m.online, x, z, t, m.recipe.sigma_data, labels
+        ),
     ),
     "cd": Method(
         "boundary",
@@ -104,4 +147,8 @@ METHODS = {
             m.online, m.target, x, z, t, s, m.distance, labels
         ),
     ),
+    "pd": Method("edm", neighbouring_times, progressive_loss),
+    "continuous-cd": Method("boundary", any_times, continuous_loss),
+    "continuous-cd-stopgrad": Method("boundary", any_times, continuous_loss),
+    "continuous-ct": Method("boundary", any_times, continuous_loss),
 }

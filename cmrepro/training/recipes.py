@@ -9,18 +9,12 @@ from typing import Any
 from msgspec.structs import asdict
 
 from cmrepro.paper import TABLE3_RECIPES, deviations
-from cmrepro.schema import Struct, convert, lookup, read_toml
+from cmrepro.schema import convert, lookup, read_toml
 from cmrepro.settings import Recipe
 
 _TABLES = tomllib.loads(resources.files(__package__).joinpath("recipes.toml").read_text())
 _RECIPES: dict[str, dict[str, Any]] = _TABLES["recipes"]
 VARIANTS = {"paper": ("paper",), "released": ("released",), "both": ("paper", "released")}
-
-
-class _File(Struct, frozen=True, kw_only=True):
-    """A recipe file."""
-
-    recipes: dict[str, dict[str, Any]]
 
 
 def recipe_names() -> list[str]:
@@ -35,7 +29,8 @@ def load_recipe(name: str, variant: str = "paper") -> Recipe:
     """
     recipes, where = _RECIPES, ""
     if name.endswith(".toml"):
-        recipes, where = read_toml(_File, Path(name)).recipes, name
+        file = read_toml(dict[str, dict[str, dict[str, Any]]], Path(name))
+        recipes, where = file.get("recipes", {}), name
         if len(recipes) != 1:
             raise ValueError(f"{name} has {len(recipes)} tables [recipes.NAME], must have one")
         [name] = recipes

@@ -24,7 +24,9 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def needs_teacher(recipe: Recipe) -> bool:
     """True if the loss or the initial weights come from a teacher."""
-    return recipe.method == "cd" or recipe.initialisation == "teacher"
+    return (
+        recipe.method not in ("edm", "ct", "continuous-ct") or recipe.initialisation == "teacher"
+    )
 
 
 def ema_update(average: list[Tensor], online: list[Tensor], decay: float) -> None:
@@ -73,7 +75,7 @@ class Training:
         self.ema = copy.deepcopy(self.online).eval().requires_grad_(False)
         # With mu = 0 the target network is the online network.
         self.target = self.online
-        if kind == "boundary" and recipe.target_ema != 0:
+        if recipe.target_ema or recipe.mu0:
             self.target = copy.deepcopy(self.online).requires_grad_(False)
         # Listed once: to walk through the modules takes nearly as long as an average.
         self._weights: list[Tensor] = [*self.online.parameters()]
@@ -83,7 +85,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._parallel = DistributedDataParallel(self.online) if self.world_size > 1 else None
         self._models = Models(
-            recipe.sigma_data,
+            recipe,
             online=self._in_precision(self._parallel or self.online),
             target=self._in_precision(self.target),
             teacher=self._in_precision(teacher) if teacher else None,
