@@ -125,14 +125,14 @@ def sample(
         found = f"got {num_images} images and seed {seed}"
         raise ValueError(f"{found}; allowed is at least 1 image and seed >= 0, both below 2^63")
     shape = (len(settings.stages), num_images, image_size, image_size, 3)
-    size = batch_size or _default_batch_size(_device(model), image_size)
+    size = batch_size or _default_batch_size(device_of(model), image_size)
     unnamed = SampleProvenance(model=type(model).__name__)
     run = getattr(model, "provenance", unnamed).replace(
         nfe=settings.nfe,
         seed=seed,
         sampler=settings,
         num_sampled=num_images,
-        sampling_device=str(_device(model)),
+        sampling_device=str(device_of(model)),
         sampling_batch_size=size,
     )
     rank, world_size = rank_and_world_size() if folder else (0, 1)
@@ -180,7 +180,7 @@ def _sample_batches(
     The device does not wait for the noise of a batch, nor for its images to be hashed and written.
     Where its memory is too small for a batch, the batch size is halved.
     """
-    device, (pool, _), size = _device(model), thread_pool(), firsts.step
+    device, (pool, _), size = device_of(model), thread_pool(), firsts.step
     num_images, *image_shape, _ = stages.images[0].shape
     left = [first for first in firsts if not stages.is_finished(first, first + size)]
     filled = ((first, -(-(num_images - first) // FULL) * FULL) for first in left)
@@ -225,7 +225,7 @@ def _passes(
 
     None if the device's memory is too small.
     """
-    device, passes = _device(model), []
+    device, passes = device_of(model), []
     try:
         for part, x in enumerate(z.split(size)):
             classes = None if labels is None else labels.split(size)[part].to(device)
@@ -260,7 +260,7 @@ def _stages(
     return iter([solve_ode(denoiser, x, times, heun_step)])
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     """Device of a model's parameters, the CPU without any."""
     return next(model.parameters(), torch.empty(0)).device
 

@@ -128,6 +128,11 @@ def test_api_and_command(tmp_path, run, tiny_network):
     assert np.array_equal(edited, cmrepro.edit(model, images, "strokes"))
     with pytest.raises(ValueError, match="sigma up to 80, a divisor of 8"):
         cmrepro.edit(model, images, "super-resolution", patch_size=3)
+    with pytest.raises(ValueError, match=r"mask \(4, 4\); allowed is \(8, 8\)"):
+        cmrepro.edit(model, images, "inpainting", missing=np.ones((4, 4), bool))
+    conditional = cmrepro.load(save_tiny(tmp_path / "classes.safetensors", "classes"))
+    for task in ("colorization", "interpolation"):
+        assert cmrepro.edit(conditional, images, task, num_scales=3).shape == images.shape
     np.savez(tmp_path / "x.npz", images)
     out = tmp_path / "panel.png"
     arguments = ("--task", "inpainting", "--num-scales", 3, "--num-images", 2, "--out", out)

@@ -1,5 +1,7 @@
 """Zero-shot editing of images with a consistency model."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,10 +11,11 @@ from torch import Tensor
 
 from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
 from cmrepro.consistency import editing
+from cmrepro.consistency.parameterization import Denoiser
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.metrics.extractors import check_images
-from cmrepro.noise import noise
-from cmrepro.sampling import to_uint8
+from cmrepro.noise import class_labels, noise
+from cmrepro.sampling import device_of, to_uint8
 from cmrepro.settings import EditTask
 
 BATCH_SIZE = 20
@@ -67,32 +70,43 @@ def edit_images(
     if missing is None:
         missing = np.zeros((size, size), bool)
         missing[size // 4 : size - size // 4, size // 4 : size - size // 4] = True
+    if missing.shape != (size, size):
+        raise ValueError(f"got a mask {missing.shape}; allowed is ({size}, {size}), as the images")
+    device = device_of(model)
     projections = {
-        "inpainting": editing.known_pixels(torch.from_numpy(missing)),
+        "inpainting": editing.known_pixels(torch.from_numpy(missing).to(device)),
         "colorization": editing.grey_part,
         "super-resolution": editing.patch_means(patch_size),
     }
     times = karras_times(num_scales, info.sigma_min, info.sigma_max, info.rho)[:-1].tolist()
     how: dict[str, Any] = {"sigma_min": info.sigma_min}
 
-    def edited(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Input and output of one batch; z (S, B, 3, H, W)."""
+    def consistency_function(indices: Sequence[int]) -> Denoiser:
+        """F with the classes that these images have in a sample set of the seed."""
+        if not model.num_classes:
+            return model
+        classes = torch.from_numpy(class_labels(seed, indices, model.num_classes))
+        return partial(model, labels=classes.to(device))
+
+    def edited(indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Input and output of one batch."""
+        f = consistency_function(indices)
+        y = (torch.from_numpy(images[indices]).permute(0, 3, 1, 2) / 127.5 - 1).to(device)
+        z = noise(seed, indices, (len(times), 3, size, size)).to(device)
         if task in projections:
-            return projections[task](y), editing.edit(model, y, projections[task], times, z, **how)
+            return projections[task](y), editing.edit(f, y, projections[task], times, z, **how)
         if task == "strokes":
-            return y, editing.follow_strokes(model, y, z[: len(editing.STROKE_TIMES)], **how)
+            return y, editing.follow_strokes(f, y, z[: len(editing.STROKE_TIMES)], **how)
         x_t = y + sigma * z[0]
-        return x_t, model(x_t, sigma)
+        return x_t, f(x_t, x_t.new_full((len(x_t),), sigma))
 
     if task == "interpolation":
-        z = noise(seed, (0, 1), (1, 3, size, size))[0]
-        share = torch.linspace(0, 1, len(images))
-        x_t = info.sigma_max * editing.spherical_interpolation(z[:1], z[1:], share)
-        parts = [(x_t / info.sigma_max, model(x_t, info.sigma_max))]
+        z = noise(seed, (0, 1), (1, 3, size, size))[0].to(device)
+        share = torch.linspace(0, 1, len(images), device=device)
+        z = editing.spherical_interpolation(z[:1], z[1:], share)
+        f = consistency_function([0] * len(images))
+        parts = [(z, f(info.sigma_max * z, z.new_full((len(z),), info.sigma_max)))]
     else:
-        originals = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
-        shape = (len(times), 3, size, size)
-        indices = torch.arange(len(images)).split(BATCH_SIZE)
-        parts = [edited(originals[i], noise(seed, i.tolist(), shape)) for i in indices]
+        parts = [edited(i.tolist()) for i in torch.arange(len(images)).split(BATCH_SIZE)]
     inputs, outputs = (torch.cat(part) for part in zip(*parts, strict=True))
     return Edited(*(to_uint8(x.cpu(), "round").numpy() for x in (inputs, outputs)))
