@@ -4,8 +4,8 @@ x (B, C, H, W) are images in [-1, 1], z (B, C, H, W) is standard normal. t (B,) 
 grid except the smallest, s (B,) the next smaller one: t_{n+1} and t_n in the paper. `online` is
 f_theta; `target` is f_theta^-, the online model itself if mu = 0.
 
-The weighting is lambda = 1 throughout, as in the paper. The gradient reaches the online model
-only. Both models see the same dropout mask.
+The consistency losses are unweighted: lambda(t) is the caller's, 1 in the paper's experiments. The
+gradient reaches the online model only. Both models see the same dropout mask.
 """
 
 from collections.abc import Callable

@@ -25,6 +25,7 @@ from cmrepro.training.data import BatchSource, prefetched
 from cmrepro.training.methods import learning_rate_at, scales_and_mu
 from cmrepro.training.state import checkpoint_info, load_newest, save_state, state_files
 from cmrepro.training.step import Training
+from cmrepro.training.trajectory import Trajectories, distances_by_time, teacher_trajectories
 
 PREVIEW_HEUN_POINTS = 10  # half of EDM's 18: for a preview, not for a result
 
@@ -84,7 +85,7 @@ def train(
                 start = time.perf_counter()
                 loss = training.train_step(next(batches))
                 training.duration_s += time.perf_counter() - start
-                log.after_step(loss, log_every)
+                log.after_step(loss, log_every, save_every)
                 if stop := all_reduce_max(max(received, default=0)):
                     save()
                     if rank == 0:
@@ -126,17 +127,24 @@ class Log:
     def __init__(self, training: Training, dataset: ImageSource, out: Path, model: str) -> None:
         self.training, self.dataset, self.out, self.model = training, dataset, out, model
         self._losses: list[float] = []
+        self.trajectories: Trajectories | None = None
         if training.rank == 0:
             trim_log(out / "log.jsonl", training.step)
+            if training.teacher and training.method.parameterization == "boundary":
+                size, seed = dataset.image_shape[0], training.seed
+                self.trajectories = teacher_trajectories(
+                    training.teacher, training.recipe, size, seed
+                )
         ends = {"initial": training.step, "total": training.recipe.total_steps}
         self.bar = progress_bar(None, training.rank > 0, desc=model, unit="step", **ends)
 
-    def after_step(self, loss: float, log_every: int) -> None:
-        """Count a step, and log the first, the last and every `log_every`."""
+    def after_step(self, loss: float, log_every: int, save_every: int) -> None:
+        """Count a step, and log the first, the last and every `log_every` and `save_every`."""
         training, recipe, step = self.training, self.training.recipe, self.training.step
         self._losses.append(loss)
         self.bar.update()
-        if training.rank > 0 or (step % log_every and step not in (1, recipe.total_steps)):
+        saves = step in (1, recipe.total_steps) or not step % save_every
+        if training.rank > 0 or (step % log_every and not saves):
             return
         mean = statistics.fmean(self._losses)
         entry = {
@@ -150,6 +158,10 @@ class Log:
         }
         if training.method.parameterization == "boundary":
             entry["num_scales"], entry["mu"] = scales_and_mu(recipe, step - 1)
+        if saves and self.trajectories:
+            for weights in ("online", "ema"):
+                model = getattr(training, weights)
+                entry[f"{weights}_distances"] = distances_by_time(model, self.trajectories)
         self._losses = []
         with open(self.out / "log.jsonl", "a") as file:
             file.write(json.dumps(entry) + "\n")

@@ -117,7 +117,11 @@ class Training:
         images, z, t, s, labels = batch
         if not self.online.num_classes:
             labels = None
-        return self.method.loss(self._models, images / 127.5 - 1, z, t, s, labels).mean()
+        losses = self.method.loss(self._models, images / 127.5 - 1, z, t, s, labels)
+        if self.recipe.weighting:
+            _, c_out, _ = self.online.scalings(t)
+            losses = losses / c_out**2
+        return losses.mean()
 
     def gradients(self, batch: Batch) -> Tensor:
         """Set the gradients of the global batch's mean loss (scaled in fp16); return that loss."""
