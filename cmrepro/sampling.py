@@ -59,12 +59,14 @@ def sampler_settings(
     sigma_max; those of a denoiser are the number of grid points of Heun's method. `clip_denoised`
     is by default that of the official sampler: False for EDM on CIFAR-10 and the demo.
     """
+    is_pd = info.recipe is not None and info.recipe.method == "pd"
     if clip_denoised is None:
-        clip_denoised = info.parameterization == "boundary" or info.network in CLIPPED_DENOISERS
+        is_consistency_function = info.parameterization == "boundary"
+        clip_denoised = is_consistency_function or is_pd or info.network in CLIPPED_DENOISERS
     rounding: Rounding = "round" if to_uint8 == "as given" else to_uint8
     how: dict[str, Any] = {"to_uint8": rounding, "clip_denoised": clip_denoised}
     sigma_max = info.sigma_max
-    if info.recipe and info.recipe.method == "pd":
+    if info.recipe and is_pd:
         trained = info.recipe.num_scales
         if steps != trained:
             found = f"got steps = {steps} for a student of progressive distillation"

@@ -28,11 +28,11 @@ def sha256_of(text: str) -> str:
 
 
 def demo_recipe(method: str) -> dict[str, Any]:
-    """Fields of the recipe of a demo model, "cd", "ct" or "edm", made small and alike."""
+    """Fields of the recipe of a demo model, "cd", "ct", "pd" or "edm", made small and alike."""
     recipe = to_builtins(load_recipe(f"demo-cifar10-{method}"))
     recipe |= {"network": "demo", "initialisation": "teacher", "learning_rate": 4e-4}
     recipe |= {"batch_size": 32, "ema_rate": 0.998, "total_steps": 10}
-    return recipe | ({"s0": 2, "s1": 10} if method != "edm" else {})
+    return recipe | ({"s0": 2, "s1": 10} if method in ("cd", "ct") else {})
 
 
 def demo_checkpoint(method: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def demo_checkpoint(method: str) -> dict[str, Any]:
         "file": f"demo-cifar10-{method}.safetensors",
         "sha256": sha256_of(method),
         "network": "demo",
-        "parameterization": "edm" if method == "edm" else "boundary",
+        "parameterization": "boundary" if method in ("cd", "ct") else "edm",
         "sigma_data": 0.5,
         "sigma_min": 0.002,
         "sigma_max": 80.0,
@@ -57,7 +57,7 @@ def demo_checkpoint(method: str) -> dict[str, Any]:
             "duration_s": 36.0,
             "provenance": PROVENANCE | {"command": f"cmrepro train demo-cifar10-{method}"},
         },
-        "two_step_time": None if method == "edm" else 0.8,
+        "two_step_time": 0.8 if method in ("cd", "ct") else None,
     }
 
 
@@ -67,7 +67,7 @@ def demo_record(
     """A record like those of `cmrepro reproduce cifar10`, with a given FID.
 
     Args:
-        method: "cd", "ct" or "edm".
+        method: "cd", "ct", "pd" (of as many steps as evaluations) or "edm".
         nfe: Network evaluations; None for images from elsewhere, which have no checkpoint.
         seed: Seed of the noise.
         fid: The score.
@@ -81,6 +81,9 @@ def demo_record(
     }
     if method == "edm":
         sampled["sampler"] = {"algorithm": "heun", "times": [80.0 / 2**i for i in range(18)]}
+    if method == "pd":
+        sampled["checkpoint"]["recipe"]["num_scales"] = nfe
+        sampled["sampler"] = {"algorithm": "euler", "times": [*[80.0, 0.8][:nfe], 0.002]}
     fields: dict[str, Any] = {
         "model": f"demo-cifar10-{method}",
         "nfe": nfe,

@@ -9,7 +9,7 @@ from records_of import altered, demo_record, sha256_of
 from scipy import stats
 
 from cmrepro.paper import claim
-from cmrepro.report.results import claims_rows
+from cmrepro.report.results import claims_rows, demo_rows
 from cmrepro.report.verdicts import ordering_verdict
 
 PLACE = "song2023/ordering/{}/cifar10"
@@ -209,6 +209,17 @@ def test_two_methods_may_be_trained_otherwise_and_the_verdict_says_so():
     verdict = ordering_verdict(CD_CT, demo("cd", [90, 91, 92]) + ct)
     assert verdict.answer == "holds at demo scale"
     assert "images_seen 320 for the better, 640 for the worse, distance l2" in verdict.notes[0]
+
+
+@pytest.mark.parametrize("nfe", [1, 2])
+def test_cd_is_compared_with_the_student_of_as_many_steps(nfe):
+    cd, other = demo("cd", [90, 91, 92], nfe), demo("pd", [80, 81, 82], 3 - nfe)
+    cd_pd = claim(PLACE.format(f"cd-better-than-pd-nfe{nfe}"))
+    assert ordering_verdict(cd_pd, cd + other).answer == "not measured"
+    verdict = ordering_verdict(cd_pd, cd + other + demo("pd", [100, 102, 101], nfe))
+    assert verdict.answer == "holds at demo scale"
+    models = {row["model"] for row in demo_rows([*cd, *other])}
+    assert models == {"demo-cifar10-cd", "demo-cifar10-pd"}  # no ablation
 
 
 def test_nfe_of_two_different_checkpoints_are_not_comparable():

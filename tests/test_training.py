@@ -23,6 +23,7 @@ from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import load_model
 from cmrepro.consistency.continuous import consistency_tangent
 from cmrepro.consistency.distances import pseudo_huber
+from cmrepro.consistency.parameterization import boundary_scalings
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import ode_slope
 from cmrepro.data import open_images, synthetic
@@ -324,3 +325,16 @@ def test_wrong_input_is_refused_before_anything_is_written(
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="seed = 4294967296; allowed is 0 to 4294967295"):
         Training(tiny_recipe("edm"), 1 << 32)
+
+
+def test_the_weighting_of_a_recipe_weighs_each_image() -> None:
+    """lambda(t) = 1 / c_out(t)^2 of the boundary condition's c_out."""
+    teacher = Training(tiny_recipe("edm"), seed=1).ema
+    plain = tiny_recipe("cd", weighting=None, dropout=0.0)
+    weighted = plain.replace(weighting="1 / c_out^2")
+    training, other = (Training(recipe, 0, teacher) for recipe in (plain, weighted))
+    batch = BatchSource(DATA, plain, seed=0).batch(0)
+    c_out = boundary_scalings(batch.t)[1]
+    losses = [training.loss(part) for part in batch.parts(1)]
+    expected = torch.stack(losses) / c_out**2
+    torch.testing.assert_close(other.loss(batch), expected.mean())

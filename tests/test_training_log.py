@@ -36,6 +36,20 @@ def test_the_log_holds_progress_and_schedules(tmp_path: pathlib.Path) -> None:
     assert log[-1]["duration_s"] >= log[0]["duration_s"] >= 0
 
 
+def test_a_distillation_logs_the_distance_to_the_teachers_trajectories(
+    tmp_path: pathlib.Path,
+) -> None:
+    """At the first and last step and at each save; the dropout of training plays no part."""
+    teacher = tiny_train(tiny_recipe("edm", total_steps=2), tmp_path / "teacher")
+    tiny_train(tiny_recipe("cd", learning_rate=1e-9), tmp_path, teacher=teacher, save_every=8)
+    found = {e["step"]: e for e in lines(tmp_path / "log.jsonl") if "ema_distances" in e}
+    assert [*found] == [1, 8, 16, 20]
+    first, last = (found[step]["online_distances"] for step in (1, 20))
+    assert len(first) == 17 and next(iter(first)) == "80.0"
+    assert [*last.values()] == pytest.approx([*first.values()], rel=1e-4)  # no rate, no change
+    assert found[20]["ema_distances"] == pytest.approx(last, rel=1e-4)
+
+
 def test_a_resumed_log_continues_at_the_state(tmp_path: pathlib.Path) -> None:
     """Lines beyond it and a torn one, as a killed run leaves them, are written again."""
     tiny_train(tiny_recipe("edm", total_steps=6), tmp_path, log_every=1)

@@ -13,9 +13,10 @@ from cmrepro.paper.claims import (
     added_claims,
     claim,
     claims,
-    demo_datasets,
     deviations,
+    recipes_of_rows,
     stand_ins,
+    training_datasets,
 )
 from cmrepro.paper.tables import (
     LOWER_IS_BETTER,

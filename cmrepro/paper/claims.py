@@ -36,11 +36,11 @@ class Setting(Struct, frozen=True):
 
 
 class Model(Struct, frozen=True, kw_only=True):
-    """The model of a CD or CT row."""
+    """The model of a CD, CT or PD row."""
 
     dataset: str  # data set, as in the tables
-    method: str  # "CD" or "CT"
-    table3: str  # its column of table3.csv
+    method: str  # "CD", "CT" or "PD"
+    table3: str | None = None  # its column of table3.csv, which PD does not have
     training_data: str  # its training images, as records name them
     network: str  # preset of the network
     distance: str  # d of its loss
@@ -128,10 +128,10 @@ def stand_ins() -> Mapping[Value, StandIn]:
     return convert(dict[Value, StandIn], _file()["demo"]["stand_ins"], "claims.toml")
 
 
-def demo_datasets(recipe: str) -> tuple[str, ...]:
-    """Training images with which a demo model tests a claim: the paper's, or the demo's."""
+def training_datasets(recipe: str, demo: bool) -> tuple[str, ...]:
+    """Training images with which a model tests a claim: the paper's, or the demo's too."""
     data = _models()[recipe].training_data
-    return (data, *_file()["demo"]["training_data"].get(data, ()))
+    return (data, *(_file()["demo"]["training_data"].get(data, ()) if demo else ()))
 
 
 class ClaimsFile(Struct, frozen=True, kw_only=True):
@@ -169,20 +169,26 @@ def claims() -> tuple[Claim, ...]:
 @functools.cache
 def _paper_claims() -> tuple[Claim, ...]:
     """The cells of CD and CT rows in the order of the tables, then the orderings."""
-    recipes = {(m.dataset, m.method): recipe for recipe, m in _models().items()}
+    recipes = recipes_of_rows()
     absolute = [
         _absolute(row, metric, recipe)
         for row in (*result_rows(1), *result_rows(2))
-        if (recipe := recipes.get((row.dataset, row.method)))
+        if (recipe := recipes.get((row.dataset, row.method))) and _models()[recipe].table3
         for metric in row.scores
     ]
     orderings = [_ordering(e, slug) for e in _file()["ordering"] for slug in e["datasets"]]
     return (*absolute, *orderings)
 
 
+def recipes_of_rows() -> dict[tuple[str, str], str]:
+    """Recipe of the rows of a data set and method, for each row that this suite can make."""
+    return {(m.dataset, m.method): recipe for recipe, m in _models().items()}
+
+
 def _absolute(row: ResultRow, metric: settings.Metric, recipe: str) -> AbsoluteClaim:
     """The claim of one cell of Table 1 or 2."""
     model, printed = _models()[recipe], row.scores[metric]
+    assert model.table3
     protocol = _file()["protocols"][model.protocol]
     tolerance = _file()["tolerances"][protocol["tolerances"][metric]]
     share = tolerance["spread_relative"] + tolerance["relative"]

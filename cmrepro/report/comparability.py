@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cmrepro.paper import AbsoluteClaim, Setting, claims, demo_datasets, stand_ins
+from cmrepro.paper import AbsoluteClaim, Setting, claims, stand_ins, training_datasets
 from cmrepro.records import RunRecord, TrainingRun
 from cmrepro.schema import Struct, to_builtins
 from cmrepro.training.recipes import load_recipe, recipe_names
@@ -23,7 +23,8 @@ SAMPLING = ("times", "to_uint8", "clip_denoised")
 SCORED = ("protocol", "reference", "num_images", "scale", "dataset", "network")
 SCORING = (*SCORED[:3], "reference_sha256")  # of a pair of records: claims state no checksum
 TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
-ABLATED = ("distance", "solver", "num_scales", "target_ema")  # recipe fields that ablations change
+# Recipe fields that ablations change.
+ABLATED = ("distance", "weighting", "solver", "num_scales", "target_ema")
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
 FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
@@ -164,7 +165,8 @@ def sampling_agreement(record: RunRecord, name: str) -> Agreement:
     expected: Facts = {"clip_denoised": True, "to_uint8": record.protocol.to_uint8}
     if record.protocol.to_uint8 == "as given":
         del expected["to_uint8"]
-    if (checkpoint := record.checkpoint) and record.nfe in (1, 2):
+    is_multistep = record.sampler is None or record.sampler.algorithm == "multistep"
+    if (checkpoint := record.checkpoint) and record.nfe in (1, 2) and is_multistep:
         times = [t for t in (checkpoint.sigma_max, checkpoint.two_step_time)[: record.nfe] if t]
         expected |= {"times": times_in_words(times)} if len(times) == record.nfe else {}
     found = compare_facts(expected, facts(record), expected, ("expected", name))
@@ -193,12 +195,12 @@ def against_setting(setting: Setting, record: RunRecord, name: str) -> Agreement
     """Agreement of a model with that of an ordering's side, which fixes the fields it changes."""
     if ablated_fields(setting.recipe) is None:
         return Agreement({}, {})  # the paper has no such model
-    if not is_demo(record):
-        plain = setting.replace(changes=())
-        paper = next(c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
+    demo, plain = is_demo(record), setting.replace(changes=())
+    printed = (c for c in claims() if isinstance(c, AbsoluteClaim) and c.setting == plain)
+    if not demo and (paper := next(printed, None)):  # none of PD
         fields = [field for field in FIELDS if field not in dict(setting.changes)]
         return against_claim(paper, record, fields, name, ())
-    expected, dataset = demo_datasets(setting.recipe), facts(record).get("dataset")
+    expected, dataset = training_datasets(setting.recipe, demo), facts(record).get("dataset")
     text = f"dataset {' or '.join(expected)} expected, {dataset} {name}"
     return Agreement({} if dataset in expected else {"dataset": text}, {})
 
@@ -279,9 +281,11 @@ def ablated(record: RunRecord) -> Facts | None:
 
 def is_ablation(record: RunRecord) -> bool:
     """True if a model was trained with another value of an ablated field than its recipe's."""
-    training = trained(record)
+    training, known = trained(record), ablated(record)
     fields = ablated_fields(training.stands_for, (), is_demo(record)) if training else None
-    return None not in (fields, known := ablated(record)) and known != fields
+    if fields and known and training and training.method == "pd":  # halved by each student
+        fields = fields | {"num_scales": known["num_scales"]}
+    return None not in (fields, known) and known != fields
 
 
 def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:

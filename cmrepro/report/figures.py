@@ -1,4 +1,4 @@
-"""Figures as SVG: samples, scores, training curves.
+"""Figures as SVG: samples, scores, training curves, distances by time.
 
 Fixed ids and no date, so that one version of matplotlib writes the same bytes everywhere.
 """
@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ def figures(
     by_protocol: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_protocol[protocol_of(record)].append(record)
-    grids, logs = results / "samples", training_logs(results.parent)
+    grids, paths = results / "samples", training_logs(results.parent)
+    logs = {name: entries for name, path in paths.items() if (entries := read_log(path))}
     with matplotlib.rc_context(STYLE):
         drawn: dict[str, dict[str, Figure | None]] = {
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
-            "training": {name: training_figure(name, path) for name, path in logs.items()},
+            "training": {name: training_figure(name, of) for name, of in logs.items()},
+            "distances": {"by_time": distance_figure(logs)},
             "theorems": {
                 "errors": theorem_figure(checks) if any(c.errors for c in checks) else None
             },
@@ -129,17 +131,43 @@ def training_logs(out: Path) -> dict[str, Path]:
     return logs
 
 
-def training_figure(name: str, path: Path) -> Figure | None:
-    """Loss, and N where it follows a schedule, against images seen; None without a whole line."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a training log."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        entries = [json.loads(line) for line in lines if line.endswith("\n")]  # not a torn one
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # not a torn one
     except ValueError as error:
         raise ValueError(f"{path} is not a log of training ({error})") from error
-    if not entries:
-        return None
+
+
+def distance_figure(logs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure | None:
+    """Distance of f(x_t, t) to the end of the teacher's trajectory against t; None without any.
+
+    Averaged weights are drawn solid, online weights dotted, initial ones dashed.
+    """
+    ax = (figure := Figure(figsize=(6, 4), layout="constrained")).add_subplot()
+    found = {name: [e for e in log if "ema_distances" in e] for name, log in logs.items()}
+    for (name, entries), colour in zip(found.items(), itertools.cycle(COLOURS), strict=False):
+        lines: tuple[tuple[Sequence[Any], str, dict[str, Any]], ...] = (
+            (entries[:1], "ema_distances", {"ls": "--", "lw": 0.8}),
+            (entries[-1:], "online_distances", {"ls": ":", "lw": 0.8}),
+            (entries[-1:], "ema_distances", {"label": name}),
+        )
+        for of, key, style in lines:
+            for distances in (entry[key] for entry in of):
+                ax.plot([*map(float, distances)], [*distances.values()], color=colour, **style)
+    ax.set(xscale="log", yscale="log", xlabel="t")
+    ax.set_title("mean square distance to the end of the teacher's trajectory")
+    ax.legend()
+    return figure if any(found.values()) else None
+
+
+def training_figure(name: str, entries: Sequence[dict[str, Any]]) -> Figure:
+    """Loss, and N where it follows a schedule, against images seen."""
     entries = entries[:: math.ceil(len(entries) / CURVE_POINTS)]
-    xs, ys, ns = ([e.get(key) for e in entries] for key in ("images", "loss", "num_scales"))
+    keys = ("images", "loss", "num_scales")
+    columns: list[list[Any]] = [[entry.get(key) for entry in entries] for key in keys]
+    xs, ys, ns = columns
     ax = (figure := Figure(figsize=(6, 3), layout="constrained")).add_subplot()
     ax.plot(xs, ys)
     ax.set(title=name, xlabel="images_seen", ylabel="loss")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from cmrepro.paper import METRICS, AbsoluteClaim, claims, result_rows
+from cmrepro.paper import METRICS, AbsoluteClaim, claims, recipes_of_rows, result_rows
 from cmrepro.records import RunRecord
 from cmrepro.report.comparability import (
     SCORED,
@@ -125,7 +125,7 @@ def paper_rows(number: int, records: Sequence[RunRecord]) -> list[PaperRow]:
     Images from elsewhere that are scored like ours follow in the order of FD.
     """
     absolute = [claim for claim in claims() if isinstance(claim, AbsoluteClaim)]
-    models = {(c.dataset, c.method): c.setting.recipe for c in absolute}
+    models = recipes_of_rows()
     for (dataset, method), recipe in [*models.items()]:  # the teacher is no claim
         if method == "CD":
             models[dataset, "EDM"] = recipe.removesuffix("cd") + "edm"

@@ -7,10 +7,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmrepro.consistency.distances import l2
-from cmrepro.consistency.losses import Labels, Model
+from cmrepro.consistency.losses import Labels
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step
@@ -47,9 +47,12 @@ def teacher_trajectories(
 
 
 @torch.no_grad()
-def distances_by_time(f: Model, trajectories: Trajectories) -> dict[float, float]:
-    """Mean square distance of f(x_t, t) to the trajectory's end, for each t but the last."""
+def distances_by_time(f: nn.Module, trajectories: Trajectories) -> dict[float, float]:
+    """Mean square distance of f(x_t, t), without dropout, to the trajectory's end, by t > end."""
     times, points, labels = trajectories
-    outputs = (f(x, t.expand(len(x)), labels) for t, x in zip(times[:-1], points, strict=False))
-    distances = (l2(output, points[-1]).mean().item() for output in outputs)
-    return dict(zip(times.tolist(), distances, strict=False))
+    was_training, distances = f.training, dict[float, float]()
+    f.eval()
+    for t, x_t in zip(times[:-1], points[:-1], strict=True):
+        distances[t.item()] = l2(f(x_t, t.expand(len(x_t)), labels), points[-1]).mean().item()
+    f.train(was_training)
+    return distances
