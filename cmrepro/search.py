@@ -1,7 +1,8 @@
-"""The second time of two-step sampling, chosen by FID among the points of a time grid.
+"""The next sampling time of Algorithm 1, by FID among the points of a time grid.
 
-The paper does so by ternary search (Section 5), which scores 6 to 8 of 16 inner points, 15 to 19
-of 199, and may miss the best one where scores do not fall towards it from both sides.
+It is the second one after sigma_max alone. The paper chooses one time after another by ternary
+search (Section 5), which scores 6 to 8 of 16 inner points, 15 to 19 of 199, and may miss the best
+one where scores do not fall towards it from both sides.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from cmrepro.checkpoints.load import CheckpointModel, WrappedModel
 from cmrepro.checkpoints.registry import released_checkpoints
+from cmrepro.consistency.samplers import check_times
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.distributed import broadcast, temporary_folder
 from cmrepro.metrics.evaluate import Task, score
@@ -105,15 +107,17 @@ def search_time(
     protocol: Protocol,
     *,
     method: Literal["ternary", "grid"] = "ternary",
+    after: Sequence[float] | None = None,
     num_scales: int | None = None,
     num_images: int | None = None,
     seed: int = FIRST_SEARCH_SEED,
     device: str = "cpu",
 ) -> TimeSearch:
-    """Search the second time t of Algorithm 1 by the FID of images sampled at (sigma_max, t).
+    """Search the next time t of Algorithm 1 by the FID of images sampled at (*after, t).
 
-    By default N of the grid is that of the recipe (at its end, where N grows) or the registry's,
-    and the number of images at each time that of the protocol. The noise is the same at each time.
+    `after` is (sigma_max,) by default. N of the grid is by default that of the recipe (at its end,
+    where N grows) or the registry's, and the number of images at each time that of the protocol.
+    The noise is the same at each time.
     """
     info = model.info
     if seed < FIRST_SEARCH_SEED:
@@ -127,14 +131,20 @@ def search_time(
     if num_scales is None or num_scales < 3:
         found = f"got a grid of {num_scales or 'unknown'} points for {model.path.name}"
         raise ValueError(f"{found}; give a number of points >= 3 with --grid")
-    times = karras_times(num_scales, info.sigma_min, info.sigma_max, info.rho).tolist()
+    grid = karras_times(num_scales, info.sigma_min, info.sigma_max, info.rho).tolist()
+    after = [*(after or [info.sigma_max])]
+    check_times(after, info.sigma_min, info.sigma_max)
+    times = [after[-1], *(t for t in grid if t < after[-1])]
+    if len(times) < 3:
+        found = f"got a last time of {after[-1]:g}, below which the grid has no inner point"
+        raise ValueError(f"{found}; give a larger time or number of points")
     num_images = num_images or protocol.num_images
     dataset = info.training.dataset if info.training else None
     task = Task(protocol, load_reference(protocol, None, dataset), num_images)
     rows: list[dict[str, float]] = []
 
     def fid(time: float) -> float:
-        settings = sampler_settings(info, [info.sigma_max, time], protocol.to_uint8)
+        settings = sampler_settings(info, [*after, time], protocol.to_uint8)
         label = f"t = {time:.3g}"
         at_time = folder / str(time)
         samples = sample(f, settings, num_images, seed, model.image_size, label, at_time)
@@ -142,7 +152,7 @@ def search_time(
         values = broadcast(results and results[0].values)
         if results:
             shutil.rmtree(at_time)
-        rows.append({"index": times.index(time), "time": time, **values})
+        rows.append({"index": grid.index(time), "time": time, **values})
         return values[METRIC]
 
     with temporary_folder() as folder:

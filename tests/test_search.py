@@ -93,6 +93,27 @@ def test_a_model_is_searched(tmp_path, monkeypatch):
     assert scored[1] == sampling.sample(model, settings, 5, 1234, 8).stages[-1].tobytes()
 
 
+def test_a_third_time_is_searched_below_the_second(tmp_path, monkeypatch):
+    """The inner points of the grid below it, with images of three steps."""
+    model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))
+    times = karras_times(6).tolist()
+    scored: dict[bytes, float] = {}
+
+    def score(images, tasks, device):
+        scored[next(images.batches(4)).tobytes()] = value = 10.0 - len(scored)
+        return [Scores({"fid": value}, 4, [], "", "")]
+
+    monkeypatch.setattr(search, "load_reference", lambda *arguments: None)
+    monkeypatch.setattr(search, "score", score)
+    how = {"method": "grid", "num_scales": 6, "num_images": 4}
+    found = search_time(model, PROTOCOL, after=[80.0, 10.0], **how)
+    below = [i for i in range(1, 5) if times[i] < 10]
+    assert [row["index"] for row in found.rows] == below and found.time == times[4]
+    for time, images in zip([times[i] for i in below], scored, strict=True):
+        settings = sampling.sampler_settings(model.info, [80.0, 10.0, time])
+        assert sampling.sample(model, settings, 4, 1000, 8).stages[-1].tobytes() == images
+
+
 def test_the_grid_is_the_last_one_of_the_recipe(tmp_path, monkeypatch):
     points: list[int] = []
 
@@ -113,6 +134,7 @@ def test_the_grid_is_the_last_one_of_the_recipe(tmp_path, monkeypatch):
     [
         ({}, {"seed": 999}, "got seed = 999; seeds below 1000 are for scores that are reported"),
         ({}, {"num_scales": 2}, "got a grid of 2 points"),
+        ({}, {"after": [80.0, 0.003]}, "a last time of 0.003, below which"),
         ({"recipe": None}, {}, "got a grid of unknown points .* with --grid"),
         ({"parameterization": "edm"}, {}, "is an EDM denoiser, which has no second time"),
     ],

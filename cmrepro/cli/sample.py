@@ -81,6 +81,7 @@ def sample(checkpoint: str, steps: str, out: Path, overwrite: bool, **how: Any) 
 @click.argument("checkpoint")
 @click.option("--grid", "num_scales", type=int, help="Points of the grid (default: the model's).")
 @click.option("--method", type=click.Choice(["ternary", "grid"]), default="ternary")
+@click.option("--after", callback=options.parse_times, help="Times before it, e.g. 80,0.8.")
 @options.PROTOCOL
 @click.option("--num-images", type=options.COUNT, help="Images at each time.")
 @click.option("--seed", type=options.SEED, default=1000, help="Seed of the noise; at least 1000.")
@@ -95,9 +96,12 @@ def search_times(
     """Choose the second sampling time of two-step sampling by the lowest FID, as the paper does.
 
     The ternary search is that of the official code; "grid" scores every inner point of the grid.
+    --after 80,0.8 chooses the third time after these two: more times are found one by one.
     """
     if out:
         options.require_new(out, overwrite)
+        if how["after"]:
+            raise ValueError("a checkpoint holds a second time only; leave out --after or --out")
 
     from cmrepro.checkpoints.convert import convert
     from cmrepro.checkpoints.load import load_model
@@ -113,9 +117,9 @@ def search_times(
     options.print_rows(found.rows, format_)
     best = min(row[METRIC] for row in found.rows)
     scored = f"the lowest {METRIC} ({best:.5g}) of the {len(found.rows)} times scored"
-    click.echo(f"second sampling time: t = {found.time:g}, with {scored}", err=True)
+    click.echo(f"next sampling time: t = {found.time:g}, with {scored}", err=True)
     if not out:
-        click.echo("nothing written; --out FILE writes a checkpoint with this time", err=True)
+        click.echo("nothing written; --out FILE writes a checkpoint with a second time", err=True)
     else:
         time, selection = found.time, found.selection
         path = convert(checkpoint, out, two_step_time=time, two_step_selection=selection)
