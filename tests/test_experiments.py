@@ -14,8 +14,10 @@ from test_cli import files_below
 from tiny_checkpoint import save_tiny, tiny_presets
 from torch import nn
 
+from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import CheckpointModel, load_model
-from cmrepro.data import ImageDataset
+from cmrepro.consistency.distances import DISTANCES, pseudo_huber
+from cmrepro.data import ImageDataset, synthetic
 from cmrepro.experiments import reproduce as experiment
 from cmrepro.experiments import theorems
 from cmrepro.experiments.reproduce import Suite, load_suite, reproduce
@@ -26,6 +28,9 @@ from cmrepro.records import FOLDER, SampleProvenance, TheoremCheck, differences,
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.search import TimeSearch
 from cmrepro.settings import Selection
+from cmrepro.training import suite as trainings
+from cmrepro.training import trajectory
+from cmrepro.training.suite import train_suite
 
 pytestmark = pytest.mark.usefixtures("presets")
 
@@ -139,3 +144,40 @@ def test_suites():
         load_suite("cifar-10", "demo")
     with pytest.raises(ValueError, match="imagenet64 has no profile 'demo'; give --profile paper"):
         load_suite("imagenet64", "demo")
+
+
+SMALL = {"network": "tiny", "batch_size": 4, "total_steps": 3, "linear_decay_share": None}
+
+
+@pytest.mark.parametrize("profile", ["family", "ablations", "paper-ablations"])
+def test_suites_train_what_they_name(profile, tmp_path, monkeypatch):
+    """Each recipe for 3 tiny steps, from its teacher; again, only what was not finished."""
+    plans, runs = load_suite("cifar10", profile).trainings, []
+    original = trainings.train
+
+    def counted(training, images, folder, **options):
+        runs.append(options["name"])
+        return original(training, images, folder, sample_every=0, **options)
+
+    edm = save_tiny(tmp_path / "edm.safetensors", parameterization="edm", recipe=None)
+    monkeypatch.setattr(trainings, "train", counted)
+    monkeypatch.setattr(
+        trainings, "load_model", lambda name, device: load_model(name if "/" in name else edm)
+    )
+    monkeypatch.setattr(trainings, "training_images", lambda *arguments: synthetic(10, 8))
+    monkeypatch.setattr(trajectory, "NUM_TRAJECTORIES", 2)
+    for name in ("lpips", "efficientnet"):  # without their networks
+        monkeypatch.setitem(DISTANCES, name, lambda: pseudo_huber)
+    found = train_suite(plans, tmp_path, "synthetic", SMALL)
+    assert runs == [*plans] and [*found.values()] == [p.steps for p in plans.values() if p.steps]
+    heads = {path.stem: read_info(path) for path in tmp_path.glob("training/*/*.safetensors")}
+    for name, plan in plans.items():
+        recipe, changes = heads[name].recipe, plan.changes
+        assert all(getattr(recipe, k) == (None if v == "none" else v) for k, v in changes.items())
+        teacher = plan.teacher if plan.teacher in plans else plan.teacher and "edm"
+        assert heads[name].training.teacher == teacher
+        assert (tmp_path / f"results/training/{name}.jsonl").stat().st_size
+    last = [*plans][-1]
+    (tmp_path / "training" / last / f"{last}.safetensors").unlink()
+    runs.clear()
+    assert train_suite(plans, tmp_path, "synthetic", SMALL) == found and runs == [last]

@@ -12,7 +12,9 @@ from cmrepro.records import FOLDER, THEOREMS
 
 @click.command()
 @click.argument("dataset")
-@click.option("--profile", default="demo", help="demo: bundled models; paper: official ones.")
+@click.option("--profile", default="demo", help="demo: bundled models; paper: official ones; …")
+@click.option("--data", help="Training images of a profile that trains: a path or a name.")
+@click.option("--set", "settings", multiple=True, help="Changes of all its recipes: KEY=VALUE,…")
 @click.option("--num-images", type=options.COUNT, help="Images of each model and seed.")
 @click.option("--seeds", type=options.COUNT, help="Number of seeds.")
 @click.option(
@@ -26,6 +28,8 @@ from cmrepro.records import FOLDER, THEOREMS
 def reproduce(
     dataset: str,
     profile: str,
+    data: str | None,
+    settings: tuple[str, ...],
     keep_samples: bool | None,
     planned: bool,
     device: str,
@@ -37,9 +41,12 @@ def reproduce(
 
     DATASET is cifar10; with --profile paper, which downloads the official checkpoints and needs an
     accelerator, also imagenet64, lsun-bedroom and lsun-cat. Numbers of images and seeds are the
-    profile's by default. The paper's theorems are checked in numbers too. An interrupted job
-    continues where it stopped when it is started again. Under `torchrun … -m cmrepro reproduce …`
-    each process takes its share of the images.
+    profile's by default. Profiles of cifar10 that train first: family (the demo's models from
+    nothing), ablations (Section 6.1 in the demo's size) and paper-ablations.
+
+    The paper's theorems are checked in numbers too. An interrupted job continues where it stopped
+    when it is started again. Under `torchrun … -m cmrepro reproduce …` each process takes its
+    share of the images.
     """
     from cmrepro.distributed import process_group
     from cmrepro.experiments.plan import plan
@@ -49,10 +56,15 @@ def reproduce(
     from cmrepro.report.render import require_own_report, write_report
     from cmrepro.report.results import results_rows
     from cmrepro.report.verdicts import verdict_needs
+    from cmrepro.training.suite import train_suite
 
     device = options.resolve_device(device)
     changes = {key: value for key, value in arguments.items() if value is not None}
     suite = load_suite(dataset, profile).replace(**changes)
+    if (data or settings) and not suite.trainings:
+        raise ValueError(f"profile {profile} trains nothing; leave out --data and --set")
+    if planned and suite.trainings:
+        raise ValueError("a plan is for models that are there; leave out --plan")
     if planned:
         options.print_rows(plan(suite, device), "table")
         return
@@ -63,6 +75,9 @@ def reproduce(
             stack.enter_context(locked(out / "results"))
             needs = verdict_needs(suite.protocol, suite.num_images, suite.seeds)
             click.echo(f"device: {device}; {needs}", err=True)
+        set_ = options.parse_settings(settings)
+        trained = train_suite(suite.trainings, out, data, set_, device)
+        suite = suite.replace(checkpoints=suite.checkpoints | trained)
         records = run(suite, out, device, overwrite, keep)
         if rank > 0:
             return

@@ -7,6 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from msgspec import field
+
 from cmrepro.checkpoints.convert import convert
 from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import find_checkpoint, load_model
@@ -21,11 +23,23 @@ from cmrepro.progress import progress_bar
 from cmrepro.provenance import provenance
 from cmrepro.records import FOLDER, RunRecord, read_record, record_files
 from cmrepro.sampling import sample, sampler_settings
-from cmrepro.schema import Positive, Struct, lookup, read_toml, to_json
+from cmrepro.schema import NotNegative, Positive, Struct, lookup, read_toml, to_json
 from cmrepro.search import search_time
-from cmrepro.settings import Protocol
+from cmrepro.settings import Protocol, Variant
 
 SAMPLE_SETS = Path("sample-sets")  # below --out
+
+
+class TrainingPlan(Struct, frozen=True, kw_only=True):
+    """One training of a suite, and the steps to sample its model with."""
+
+    recipe: str
+    variant: Variant = "paper"
+    # Other values of recipe fields; "none" for no value
+    changes: dict[str, Any] = field(default_factory=dict)
+    teacher: str | None = None  # a training before it, or a checkpoint's name
+    seed: NotNegative = 0
+    steps: NotNegative = 0  # of sampling, each of them scored; 0 for none
 
 
 class Suite(Struct, frozen=True, kw_only=True):
@@ -34,7 +48,10 @@ class Suite(Struct, frozen=True, kw_only=True):
     protocol: str  # name of the protocol
     num_images: Positive  # images a seed and model
     seeds: Positive  # number of seeds: 0, 1, …
-    checkpoints: dict[str, Positive]  # steps by name or path, each of them scored
+    # Steps by name or path, each of them scored
+    checkpoints: dict[str, Positive] = field(default_factory=dict)
+    # Trainings by name, before the others
+    trainings: dict[str, TrainingPlan] = field(default_factory=dict)
 
 
 def load_suite(dataset: str, profile: str) -> Suite:

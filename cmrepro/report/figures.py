@@ -145,21 +145,23 @@ def distance_figure(logs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure | No
 
     Averaged weights are drawn solid, online weights dotted, initial ones dashed.
     """
-    ax = (figure := Figure(figsize=(6, 4), layout="constrained")).add_subplot()
     found = {name: [e for e in log if "ema_distances" in e] for name, log in logs.items()}
-    for (name, entries), colour in zip(found.items(), itertools.cycle(COLOURS), strict=False):
-        lines: tuple[tuple[Sequence[Any], str, dict[str, Any]], ...] = (
-            (entries[:1], "ema_distances", {"ls": "--", "lw": 0.8}),
-            (entries[-1:], "online_distances", {"ls": ":", "lw": 0.8}),
-            (entries[-1:], "ema_distances", {"label": name}),
+    shown = {name: entries for name, entries in found.items() if entries}
+    if not shown:
+        return None
+    ax = (figure := Figure(figsize=(6, 4), layout="constrained")).add_subplot()
+    for (name, entries), colour in zip(shown.items(), itertools.cycle(COLOURS), strict=False):
+        lines: tuple[tuple[dict[str, float], dict[str, Any]], ...] = (
+            (entries[0]["ema_distances"], {"ls": "--", "lw": 0.8}),
+            (entries[-1]["online_distances"], {"ls": ":", "lw": 0.8}),
+            (entries[-1]["ema_distances"], {"label": name}),
         )
-        for of, key, style in lines:
-            for distances in (entry[key] for entry in of):
-                ax.plot([*map(float, distances)], [*distances.values()], color=colour, **style)
+        for distances, style in lines:
+            ax.plot([*map(float, distances)], [*distances.values()], color=colour, **style)
     ax.set(xscale="log", yscale="log", xlabel="t")
     ax.set_title("mean square distance to the end of the teacher's trajectory")
     ax.legend()
-    return figure if any(found.values()) else None
+    return figure
 
 
 def training_figure(name: str, entries: Sequence[dict[str, Any]]) -> Figure:
