@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cmrepro.checks.findings import Finding, Findings, finding_if, too_few_images
 from cmrepro.data import ImageSource
 from cmrepro.metrics.extractors import extract, load_extractor
-from cmrepro.metrics.frechet import StreamingMoments, frechet_distance
+from cmrepro.metrics.frechet import fid_of_features
 from cmrepro.metrics.references import load_reference
 from cmrepro.settings import Protocol
 
@@ -19,7 +19,6 @@ FID_LIMIT = 0.02  # relative change by chance; swapped channels of real images c
 DUPLICATES_LIMIT = 0.005  # CIFAR-10 has below 0.001
 
 Images = NDArray[np.uint8]
-Features = NDArray[np.float32]
 
 
 def examine_images(
@@ -31,16 +30,13 @@ def examine_images(
     network = load_extractor(protocol.extractor, device)
     features = extract(images, network).features
     swapped = extract(images[..., ::-1].copy(), network).features
-
-    def fid(features: Features) -> float:
-        moments = StreamingMoments(len(reference.mu))
-        moments.update(features)
-        return frechet_distance(reference.mu, reference.sigma, *moments.mean_and_covariance())
-
+    fid, fid_swapped = (
+        fid_of_features(x, reference.mu, reference.sigma) for x in (features, swapped)
+    )
     return {
         "too-few-images": too_few_images(source.num_images, protocol.num_images),
         "value-range": value_range(images),
-        "channel-order": channel_order(fid(features), fid(swapped)),
+        "channel-order": channel_order(fid, fid_swapped),
         "duplicates": finding_if(
             num_repeated >= DUPLICATES_LIMIT * source.num_images,
             f"{num_repeated:,} of {source.num_images:,} images equal an earlier one",
