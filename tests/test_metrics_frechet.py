@@ -1,4 +1,4 @@
-"""Moments, Fréchet distance, and FID at infinitely many images."""
+"""Moments, Fréchet distance and its standard error."""
 
 import math
 
@@ -20,8 +20,8 @@ from torch_fidelity.metric_fid import (
 from cmrepro.metrics.frechet import (
     StreamingMoments,
     check_gaussian,
-    fid_infinity,
-    fid_of_parts,
+    fid_of_features,
+    fid_standard_error,
     frechet_distance,
 )
 
@@ -154,56 +154,23 @@ def test_a_set_against_itself(count: int) -> None:
     check_gaussian(*itself)
 
 
-# FID by number of images and at infinity
+# Standard error of FID
 
 DIM, NUM_IMAGES = 24, 800
 SCALE = np.linspace(0.5, 1.5, DIM)
 SHIFT = 0.1
-TRUTH = float(np.sum((SCALE - 1) ** 2) + DIM * SHIFT**2)  # |mu1 - mu2|^2 + sum (s1 - s2)^2
 
 
 def gaussian(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((NUM_IMAGES, DIM)) * SCALE + SHIFT
 
 
-def test_parts_are_disjoint() -> None:
-    zero, one = np.zeros(DIM), np.eye(DIM)
-    parts = fid_of_parts(gaussian(0), zero, one)
-    assert {size: len(distances) for size, distances in parts.items()} == {
-        160: 5, 200: 4, 266: 3, 400: 2, 800: 1,
-    }  # fmt: skip
-    # Rounding of sums in another order.
-    whole = frechet_distance(*moments(gaussian(0)), zero, one)
-    assert parts[800] == pytest.approx((whole,), rel=1e-9)
-    order = np.random.default_rng(0).permutation(NUM_IMAGES)
-    half = frechet_distance(*moments(gaussian(0)[order[400:]]), zero, one)
-    assert parts[400][1] == pytest.approx(half, rel=1e-9)
+def test_the_standard_error_of_fid_is_its_spread() -> None:
+    """Over 40 sets of 800 images of a Gaussian, which know their spread to 11 %."""
+    reference = np.zeros(DIM), np.eye(DIM)
+    sets = [gaussian(seed) for seed in range(40)]
+    errors = [fid_standard_error(features, *reference) for features in sets]
+    spread = np.std([fid_of_features(features, *reference) for features in sets], ddof=1)
+    assert np.mean(errors) == pytest.approx(spread, rel=0.33)
     with pytest.raises(ValueError, match="got 9 images, intervals need at least 10"):
-        fid_of_parts(gaussian(0)[:9], zero, one)
-
-
-def test_fid_at_infinity_tells_bias_from_spread() -> None:
-    """40 sets of 800 images of a Gaussian whose distance is known."""
-    curves = [fid_of_parts(gaussian(seed), np.zeros(DIM), np.eye(DIM), seed) for seed in range(40)]
-    whole = np.array([parts[NUM_IMAGES][0] for parts in curves])
-    values, errors = np.array([(e.value, e.standard_error) for e in map(fid_infinity, curves)]).T
-    bias, spread = whole.mean() - TRUTH, whole.std(ddof=1)
-    chance = 3 * spread / np.sqrt(40)
-    assert bias > 1.5 * chance
-    # Nearer in most sets: the bias is 2.6 spreads, and chance undoes half of it in one of ten.
-    assert np.mean(np.abs(values - TRUTH) < np.abs(whole - TRUTH)) > 0.75
-    # What is left of the bias is of order (D/N)^2, beside the chance of 40 sets.
-    assert abs(values.mean() - TRUTH) < 0.05 * bias + chance
-    # 40 sets know their spread to 11 %; extrapolating adds little to it.
-    assert errors.mean() == pytest.approx(spread, rel=0.33)
-    assert values.std(ddof=1) == pytest.approx(spread, rel=0.2)
-    # Errors from five parts are rough: Student's t, not normal.
-    assert np.mean(np.abs(values - TRUTH) < 1.96 * errors) >= 0.85
-
-
-def test_a_line_is_extrapolated_exactly() -> None:
-    parts = {n: (5.0 + 300.0 / n,) * (1000 // n) for n in (200, 250, 500, 1000)}
-    line = fid_infinity(parts)
-    assert (line.value, line.standard_error, line.bias) == pytest.approx((5.0, 0.0, 0.3))
-    # Two parts at 10 +- 1: a mean over both has an error of sqrt(2 / 2).
-    assert fid_infinity({50: (9.0, 11.0), 100: (8.0,)}).standard_error == pytest.approx(1.0)
+        fid_standard_error(sets[0][:9], *reference)

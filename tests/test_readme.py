@@ -83,8 +83,8 @@ def stand_in(path):
 def few(tmp_path, monkeypatch):
     """An empty folder, and a protocol of few images."""
     built_in = protocols._built_in()
-    built_in.protocols["embedded"]["num_images"] = FEW
-    built_in.protocols["embedded"]["stored_features"]["num_images"] = 40
+    built_in["protocols"]["embedded"]["num_images"] = FEW
+    built_in["protocols"]["embedded"]["stored_features"]["num_images"] = 40
     monkeypatch.setattr(protocols, "_built_in", lambda: built_in)
     monkeypatch.chdir(tmp_path)
 

@@ -1,1 +1,1 @@
-"""Causes of a wrong score in a sample set, checkpoint or record; the machine."""
+"""What is installed, and causes of a wrong score in a file."""

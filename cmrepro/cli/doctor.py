@@ -1,9 +1,11 @@
 """Diagnosis: `doctor`."""
 
+from dataclasses import asdict
+
 import click
 
 from cmrepro.cli.options import DEVICE, FORMAT, PROTOCOL, QUIET, print_rows, resolve_device
-from cmrepro.files import LONGEST, short
+from cmrepro.files import LONGEST, DownloadError, short
 from cmrepro.metrics.protocols import load_protocol
 
 
@@ -26,19 +28,28 @@ def doctor(
     FILE is a sample set (.npz, folder or .zip of images), a checkpoint or a record. Nothing is
     downloaded but the reference and extractor of --protocol.
     """
-    from cmrepro.checks.examine import examine, finding_rows
+    from cmrepro.checks.files import examine
     from cmrepro.checks.installed import installed_rows
 
-    errors: list[str] = []
-    if files:
-        loaded, device = load_protocol(protocol), resolve_device(device)
-        findings, errors = examine(files, loaded, reference, device)
-        rows = finding_rows(findings)
-    else:
-        rows = installed_rows()
+    if not files:
+        print_rows(installed_rows(), format_)
+        return
+    loaded, device = load_protocol(protocol), resolve_device(device)
+    rows: list[dict[str, str]] = []
+    errors = []
+    for file in files:
+        try:
+            findings = examine(file, loaded, reference, device)
+        except DownloadError:
+            raise
+        except (ValueError, OSError) as error:
+            errors.append(" ".join(str(error).split()))
+        else:
+            rows += [{"file": file} | asdict(x) for x in findings]
+            rows += [] if findings else [{"file": file, "finding": "none"}]
     if rows:
         print_rows(rows, format_)
-    for error in errors:
-        click.echo(f"cmrepro: {short(error, LONGEST)}", err=True)
+    for text in errors:
+        click.echo(f"cmrepro: {short(text, LONGEST)}", err=True)
     if errors:
         raise SystemExit(2)

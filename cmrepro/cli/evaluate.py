@@ -39,9 +39,8 @@ def evaluate(samples: str, format_: str, out: Path, overwrite: bool, **arguments
     Several --protocol score in one pass; give --reference once per protocol, or not at all.
     --model, --nfe, --seed, --times and, of its training, --trained-on, --images-seen and
     --batch-size describe images from elsewhere; seeds of one model are averaged. A JSON beside
-    SAMPLES says the same (SAMPLES.provenance.json), as for samples of this suite. --intervals adds
-    FID by number of images too. --explain A B attributes the difference between two protocols step
-    by step.
+    SAMPLES says the same (SAMPLES.provenance.json), as for samples of this suite. --explain A B
+    attributes the difference between two protocols step by step.
     Under `torchrun … -m cmrepro evaluate …` each process takes its share of the images.
     """
     explained, real = arguments.pop("explained"), arguments.pop("real")

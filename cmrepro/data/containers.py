@@ -11,25 +11,24 @@ R = (255 - C) (255 - K) / 255, as the official code reads ImageNet. Refused are 
 pixels, channels of more than 8 bits, other colour spaces, and files of several frames or pages.
 """
 
-import functools
 import io
 import os
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import IO, Annotated, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
+import lmdb
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from cmrepro.data.lmdb import Database
 from cmrepro.files import one_line_errors, short
 
 FORMATS = ["PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "TGA", "QOI"]
@@ -38,6 +37,7 @@ READ = ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .tif .tiff .gif .ppm .p
 UNREAD = ".avif .heic .heif .jp2 .j2k .jxl .exr .hdr .pfm .psd .ico .svg .dng"
 SUFFIXES = frozenset(f"{READ} .qoi {UNREAD}".split())
 HEAD_BYTES = 16
+LMDB_MAGIC = b"\xde\xc0\xef\xbe"  # at byte 16 of a file
 IMAGE_START = re.compile(
     rb"\x89PNG|\xff\xd8\xff|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*|GIF8|P[1-6]\s|qoif"
     rb"|....ftyp(?:avif|heic|mif1)|\0\0\0\x0cj[PX]|\xff\x0a|v/1\x01|8BPS",
@@ -51,6 +51,8 @@ WNID = re.compile(r"n\d{8}(?=_)")  # ImageNet's class names, e.g. n01440764_1002
 NUMBERED = re.compile(r"(^|/)\d{5,}$")
 
 Labels = NDArray[np.int64] | None
+T = TypeVar("T")
+_databases = WeakValueDictionary[Path, lmdb.Environment]()
 
 
 class Container(NamedTuple):
@@ -72,22 +74,18 @@ class _EdmLabels(msgspec.Struct):
 def folder_files(path: Path) -> Container:
     """Images below a folder, named by their relative paths."""
     names: list[str] = []
-    folders, visited = [""], dict[tuple[int, int], str]()
+    folders, visited = [""], set[str]()
     while folders:
         folder = folders.pop()
-        status = os.stat(path / folder)
-        if (first := visited.setdefault((status.st_dev, status.st_ino), folder)) != folder:
-            raise ValueError(f"'{short(folder)}' is the folder '{short(first)}'; remove the link")
+        if (real := os.path.realpath(path / folder)) in visited:
+            raise ValueError(f"'{short(folder)}' is a folder of this set again; remove the link")
+        visited.add(real)
         with os.scandir(path / folder) as entries:
             for entry in entries:
-                name = folder + entry.name
-                if not _is_hidden(entry.name) and entry.is_dir():
-                    folders.append(f"{name}/")
-                elif _is_hidden(entry.name) or entry.is_file():
-                    names.append(name)
+                if entry.is_dir() and not _is_hidden(entry.name):
+                    folders.append(f"{folder}{entry.name}/")
                 else:
-                    fault = "is a link that leads nowhere, or no file"
-                    raise ValueError(f"{short(name)} {fault}; remove it")
+                    names.append(folder + entry.name)
     return _container(
         names, lambda name: open(path / name, "rb"), lambda name: (path / name).stat().st_size
     )
@@ -96,18 +94,12 @@ def folder_files(path: Path) -> Container:
 def zip_files(path: Path) -> Container:
     """Images in a zip, which each process opens: forked ones share an open file's position."""
 
-    @functools.cache
+    @cache
     def archive(process: int) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
     with one_line_errors(path, "is not a complete zip file", "write it again"):
         infos = archive(os.getpid()).infolist()
-        with open(path, "rb") as file:
-            file.seek(max(os.path.getsize(path) - (1 << 16) - 22, 0))
-            end = file.read().rpartition(b"PK\5\6")[2]
-        # The stated number, which zipfile does not compare, goes up to 2^16 - 1.
-        if (count := struct.unpack_from("<H", end, 6)[0]) not in (len(infos) % (1 << 16), 65535):
-            raise ValueError(f"{len(infos)} of {count} files")
     by_name: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.replace("\\", "/")  # of Windows
@@ -125,15 +117,29 @@ def zip_files(path: Path) -> Container:
 def lmdb_files(path: Path) -> Container:
     """Values of an LMDB by their keys, as LSUN is published: each an encoded image."""
     with one_line_errors(path, "is not a whole LMDB", "fetch it again"):
-        files = Database(path)
-    others = [
-        key
-        for key in files.keys
-        if not (re.search(r"\d", key) or _suffix(key) in SUFFIXES)
-        and not IMAGE_START.match(files.read(key))
-    ]
-    keys = [key for key in files.keys if key not in {*others}] if others else files.keys
-    return Container(keys, None, lambda key: io.BytesIO(files.read(key)), files.length, others)
+        # A process can open a file only once.
+        database = _databases.get(path) or lmdb.open(
+            str(path), subdir=False, readonly=True, lock=False
+        )
+        _databases[path] = database
+        needed = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
+        if path.stat().st_size < needed:  # a bus error would end the process
+            raise ValueError(f"it is shorter than its {needed} bytes")
+        with database.begin() as transaction:
+            keys = [os.fsdecode(key) for key in transaction.cursor().iternext(values=False)]
+
+    def apply(function: Callable[[Any], T], key: str) -> T:
+        """Result of a function of the value of a key, which is not copied."""
+        with database.begin(buffers=True) as transaction:
+            return function(transaction.get(os.fsencode(key)))
+
+    def is_image(key: str) -> bool:
+        named = re.search(r"\d", key) or _suffix(key) in SUFFIXES
+        return bool(named or apply(IMAGE_START.match, key))
+
+    names = [key for key in keys if is_image(key)]
+    others = sorted({*keys} - {*names})
+    return Container(names, None, partial(apply, io.BytesIO), partial(apply, len), others)
 
 
 def _is_hidden(name: str) -> bool:
@@ -212,17 +218,6 @@ def _folder_labels(image_names: Sequence[str]) -> Labels:
     return numbers if len(numbers) == len(image_names) and len(unique) > 1 else None
 
 
-def _check_png(data: bytes) -> None:
-    """Compare the checksum of each chunk: length, type, content, CRC (PNG specification, 5.3)."""
-    kind, place = b"", 8  # after the signature
-    while kind != b"IEND":
-        end = place + 8 + int.from_bytes(data[place : place + 4])
-        kind = data[place + 4 : place + 8]
-        if zlib.crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4] or b"\xff"):
-            raise ValueError(f"wrong checksum before byte {end + 4}")
-        place = end + 4
-
-
 def read_image(name: str, files: Container) -> Image.Image:
     """RGB image of a file, by the rules of this module."""
     try:
@@ -232,7 +227,7 @@ def read_image(name: str, files: Container) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if not (fault := _fault(image)):
             if image.format == "PNG":  # Pillow leaves the checksums out when it reads pixels
-                _check_png(data)
+                Image.open(io.BytesIO(data), formats=["PNG"]).verify()
             image.load()
             if image.has_transparency_data:
                 image = image.convert("RGBA")

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrepro.data import lmdb
-from cmrepro.data.containers import IMAGE_START, Container, folder_files, lmdb_files, zip_files
+from cmrepro.data.containers import (
+    IMAGE_START,
+    LMDB_MAGIC,
+    Container,
+    folder_files,
+    lmdb_files,
+    zip_files,
+)
 from cmrepro.data.sources import CHUNK_IMAGES, ImageDataset, ImageFiles, ImageSource, SampleSet
 from cmrepro.files import cache_folder, download, first_bytes, short
 from cmrepro.progress import progress_bar
@@ -73,7 +79,7 @@ def _files(path: Path) -> Container | None:
     head = first_bytes(path)
     if head.startswith(np.lib.format.MAGIC_PREFIX):
         return None
-    if head[16:20] == lmdb.MAGIC:
+    if head[16:20] == LMDB_MAGIC:
         return lmdb_files(path.resolve())
     if not zipfile.is_zipfile(path):
         fault = f"starts with {head[:10]!r}; {ALLOWED}"

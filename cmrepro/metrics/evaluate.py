@@ -10,7 +10,7 @@ import numpy as np
 from cmrepro.data import ImageSource
 from cmrepro.files import item_digests
 from cmrepro.metrics.accumulate import Accumulator, accumulate
-from cmrepro.metrics.frechet import fid_infinity, fid_of_parts, frechet_distance
+from cmrepro.metrics.frechet import fid_standard_error, frechet_distance
 from cmrepro.metrics.reference_files import FEATURE_METRICS, ReferenceStatistics
 from cmrepro.metrics.scores import (
     Estimate,
@@ -56,8 +56,8 @@ def score(
 ) -> list[Scores]:
     """Score generated images under the protocol of every task, reading them once.
 
-    `intervals` adds 95 % intervals and FID by number of images, extrapolated; `checksum_all`
-    reads all images of the set, for `set_sha256`. Ranks other than 0 get no scores.
+    `intervals` adds 95 % intervals; `checksum_all` reads all images of the set, for `set_sha256`.
+    Ranks other than 0 get no scores.
     """
     counts = [num_scored(images.num_images, task.protocol, task.num_images) for task in tasks]
     needed: defaultdict[tuple[Extractor, int], set[str]] = defaultdict(set)
@@ -101,12 +101,12 @@ def _scores(
     protocol, reference, metrics = task.protocol, task.reference, task.protocol.metrics
     values: dict[Metric, float] = {}
     estimates: dict[Metric, Estimate] = {}
-    fid_parts: dict[int, tuple[float, ...]] = {}
     if "fid" in metrics:
         real = reference.mu, reference.sigma
         values["fid"] = frechet_distance(*generated.moments.mean_and_covariance(), *real)
         if intervals:
-            fid_parts = fid_of_parts(generated.features, *real)
+            standard_error = fid_standard_error(generated.features, *real)
+            estimates["fid"] = Estimate(values["fid"], standard_error)
     if "sfid" in metrics:
         mu, sigma = reference.spatial_mu, reference.spatial_sigma
         assert generated.spatial and mu is not None and sigma is not None
@@ -125,16 +125,8 @@ def _scores(
         k = protocol.manifold.neighborhood
         estimates |= manifold_scores(*features, neighborhood=k, device=device).estimates
     values |= {metric: estimate.value for metric, estimate in estimates.items()}
-    ends: dict[Metric, tuple[float, float]] = {m: x.interval for m, x in estimates.items()}
-    infinity = fid_infinity(fid_parts) if fid_parts else None
-    if infinity:  # the FID of all images has its standard error
-        ends["fid"] = Estimate(values["fid"], infinity.standard_error).interval
-    uncertainty = Uncertainty(
-        intervals={metric: ends[metric] for metric in metrics if metric in ends},
-        fid_by_num_images=fid_parts,
-        fid_infinity=infinity,
-    )
-    return {metric: values[metric] for metric in metrics}, uncertainty
+    intervals_ = {metric: estimates[metric].interval for metric in metrics if metric in estimates}
+    return {metric: values[metric] for metric in metrics}, Uncertainty(intervals=intervals_)
 
 
 def num_scored(available: int, protocol: Protocol, requested: int | None = None) -> int:

@@ -1,15 +1,11 @@
-"""Fréchet distance of two Gaussians (FID, sFID): moments of features, distance, extrapolation.
+"""Fréchet distance of two Gaussians (FID, sFID): moments of features, distance, standard error.
 
 Our own: a symmetric eigenproblem is faster and more exact than the matrix square root of others.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 from scipy.linalg import eigvalsh
 from scipy.linalg.lapack import dpotrf, dpstrf, dsygst
-
-from cmrepro.records import Extrapolation
 
 # Eigenvalues below zero that a covariance may have, in units of its norm: other tools sum in
 # float32 too. Rounding to float32 alone leaves 6e-8.
@@ -17,9 +13,7 @@ COVARIANCE_ROUNDING = 1e-5
 
 MOMENTS_BLOCK = 4096  # rows of features in float64 at once
 
-# FID is measured for the whole set, halves, ..., fifths, evenly spaced in 1/N. With fifths the
-# extrapolation of Gaussians in 24 to 64 dimensions spreads as FID itself.
-PARTS = 5
+PARTS = 5  # most parts of a set, whose FIDs tell its standard error
 
 
 class StreamingMoments:
@@ -106,49 +100,32 @@ def _semidefinite_factor(sigma: np.ndarray) -> np.ndarray:
     return unpivoted
 
 
-def fid_of_parts(
-    features: np.ndarray, mu: np.ndarray, sigma: np.ndarray, seed: int = 0
-) -> dict[int, tuple[float, ...]]:
-    """FID of fifths, quarters, ... and the whole of the shuffled images, by size, ascending.
+def fid_of_features(features: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> float:
+    """FID of features (N, D) against the moments of a reference."""
+    moments = StreamingMoments(len(mu))
+    moments.update(features)
+    return frechet_distance(*moments.mean_and_covariance(), mu, sigma)
 
-    Disjoint parts tell chance from bias: those of one size differ by chance alone, and the means
-    of two sizes, being of the same images, by bias alone.
+
+def fid_standard_error(
+    features: np.ndarray, mu: np.ndarray, sigma: np.ndarray, seed: int = 0
+) -> float:
+    """Standard error of the FID of features (N, D), from halves, thirds, ..., fifths of them.
+
+    The parts of one size are disjoint and differ by chance alone, not by bias. A mean over g parts
+    has the variance of the whole: a gth of that of one part.
     """
-    count, dim = features.shape
+    count = len(features)
     if count < 2 * PARTS:
         raise ValueError(f"got {count} images, intervals need at least {2 * PARTS}")
-    order = np.random.default_rng(seed).permutation(count)
-    parts: dict[int, tuple[float, ...]] = {}
-    for divisor in range(PARTS, 0, -1):
-        size = count // divisor
-        for start in range(0, divisor * size, size):
-            moments = StreamingMoments(dim)
-            moments.update(features[order[start : start + size]])
-            distance = frechet_distance(*moments.mean_and_covariance(), mu, sigma)
-            parts[size] = (*parts.get(size, ()), distance)
-    return parts
-
-
-def fid_infinity(parts: Mapping[int, tuple[float, ...]]) -> Extrapolation:
-    """Extrapolate FID to an infinite number of images by a straight line in 1/N.
-
-    A mean over the parts of one size weighs in proportion to that size: the share of its error
-    that is independent of the other sizes falls as its inverse. The line bends for parts of fewer
-    images than dimensions, and the value is then farther from the truth than the standard error
-    says, though nearer than the FID of all images. That FID has the same standard error.
-
-    Chong, Forsyth (2020), https://arxiv.org/abs/1911.07023, section 4: the bias is linear in
-    1/N. They fit subsets that overlap; disjoint parts give the standard error as well.
-    """
-    sizes = np.array(list(parts), dtype=np.float64)
-    means = [np.mean(distances) for distances in parts.values()]
-    value = np.polyfit(1 / sizes, means, 1, w=np.sqrt(sizes))[1]
-    # A mean over g disjoint parts has the variance of the whole: a gth of that of one part.
-    divided = [distances for distances in parts.values() if len(distances) > 1]
-    variances = [np.var(distances, ddof=1) / len(distances) for distances in divided]
-    variance = np.average(variances, weights=[len(distances) - 1 for distances in divided])
-    bias = float(np.mean(parts[max(parts)]) - value)
-    return Extrapolation(value=float(value), standard_error=float(np.sqrt(variance)), bias=bias)
+    shuffled = features[np.random.default_rng(seed).permutation(count)]
+    numbers, variances = range(2, PARTS + 1), []
+    for number in numbers:
+        parts = shuffled[: count // number * number].reshape(number, count // number, -1)
+        distances = [fid_of_features(part, mu, sigma) for part in parts]
+        variances.append(np.var(distances, ddof=1) / number)
+    variance = np.average(variances, weights=[number - 1 for number in numbers])
+    return float(np.sqrt(variance))
 
 
 def check_features(features: np.ndarray) -> None:
