@@ -54,7 +54,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     sigma_data: float  # standard deviation of the data
     mu_form: Variant  # divisor of mu(k): "paper" or "released"
     distance: str | None = None  # d of the consistency losses
-    weighting: Literal["1 / c_out^2"] | None = None  # lambda(t) of the losses; 1 by default
+    weighting: Literal["1 / c_out^2"] | None = None  # lambda(t) of CD and CT; 1 by default
     solver: str | None = None  # ODE solver of CD
     target_ema: Share | None = None  # mu, where fixed
     mu0: Share | None = None  # mu at the start, where it follows mu(k)
@@ -87,9 +87,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
 
 
 _SCHEDULES = ("target_ema", "mu0", "num_scales", "s0", "s1", "schedule_steps", "two_step_index")
-_CONTINUOUS = ("solver", *_SCHEDULES)
+_CONTINUOUS = ("solver", "weighting", *_SCHEDULES)
 _UNUSED_FIELDS: dict[Method, tuple[str, ...]] = {
-    "edm": ("distance", "weighting", *_CONTINUOUS),
+    "edm": ("distance", *_CONTINUOUS),
     "cd": (),
     "ct": ("solver",),
     "pd": tuple(field for field in _CONTINUOUS if field != "num_scales"),
