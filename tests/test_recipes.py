@@ -55,6 +55,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     "demo-cifar10-edm": {},
     "demo-cifar10-cd": {},
     "demo-cifar10-ct": {},
+    "demo-cifar10-ct-released": {},
     "demo-cifar10-pd": {},
     "cifar10-pd": {},
     "cifar10-edm": {},

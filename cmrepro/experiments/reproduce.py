@@ -25,7 +25,7 @@ from cmrepro.records import FOLDER, RunRecord, read_record, record_files
 from cmrepro.sampling import sample, sampler_settings
 from cmrepro.schema import NotNegative, Positive, Struct, lookup, read_toml, to_json
 from cmrepro.search import search_time
-from cmrepro.settings import Protocol, Variant
+from cmrepro.settings import Protocol
 
 SAMPLE_SETS = Path("sample-sets")  # below --out
 
@@ -34,7 +34,6 @@ class TrainingPlan(Struct, frozen=True, kw_only=True):
     """One training of a suite, and the steps to sample its model with."""
 
     recipe: str
-    variant: Variant = "paper"
     # Other values of recipe fields; "none" for no value
     changes: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None  # a training before it, or a checkpoint's name

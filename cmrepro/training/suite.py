@@ -38,7 +38,7 @@ def train_suite(
         folder, teacher = out / TRAININGS / name, plan.teacher
         path = folder / f"{name}.safetensors"
         values = {k: None if v == "none" else v for k, v in plan.changes.items()}
-        recipe = load_recipe(plan.recipe, plan.variant).replace(**values | {**(changes or {})})
+        recipe = load_recipe(plan.recipe).replace(**values | {**(changes or {})})
         if not is_trained(path, recipe):
             if teacher and teacher in plans:
                 teacher = str(out / TRAININGS / teacher / f"{teacher}.safetensors")
