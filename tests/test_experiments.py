@@ -172,7 +172,7 @@ def test_suites_train_what_they_name(profile, tmp_path, monkeypatch):
     assert runs == [*plans] and [*found.values()] == [p.steps for p in plans.values() if p.steps]
     heads = {path.stem: read_info(path) for path in tmp_path.glob("training/*/*.safetensors")}
     for name, plan in plans.items():
-        recipe, changes = heads[name].recipe, plan.changes
+        recipe, changes = heads[name].recipe, plan.changes | SMALL
         assert all(getattr(recipe, k) == (None if v == "none" else v) for k, v in changes.items())
         teacher = plan.teacher if plan.teacher in plans else plan.teacher and "edm"
         assert heads[name].training.teacher == teacher
