@@ -102,6 +102,8 @@ def one_line_errors(path: object, fault: str, advice: str = "") -> Iterator[None
     try:
         yield
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(short(path, 80)):
+            raise
         text = f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("ValueError: ")
         start, end = f"{short(path, 80)} {fault}: ", f"; {advice}" * bool(advice)
         raise ValueError(start + short(text, 290 - len(start + end)) + end) from error

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cmrepro import npz
+from cmrepro.data.sources import SampleSet
 from cmrepro.files import atomic_path, cache_folder, first_bytes, one_line_errors, sha256
 from cmrepro.metrics.extractors import BATCH_SIZE, extract, load_extractor
 from cmrepro.metrics.frechet import check_features, check_gaussian
@@ -96,9 +96,8 @@ class ReferenceStatistics:
             cached = cache_folder() / "features" / f"{self.name}-{digest}.npy"
             if not cached.is_file():
                 network = load_extractor(protocol.extractor, device)
-                with one_line_errors(self.path, "is damaged", "fetch it again"):
-                    batches = npz.image_batches(self.path, BATCH_SIZE)
-                    parts = [extract(batch, network).features for batch in batches]
+                batches = SampleSet(self.path, self.name).batches(BATCH_SIZE)
+                parts = [extract(batch, network).features for batch in batches]
                 with atomic_path(cached) as temporary:
                     np.save(temporary, np.concatenate(parts))
             self.features = np.load(cached)
@@ -158,8 +157,7 @@ def _read_npz(path: Path) -> ReferenceStatistics:
         values = json.loads(arrays["metadata"].tobytes())
         result.metadata = convert(ReferenceMetadata, values, "metadata")
     if "arr_0" in keys:
-        with npz.open_images(path) as images:
-            result.num_images = images.shape[0]
+        result.num_images = SampleSet(path, path.stem).num_images
     return result
 
 
