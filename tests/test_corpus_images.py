@@ -239,7 +239,6 @@ REFUSED: dict[str, Maker] = {
     "decode 1.png .no image: it starts with b'<html>'": image(b"<html>"),
     "decode a.heic": row(folder, files() | {"a.heic": b"1"}),
     "5.png lies beside": row(folder, CLASSES | {"5.png": b""}),
-    "gives 0.png two labels": labelled(b"1.png", b"0.png"),
     "differ by 2 names, e.g. 1.png": labelled(b"1.png", b"7.png"),
     "dataset.json cannot be read": labelled(b" 1]", b" 10000000000000000000000]"),
     "dataset.json cannot be": labelled(LABELS, b'{"a":' + b"[" * 99999),

@@ -36,7 +36,6 @@ READ = ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .tif .tiff .gif .ppm .p
 # These are images too, but refused: Pillow reads them not everywhere, or rounds them to 8 bits.
 UNREAD = ".avif .heic .heif .jp2 .j2k .jxl .exr .hdr .pfm .psd .ico .svg .dng"
 SUFFIXES = frozenset(f"{READ} .qoi {UNREAD}".split())
-HEAD_BYTES = 16
 LMDB_MAGIC = b"\xde\xc0\xef\xbe"  # at byte 16 of a file
 IMAGE_START = re.compile(
     rb"\x89PNG|\xff\xd8\xff|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*|GIF8|P[1-6]\s|qoif"
@@ -45,7 +44,6 @@ IMAGE_START = re.compile(
 )
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"}
 DEEP = re.compile(r"(?!BGR).*;(12|16|32)")  # Pillow's modes of a file; it reads "RGB;16B" as RGB
-MAX_PIXELS = 1 << 26  # 268 MB in Pillow's memory; a damaged header may state more
 WNID = re.compile(r"n\d{8}(?=_)")  # ImageNet's class names, e.g. n01440764_10026.JPEG
 # EDM's generate.py and dataset_tool.py make a folder for every 1,000 images: 001000, 00001.
 NUMBERED = re.compile(r"(^|/)\d{5,}$")
@@ -157,7 +155,7 @@ def _container(
 
     def is_image(name: str) -> bool:
         with one_line_errors(name, "cannot be read", "replace it"), open_(name) as file:
-            return IMAGE_START.match(file.read(HEAD_BYTES)) is not None
+            return IMAGE_START.match(file.read(16)) is not None
 
     left_out: list[str] = []
     by_suffix: defaultdict[str, list[str]] = defaultdict(list)
@@ -189,10 +187,7 @@ def _edm_labels(
     if labels is None:
         return None
     folder = path.removesuffix("dataset.json")
-    by_name: dict[str, int] = {}
-    for name, label in labels:
-        if by_name.setdefault(folder + name, label) != label:
-            raise ValueError(f"dataset.json gives {short(name)} two labels; leave one")
+    by_name = {folder + name: label for name, label in labels}
     if odd := sorted(by_name.keys() ^ set(image_names)):
         example = f"{len(odd)} names, e.g. {short(odd[0])}"
         raise ValueError(f"dataset.json and the images differ by {example}; list each image once")
@@ -245,8 +240,6 @@ def read_image(name: str, files: Container) -> Image.Image:
 
 def _fault(image: Image.Image) -> str:
     """Reason why an opened image cannot be read as 8-bit RGB; "" if it can."""
-    if image.width * image.height > MAX_PIXELS:
-        return f"has {image.width}x{image.height} pixels"
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # has previews
         return f"has {frames} frames"
     for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():

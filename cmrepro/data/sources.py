@@ -84,17 +84,10 @@ class ImageFiles(ImageSource):
         self.files, self.image_size = files, image_size
 
     def take(self, indices: Indices) -> Images:
-        batch = np.empty((len(indices), *self.image_shape), np.uint8)
         from cmrepro.distributed import thread_pool  # here: the report needs no torch
 
-        pool, num_threads = thread_pool()
-
-        def fill(first: int) -> None:
-            for i in range(first, len(indices), num_threads):
-                batch[i] = self._pixels(self.files.image_names[indices[i]])
-
-        list(pool.map(fill, range(num_threads)))
-        return batch
+        names = [self.files.image_names[i] for i in indices]
+        return np.stack([*thread_pool()[0].map(self._pixels, names)])
 
     def _pixels(self, name: str) -> Images:
         image = read_image(name, self.files)
