@@ -212,16 +212,9 @@ def download(
         advice = f"run it again to continue, or put the file at {path} by hand"
         if error.errno == errno.ENOSPC:
             advice = "no space left: free some, or set CMREPRO_CACHE to a folder on another disk"
-        reason = f"cannot download {url} ({_reason(error)})"
+        reason = f"cannot download {url} ({type(error).__name__}: {short(error, 80)})"
         raise DownloadError(f"{reason}; {advice}") from error
     return path
-
-
-def _reason(error: OSError) -> str:
-    """The status of an HTTP answer, or the kind of another error."""
-    if (response := getattr(error, "response", None)) is None:
-        return type(error).__name__
-    return f"HTTP {response.status_code} {response.reason}"
 
 
 def _check(
