@@ -14,7 +14,6 @@ pixels, channels of more than 8 bits, other colour spaces, and files of several 
 import io
 import os
 import re
-import stat
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -101,9 +100,8 @@ def zip_files(path: Path) -> Container:
     by_name: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.replace("\\", "/")  # of Windows
-        if name in by_name or stat.S_ISLNK(info.external_attr >> 16):
-            fault = "twice" if name in by_name else "as a link"
-            raise ValueError(f"{short(path, 80)} holds {short(name)} {fault}; write it again")
+        if name in by_name:
+            raise ValueError(f"{short(path, 80)} holds {short(name)} twice; write it again")
         by_name[name] = info
     return _container(
         [name for name, info in by_name.items() if info.file_size or not info.is_dir()],
