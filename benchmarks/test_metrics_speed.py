@@ -86,7 +86,7 @@ def test_manifolds(benchmark, gate, count, dim):
     def torch_fidelity():
         return prc_features_to_metric(*tensors, verbose=False)
 
-    estimates = benchmark.pedantic(ours, rounds=1).estimates
+    estimates = benchmark.pedantic(ours, rounds=1)
     peer = torch_fidelity()
     assert np.float32(estimates["precision"].value) == peer[KEY_METRIC_PRECISION]
     assert np.float32(estimates["recall"].value) == peer[KEY_METRIC_RECALL]

@@ -102,6 +102,8 @@ def one_line_errors(path: object, fault: str, advice: str = "") -> Iterator[None
     try:
         yield
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(short(path, 80)):
+            raise
         text = f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("ValueError: ")
         start, end = f"{short(path, 80)} {fault}: ", f"; {advice}" * bool(advice)
         raise ValueError(start + short(text, 290 - len(start + end)) + end) from error
@@ -210,16 +212,9 @@ def download(
         advice = f"run it again to continue, or put the file at {path} by hand"
         if error.errno == errno.ENOSPC:
             advice = "no space left: free some, or set CMREPRO_CACHE to a folder on another disk"
-        reason = f"cannot download {url} ({_reason(error)})"
+        reason = f"cannot download {url} ({type(error).__name__}: {short(error, 80)})"
         raise DownloadError(f"{reason}; {advice}") from error
     return path
-
-
-def _reason(error: OSError) -> str:
-    """The status of an HTTP answer, or the kind of another error."""
-    if (response := getattr(error, "response", None)) is None:
-        return type(error).__name__
-    return f"HTTP {response.status_code} {response.reason}"
 
 
 def _check(

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmrepro.data.sources import CHUNK_IMAGES, ImageDataset, ImageSource, SampleSet
+from cmrepro.data.sources import ImageDataset, ImageSource, SampleSet
 from cmrepro.files import atomic_path, item_digests, make_folder, short
 from cmrepro.records import SampleProvenance
 from cmrepro.schema import convert, read_json, to_builtins, to_json
@@ -109,16 +108,8 @@ def write_sample_set(
     labels: NDArray[np.int64] | None = None,
 ) -> None:
     """Write images as `arr_0` of an .npz, classes as `arr_1` (ADM's names), provenance beside."""
-    form = np.lib.format
-    header = form.header_data_from_array_1_0(images)
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            form.write_array_header_1_0(file, header | {"fortran_order": False})
-            for batch in image_source(path.stem, images).batches(CHUNK_IMAGES):
-                file.write(batch.tobytes())
-        if labels is not None:
-            with archive.open("arr_1.npy", "w") as file:
-                form.write_array(file, labels)
+    with atomic_path(path) as temporary:  # which numpy writes block by block
+        np.savez(temporary, *[images] if labels is None else [images, labels])
     write_provenance(path, provenance)
 
 

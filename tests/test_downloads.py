@@ -113,7 +113,7 @@ PAGE = b"<!DOCTYPE html><title>Log in</title>" * 10_000
 REMOVED = "gives a wrong file, which was removed: it "
 FAULTS: dict[str, tuple[dict[str, Any], bytes | None, str | None, int]] = {
     # of the server; an earlier part; part of the error, None where the file arrives; answers
-    "refused": ({"status": 403}, None, "HTTP 403 Forbidden", 1),
+    "refused": ({"status": 403}, None, "403 Client Error: Forbidden", 1),
     "down": ({"status": 503}, PAYLOAD[:9], None, 1),
     "login page": ({"payload": PAGE, "has_ranges": False}, PAYLOAD[:9], f"{REMOVED}is cut off", 2),
     "short body": ({"payload": b"{}"}, None, f"{REMOVED}is cut off", 1),

@@ -51,7 +51,7 @@ def test_precision_and_recall(case: str) -> None:
     """Exactly those of the official code with exact distances, from float32 features."""
     values = stored(case)
     generated, real = features(*CASES[case])
-    estimates = manifold_scores(generated, real, neighborhood=3).estimates
+    estimates = manifold_scores(generated, real, neighborhood=3)
     precision, recall = estimates["precision"].value, estimates["recall"].value
     assert (precision, recall) == (values["precision_exact"], values["recall_exact"])
     assert precision != recall

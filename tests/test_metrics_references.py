@@ -208,7 +208,7 @@ def test_features_of_stored_images_are_extracted_once(
     again = load_reference(small, path).real_features(small)
     np.testing.assert_array_equal(again, means(pixels).features)
     other = small.replace(extractor=small.extractor.replace(resize="bilinear"))
-    with pytest.raises(ValueError, match="not callable"):
+    with pytest.raises(TypeError, match="not callable"):
         load_reference(small, path).real_features(other)
 
 

@@ -42,7 +42,7 @@ def convert(
     two_step_selection: Selection | None = None,  # None for a time given by hand
 ) -> Path:
     """Write a checkpoint of any supported format (`source` as for `load_model`) as one of ours."""
-    entry = None if Path(source).exists() else registry.released_checkpoints().get(str(source))
+    entry = registry.released(source)
     if out is None:
         if entry is None:
             raise ValueError(f"got no file to write {source} to; give one with --out")

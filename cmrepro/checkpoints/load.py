@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cmrepro.checkpoints import convert
 from cmrepro.checkpoints.io import bundled_checkpoints, read_info
 from cmrepro.checkpoints.locate import weights_files
-from cmrepro.checkpoints.registry import released_checkpoints
+from cmrepro.checkpoints.registry import released, released_checkpoints
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.files import make_folder, sha256
 from cmrepro.networks.presets import IMAGE_SIZES, build_network
@@ -90,8 +90,7 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> Checkpoi
 
 def find_checkpoint(name: str | Path) -> Path:
     """The file of a bundled or released name (converted on first use), or the path itself."""
-    entry = released_checkpoints().get(str(name))
-    if entry is None or Path(name).exists():
+    if (entry := released(name)) is None:
         return convert.local_checkpoint(name)
     make_folder(entry.converted.parent)
     # Processes of `torchrun` that need the same file convert it once.
@@ -101,19 +100,17 @@ def find_checkpoint(name: str | Path) -> Path:
 
 def checkpoint_rows() -> list[dict[str, Any]]:
     """One row a bundled or released checkpoint: state, training, network, second time, size."""
-    bundled = {
+    entries = {
         name: (read_info(path), "bundled", path.stat().st_size)
         for name, path in bundled_checkpoints().items()
-    }
-    known = released_checkpoints()
-    released = {name: (entry, entry.state, entry.bytes_approx) for name, entry in known.items()}
+    } | {name: (x, x.state, x.bytes_approx) for name, x in released_checkpoints().items()}
     facts = ("method", "distance", "dataset", "images_seen")
     return [
         {"name": name, "state": state}
         | {fact: getattr(entry.training, fact) for fact in facts}
         | {"network": entry.network, "two_step_time": entry.two_step_time, "bytes": size}
-        | {"official_file": known[name].official_name if name in known else None}
-        for name, (entry, state, size) in (bundled | released).items()
+        | {"official_file": getattr(entry, "official_name", None)}
+        for name, (entry, state, size) in entries.items()
     ]
 
 
@@ -122,7 +119,7 @@ def contents(name: str) -> dict[str, Any]:
 
     Nothing is downloaded: the registry alone describes a released checkpoint that is not here.
     """
-    entry = None if Path(name).exists() else released_checkpoints().get(name)
+    entry = released(name)
     if entry and not entry.converted.is_file():
         return {"state": entry.state, "bytes": entry.bytes_approx} | entry.info_fields
     path = entry.converted if entry else convert.local_checkpoint(name)

@@ -83,6 +83,11 @@ def default_sigmas() -> dict[str, float]:
     return _tables()["defaults"]
 
 
+def released(name: str | Path) -> ReleasedCheckpoint | None:
+    """The released checkpoint of a name; None for another name, and for a path that exists."""
+    return None if Path(name).exists() else released_checkpoints().get(str(name))
+
+
 @functools.cache
 def released_checkpoints() -> dict[str, ReleasedCheckpoint]:
     """All released checkpoints by name, in the order of registry.toml."""

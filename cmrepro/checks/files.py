@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cmrepro.checkpoints.load import load_model
 from cmrepro.data import ImageSource, open_images
+from cmrepro.data.sources import CHUNK_IMAGES
 from cmrepro.metrics.extractors import extract, load_extractor
 from cmrepro.metrics.frechet import fid_of_features
 from cmrepro.metrics.references import load_reference
@@ -75,7 +76,14 @@ def image_faults(
 ) -> Iterator[Finding]:
     """Faults of the images themselves; by default with the protocol's reference."""
     reference = load_reference(protocol, reference_name)
-    images, num_repeated = _read(source)
+    numbers = np.random.default_rng(SEED).permutation(source.num_images)[:NUM_FEATURES]
+    images = source.take(np.sort(numbers))
+    digests = {
+        hashlib.sha256(image.tobytes()).digest()
+        for batch in source.batches(CHUNK_IMAGES)
+        for image in batch
+    }
+    num_repeated = source.num_images - len(digests)
     yield from value_range(images)
     network = load_extractor(protocol.extractor, device)
     fid, swapped = (
@@ -88,17 +96,6 @@ def image_faults(
         fix = "give each process and batch its own seed, and sample again"
         expected = f"below {DUPLICATES_LIMIT:.1%}"
         yield Finding("duplicate images", "certain", found, expected, fix)
-
-
-def _read(source: ImageSource) -> tuple[Images, int]:
-    """Random images for features, and the number of all images that repeat an earlier one."""
-    numbers = np.sort(np.random.default_rng(SEED).permutation(source.num_images)[:NUM_FEATURES])
-    subset, digests, start = [], set[bytes](), 0
-    for batch in source.batches(1000):
-        digests.update(hashlib.sha256(image.tobytes()).digest() for image in batch)
-        subset.append(batch[numbers[(numbers >= start) & (numbers < start + len(batch))] - start])
-        start += len(batch)
-    return np.concatenate(subset), source.num_images - len(digests)
 
 
 def value_range(images: Images) -> Iterator[Finding]:

@@ -14,7 +14,6 @@ pixels, channels of more than 8 bits, other colour spaces, and files of several 
 import io
 import os
 import re
-import stat
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -36,7 +35,6 @@ READ = ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .webp .tif .tiff .gif .ppm .p
 # These are images too, but refused: Pillow reads them not everywhere, or rounds them to 8 bits.
 UNREAD = ".avif .heic .heif .jp2 .j2k .jxl .exr .hdr .pfm .psd .ico .svg .dng"
 SUFFIXES = frozenset(f"{READ} .qoi {UNREAD}".split())
-HEAD_BYTES = 16
 LMDB_MAGIC = b"\xde\xc0\xef\xbe"  # at byte 16 of a file
 IMAGE_START = re.compile(
     rb"\x89PNG|\xff\xd8\xff|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*|GIF8|P[1-6]\s|qoif"
@@ -45,7 +43,6 @@ IMAGE_START = re.compile(
 )
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"}
 DEEP = re.compile(r"(?!BGR).*;(12|16|32)")  # Pillow's modes of a file; it reads "RGB;16B" as RGB
-MAX_PIXELS = 1 << 26  # 268 MB in Pillow's memory; a damaged header may state more
 WNID = re.compile(r"n\d{8}(?=_)")  # ImageNet's class names, e.g. n01440764_10026.JPEG
 # EDM's generate.py and dataset_tool.py make a folder for every 1,000 images: 001000, 00001.
 NUMBERED = re.compile(r"(^|/)\d{5,}$")
@@ -103,9 +100,8 @@ def zip_files(path: Path) -> Container:
     by_name: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename.replace("\\", "/")  # of Windows
-        if name in by_name or stat.S_ISLNK(info.external_attr >> 16):
-            fault = "twice" if name in by_name else "as a link"
-            raise ValueError(f"{short(path, 80)} holds {short(name)} {fault}; write it again")
+        if name in by_name:
+            raise ValueError(f"{short(path, 80)} holds {short(name)} twice; write it again")
         by_name[name] = info
     return _container(
         [name for name, info in by_name.items() if info.file_size or not info.is_dir()],
@@ -157,7 +153,7 @@ def _container(
 
     def is_image(name: str) -> bool:
         with one_line_errors(name, "cannot be read", "replace it"), open_(name) as file:
-            return IMAGE_START.match(file.read(HEAD_BYTES)) is not None
+            return IMAGE_START.match(file.read(16)) is not None
 
     left_out: list[str] = []
     by_suffix: defaultdict[str, list[str]] = defaultdict(list)
@@ -189,10 +185,7 @@ def _edm_labels(
     if labels is None:
         return None
     folder = path.removesuffix("dataset.json")
-    by_name: dict[str, int] = {}
-    for name, label in labels:
-        if by_name.setdefault(folder + name, label) != label:
-            raise ValueError(f"dataset.json gives {short(name)} two labels; leave one")
+    by_name = {folder + name: label for name, label in labels}
     if odd := sorted(by_name.keys() ^ set(image_names)):
         example = f"{len(odd)} names, e.g. {short(odd[0])}"
         raise ValueError(f"dataset.json and the images differ by {example}; list each image once")
@@ -245,8 +238,6 @@ def read_image(name: str, files: Container) -> Image.Image:
 
 def _fault(image: Image.Image) -> str:
     """Reason why an opened image cannot be read as 8-bit RGB; "" if it can."""
-    if image.width * image.height > MAX_PIXELS:
-        return f"has {image.width}x{image.height} pixels"
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # has previews
         return f"has {frames} frames"
     for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():

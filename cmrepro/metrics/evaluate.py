@@ -123,7 +123,7 @@ def _scores(
     if set(MANIFOLD_METRICS) & set(metrics):
         assert protocol.manifold
         k = protocol.manifold.neighborhood
-        estimates |= manifold_scores(*features, neighborhood=k, device=device).estimates
+        estimates |= manifold_scores(*features, neighborhood=k, device=device)
     values |= {metric: estimate.value for metric, estimate in estimates.items()}
     intervals_ = {metric: estimates[metric].interval for metric in metrics if metric in estimates}
     return {metric: values[metric] for metric in metrics}, Uncertainty(intervals=intervals_)

@@ -14,14 +14,13 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cmrepro import npz
+from cmrepro.data.sources import SampleSet
 from cmrepro.files import atomic_path, cache_folder, first_bytes, one_line_errors, sha256
 from cmrepro.metrics.extractors import BATCH_SIZE, extract, load_extractor
 from cmrepro.metrics.frechet import check_features, check_gaussian
@@ -32,6 +31,11 @@ FEATURE_METRICS = {"kid", *MANIFOLD_METRICS}  # that need features, not moments 
 
 _KEYS = {"mu", "sigma", "mu_s", "sigma_s", "features", "metadata"}
 BUILD = "`cmrepro references build`"
+_PICKLED = {  # what pickled arrays are made of
+    *("numpy.ndarray", "numpy.dtype", "numpy._core.numeric._frombuffer"),
+    *("numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar"),
+    *("_codecs.encode", "collections.OrderedDict"),
+}
 
 
 @dataclass(eq=False)
@@ -96,9 +100,8 @@ class ReferenceStatistics:
             cached = cache_folder() / "features" / f"{self.name}-{digest}.npy"
             if not cached.is_file():
                 network = load_extractor(protocol.extractor, device)
-                with one_line_errors(self.path, "is damaged", "fetch it again"):
-                    batches = npz.image_batches(self.path, BATCH_SIZE)
-                    parts = [extract(batch, network).features for batch in batches]
+                batches = SampleSet(self.path, self.name).batches(BATCH_SIZE)
+                parts = [extract(batch, network).features for batch in batches]
                 with atomic_path(cached) as temporary:
                     np.save(temporary, np.concatenate(parts))
             self.features = np.load(cached)
@@ -158,8 +161,7 @@ def _read_npz(path: Path) -> ReferenceStatistics:
         values = json.loads(arrays["metadata"].tobytes())
         result.metadata = convert(ReferenceMetadata, values, "metadata")
     if "arr_0" in keys:
-        with npz.open_images(path) as images:
-            result.num_images = images.shape[0]
+        result.num_images = SampleSet(path, path.stem).num_images
     return result
 
 
@@ -174,22 +176,6 @@ def _moments(mu: Any, sigma: Any) -> tuple[np.ndarray, np.ndarray]:
     return mu, sigma
 
 
-# Pickled name of what an array is made of -> a maker of it. The functions are made anew each time,
-# since a pickle can set attributes of what it looks up.
-_PICKLED: dict[tuple[str, str], Callable[[], Any]] = {
-    ("numpy", "ndarray"): lambda: np.ndarray,
-    ("numpy", "dtype"): lambda: np.dtype,
-    ("numpy._core.multiarray", "_reconstruct"): lambda: np.ndarray.__reduce__(np.empty(0))[0],
-    ("numpy._core.multiarray", "scalar"): lambda: lambda t, data: np.frombuffer(data, t)[0],
-    ("numpy._core.numeric", "_frombuffer"): lambda: (
-        lambda data, dtype, shape, order: np.frombuffer(data, dtype).reshape(shape, order=order)
-    ),
-    # The form of bytes in protocols 0 to 2.
-    ("_codecs", "encode"): lambda: lambda text, _: text.encode("latin1"),
-    ("collections", "OrderedDict"): lambda: dict,
-}
-
-
 class _ArrayUnpickler(pickle._Unpickler):
     """Rebuilds numpy arrays in plain containers and refuses to look up anything else.
 
@@ -198,9 +184,10 @@ class _ArrayUnpickler(pickle._Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        if maker := _PICKLED.get((module.replace("numpy.core", "numpy._core"), name)):
-            return maker()
-        raise pickle.UnpicklingError(f"it calls {module}.{name}")
+        module = module.replace("numpy.core", "numpy._core")  # before numpy 2
+        if f"{module}.{name}" not in _PICKLED:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}")
+        return super().find_class(module, name)
 
 
 def _read_pickle(path: Path) -> ReferenceStatistics:

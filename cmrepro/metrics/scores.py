@@ -105,36 +105,33 @@ def kernel_distance(generated: np.ndarray, real: np.ndarray, settings: KernelSet
     return Estimate(float(np.mean(distances)), float(np.linalg.norm(influence)))
 
 
-class ManifoldScores(NamedTuple):
-    """Images inside the balls of the other set."""
-
-    neighborhood: int  # k
-    num_balls: np.ndarray  # (N,) number of real balls around each generated image
-    recalled: np.ndarray  # (M,) True for a real image inside the ball of a generated one
-    covered: np.ndarray  # (M,) True for a real image whose ball holds a generated one
-
-    @property
-    def estimates(self) -> dict[Metric, Estimate]:
-        """Precision, recall, coverage (shares of images) and density (0 to M / k)."""
-        balls = mean_estimate(self.num_balls)
-        return {
-            "precision": mean_estimate(self.num_balls > 0),
-            "recall": mean_estimate(self.recalled),
-            "density": Estimate(*(number / self.neighborhood for number in balls)),
-            "coverage": mean_estimate(self.covered),
-        }
-
-
 def manifold_scores(
     generated: np.ndarray, real: np.ndarray, *, neighborhood: int, device: str = "cpu"
-) -> ManifoldScores:
-    """Images that lie in the balls around the images of the other set.
-
-    A ball reaches to the k-th nearest other image of its set, border included (`neighborhood`).
+) -> dict[Metric, Estimate]:
+    """Precision, recall, coverage (shares of images) and density (0 to M / k).
 
     Precision and recall: Kynkäänniemi et al. (2019), https://arxiv.org/abs/1904.06991,
     equations 1, 2. Density and coverage: Naeem et al. (2020), https://arxiv.org/abs/2002.09797,
     equations 3, 4; their code leaves the border of a ball out.
+    """
+    num_balls, recalled, covered = manifold_counts(generated, real, neighborhood, device)
+    balls = mean_estimate(num_balls)
+    return {
+        "precision": mean_estimate(num_balls > 0),
+        "recall": mean_estimate(recalled),
+        "density": Estimate(*(number / neighborhood for number in balls)),
+        "coverage": mean_estimate(covered),
+    }
+
+
+def manifold_counts(
+    generated: np.ndarray, real: np.ndarray, neighborhood: int, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images that lie in the balls around the images of the other set.
+
+    A ball reaches to the k-th nearest other image of its set, border included (`neighborhood`).
+    Gives the number of real balls around each generated image (N,), and True for a real image
+    inside the ball of a generated one (M,), and for one whose ball holds a generated one (M,).
     """
     place = "cpu" if device.startswith("mps") else device  # mps has no float64
     x, y = (torch.from_numpy(features).to(place) for features in (generated, real))
@@ -149,8 +146,7 @@ def manifold_scores(
             balls += in_real.sum(dim=1)
             is_covered |= in_real.any(dim=0)
             is_recalled |= (squared <= x_radius[:, None]).any(dim=0)
-    by_image = (tensor.cpu().numpy() for tensor in (num_balls, recalled, covered))
-    return ManifoldScores(neighborhood, *by_image)
+    return num_balls.cpu().numpy(), recalled.cpu().numpy(), covered.cpu().numpy()
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
