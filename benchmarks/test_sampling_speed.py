@@ -12,7 +12,7 @@ NUM_IMAGES = 32  # of one batch
 
 def demo_model():
     torch.manual_seed(0)
-    model = PreconditionedModel(build_network("demo"), "boundary")
+    model = PreconditionedModel(build_network("patch-unet"), "boundary")
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 

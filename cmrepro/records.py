@@ -170,22 +170,11 @@ class SampleProvenance(Struct, frozen=True, kw_only=True):
         return self.replace(**new)
 
 
-class Extrapolation(Struct, frozen=True, kw_only=True):
-    """FID at infinitely many images: value, standard error, and the bias at all images."""
-
-    value: float
-    standard_error: float
-    bias: float
-
-
 class Uncertainty(Struct, frozen=True, kw_only=True):
     """Uncertainty of the scores of one sample set."""
 
     # 95 % interval by metric
     intervals: dict[settings.Metric, tuple[float, float]] = field(default_factory=dict)
-    # FIDs of disjoint subsets of n images, by n
-    fid_by_num_images: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    fid_infinity: Extrapolation | None = None  # extrapolation of that curve
 
 
 _UNIT = dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0))

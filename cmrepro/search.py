@@ -8,6 +8,7 @@ one where scores do not fall towards it from both sides.
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,11 +22,13 @@ from cmrepro.checkpoints.registry import released_checkpoints
 from cmrepro.consistency.samplers import check_times
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.distributed import broadcast, temporary_folder
+from cmrepro.files import atomic_path
 from cmrepro.metrics.evaluate import Task, score
 from cmrepro.metrics.references import load_reference
 from cmrepro.records import CheckpointInfo
 from cmrepro.sample_sets import image_source
 from cmrepro.sampling import sample, sampler_settings
+from cmrepro.schema import read_json, to_json
 from cmrepro.settings import Metric, Protocol, Selection
 
 METRIC: Metric = "fid"
@@ -80,7 +83,8 @@ class FirstStepOnce(nn.Module):
             return self.model(x_t, t, labels)
         path = self.folder / f"{hashlib.sha256(x_t.cpu().numpy().tobytes()).hexdigest()}.npy"
         if not path.exists():
-            np.save(path, self.model(x_t, t, labels).cpu().numpy())
+            with atomic_path(path) as temporary:
+                np.save(temporary, self.model(x_t, t, labels).cpu().numpy())
         return torch.from_numpy(np.load(path)).to(x_t.device)
 
 
@@ -112,12 +116,13 @@ def search_time(
     num_images: int | None = None,
     seed: int = FIRST_SEARCH_SEED,
     device: str = "cpu",
+    folder: Path | None = None,
 ) -> TimeSearch:
     """Search the next time t of Algorithm 1 by the FID of images sampled at (*after, t).
 
     `after` is (sigma_max,) by default. N of the grid is by default that of the recipe (at its end,
     where N grows) or the registry's, and the number of images at each time that of the protocol.
-    The noise is the same at each time.
+    The noise is the same at each time. With a `folder` of its own, an interrupted search goes on.
     """
     info = model.info
     if seed < FIRST_SEARCH_SEED:
@@ -145,18 +150,21 @@ def search_time(
 
     def fid(time: float) -> float:
         settings = sampler_settings(info, [*after, time], protocol.to_uint8)
-        label = f"t = {time:.3g}"
-        at_time = folder / str(time)
-        samples = sample(f, settings, num_images, seed, model.image_size, label, at_time)
-        results = score(image_source(label, samples.stages[-1]), [task], device=device)
-        values = broadcast(results and results[0].values)
-        if results:
-            shutil.rmtree(at_time)
+        label, at_time, scored = f"t = {time:.3g}", place / str(time), place / f"{time}.json"
+        values = broadcast(read_json(dict[str, float], scored) if scored.is_file() else None)
+        if values is None:
+            samples = sample(f, settings, num_images, seed, model.image_size, label, at_time)
+            results = score(image_source(label, samples.stages[-1]), [task], device=device)
+            values = broadcast(results and results[0].values)
+            if results:
+                with atomic_path(scored) as temporary:
+                    temporary.write_text(to_json(values))
+                shutil.rmtree(at_time)
         rows.append({"index": grid.index(time), "time": time, **values})
-        return values[METRIC]
+        return float(values[METRIC])
 
-    with temporary_folder() as folder:
-        once = FirstStepOnce(model, info.sigma_max, folder)
+    with nullcontext(folder) if folder else temporary_folder() as place:
+        once = FirstStepOnce(model, info.sigma_max, place)
         f = WrappedModel(once, model.image_size, model.num_classes, info, model.provenance).eval()
         scores = SEARCHES[method](fid, times)
     index = min(scores, key=lambda i: scores[i])

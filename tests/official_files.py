@@ -31,9 +31,9 @@ NETWORKS: dict[str, tuple[type[UNet | NCSNpp], Any]] = {
 
 
 def use_small_networks(monkeypatch: pytest.MonkeyPatch, cache: pathlib.Path) -> None:
-    """These presets and the demo's two alone, so that guessing builds no large ones; a cache."""
+    """These presets and the demo's alone, so that guessing builds no large ones; a cache."""
     for name in [*PRESETS]:
-        if name not in ("demo", "patch-unet"):
+        if name != "patch-unet":
             monkeypatch.delitem(PRESETS, name)
     for name, network in NETWORKS.items():
         monkeypatch.setitem(PRESETS, name, network)

@@ -30,7 +30,7 @@ def sha256_of(text: str) -> str:
 def demo_recipe(method: str) -> dict[str, Any]:
     """Fields of the recipe of a demo model, "cd", "ct", "pd" or "edm", made small and alike."""
     recipe = to_builtins(load_recipe(f"demo-cifar10-{method}"))
-    recipe |= {"network": "demo", "initialisation": "teacher", "learning_rate": 4e-4}
+    recipe |= {"network": "patch-unet", "initialisation": "teacher", "learning_rate": 4e-4}
     recipe |= {"batch_size": 32, "ema_rate": 0.998, "total_steps": 10}
     return recipe | ({"s0": 2, "s1": 10} if method in ("cd", "ct") else {})
 
@@ -42,7 +42,7 @@ def demo_checkpoint(method: str) -> dict[str, Any]:
     return {
         "file": f"demo-cifar10-{method}.safetensors",
         "sha256": sha256_of(method),
-        "network": "demo",
+        "network": "patch-unet",
         "parameterization": "boundary" if method in ("cd", "ct") else "edm",
         "sigma_data": 0.5,
         "sigma_min": 0.002,

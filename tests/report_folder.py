@@ -10,15 +10,10 @@ from cmrepro.data.grids import write_grid
 from cmrepro.records import RunRecord, write_record
 
 SCORES = {1: (100.0, 102.0), 2: (90.0, 92.0)}  # of seeds 0 and 1 by evaluations
-PARTS = {500: [130.0, 134.0], 1000: [120.0], 2000: [90.0]}  # FD of parts of the images
 
 
 def made_up_records() -> list[RunRecord]:
-    uncertainty = {
-        "intervals": {"fid": [86.08, 93.92], "is": [2.5, 3.5]},
-        "fid_by_num_images": PARTS,
-        "fid_infinity": {"value": 80.0, "standard_error": 2.0, "bias": 10.0},
-    }
+    uncertainty = {"intervals": {"fid": [86.08, 93.92], "is": [2.5, 3.5]}}
     return [
         demo_record(
             "cd", nfe, seed, fid, uncertainty=uncertainty if (nfe, seed) == (2, 0) else None

@@ -15,7 +15,7 @@ from cmrepro.checkpoints.flax import AXES, flax_names
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.solvers import ode_slope
 from cmrepro.networks import cpu
-from cmrepro.networks.adm import C_NOISE_SCALE, PatchUNet, UNet
+from cmrepro.networks.adm import C_NOISE_SCALE, ADMConfig, PatchUNet, UNet
 from cmrepro.networks.layers import SelfAttention, timestep_embedding
 from cmrepro.networks.ncsnpp import (
     Attention,
@@ -25,9 +25,9 @@ from cmrepro.networks.ncsnpp import (
     ResBlock,
     group_norm,
 )
-from cmrepro.networks.presets import DEMO, IMAGE_SIZES, build_network
+from cmrepro.networks.presets import IMAGE_SIZES, PATCH_UNET, build_network
 
-NETWORKS = pytest.mark.parametrize("name", ["cond", "uncond", "demo", "ncsnpp"])
+NETWORKS = pytest.mark.parametrize("name", ["cond", "uncond", "patch-unet", "ncsnpp"])
 
 
 def new_network(name: str) -> nn.Module:
@@ -128,7 +128,7 @@ def test_group_norm_is_torchs(channels: int) -> None:
 def test_normalisation_is_computed_in_float32() -> None:
     x = (100 + torch.randn(1, 32, 8, 8)).bfloat16()
     with torch.no_grad():
-        got = DEMO.norm(32)(x)
+        got = ADMConfig(32, (1,), 1, (), 32).norm(32)(x)
     assert got.dtype == torch.bfloat16
     groups = x.double().reshape(32, -1)
     mean, variance = groups.mean(1, keepdim=True), groups.var(1, keepdim=True, correction=0)
@@ -180,7 +180,7 @@ def test_patches_of_two_by_two_pixels_are_the_channels(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(UNet, "forward", record)
     x = torch.randn(3, 3, 8, 8)
-    assert torch.equal(PatchUNet(DEMO)(x, torch.zeros(3)), x)
+    assert torch.equal(PatchUNet(PATCH_UNET)(x, torch.zeros(3)), x)
     pixels = x.reshape(3, 3, 4, 2, 4, 2)  # B, colour, then each axis as patch and pixel
     assert torch.equal(seen[0], pixels.permute(0, 1, 3, 5, 2, 4).reshape(3, 12, 4, 4))
 

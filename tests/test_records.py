@@ -23,7 +23,7 @@ COMMITTED = Path(__file__).resolve().parents[1] / "results" / "records"
 
 
 def test_a_record_survives_its_file(tmp_path):
-    uncertainty = {"intervals": {"is": [2.0, 4.0]}, "fid_by_num_images": {500: [1.0, 2.0]}}
+    uncertainty = {"intervals": {"is": [2.0, 4.0]}}
     for record in (RECORD, demo_record("cd", 1, 0, 1.0, uncertainty=uncertainty)):
         assert read_record(write_record(record, tmp_path)) == record
     assert len(read_records(tmp_path)) == 2

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -271,6 +272,22 @@ def test_a_score_figure_has_means_intervals_anchors_and_the_teacher() -> None:
     assert edm.lines[0].get_xydata().tolist() == [[35, 50]]
     np.testing.assert_allclose(cd.lines[2][0].get_segments()[0][:, 1], interval)
     assert [text.get_text() for text in ax.texts] == ["real 6", "noise 200"]
+
+
+def test_distances_are_drawn_by_time_at_the_start_and_the_end() -> None:
+    def entry(images: int, scale: float) -> dict[str, Any]:
+        found = {"80.0": scale, "0.5": scale / 10}
+        online = {t: 2 * x for t, x in found.items()}
+        return {"images": images, "ema_distances": found, "online_distances": online}
+
+    log = [entry(1, 1.0), {"loss": 0.5}, entry(64, 0.3), entry(128, 0.2)]
+    ax, by_images = figures.distance_figure({"cd": log, "edm": [{"loss": 0.1}]}).axes
+    assert by_images.lines[0].get_xydata().tolist() == [[1, 1], [64, 0.3], [128, 0.2]]
+    lines = {line.get_linestyle(): line.get_xydata().tolist() for line in ax.lines}
+    end = [[80, 0.2], [0.5, 0.02]]
+    assert lines == {"--": [[80, 1], [0.5, 0.1]], ":": [[t, 2 * x] for t, x in end], "-": end}
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["cd"]
+    assert figures.distance_figure({"edm": [{"loss": 0.1}]}) is None
 
 
 def test_the_picture_has_the_first_row_of_each_grid_best_first(out: Path) -> None:

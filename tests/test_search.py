@@ -93,6 +93,30 @@ def test_a_model_is_searched(tmp_path, monkeypatch):
     assert scored[1] == sampling.sample(model, settings, 5, 1234, 8).stages[-1].tobytes()
 
 
+def test_an_interrupted_search_continues(tmp_path, monkeypatch):
+    """Neither scores nor first steps that were there are made again."""
+    model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))
+    evaluated: list[float] = []
+    model.register_forward_hook(
+        lambda model, inputs, output: evaluated.append(float(inputs[1][0]))
+    )
+    fids = [12.0, 10.0, None, 11.5, 11.0]
+
+    def score(images, tasks, device):
+        if (value := fids.pop(0)) is None:
+            raise KeyboardInterrupt
+        return [Scores({"fid": value}, 4, [], "", "")]
+
+    monkeypatch.setattr(search, "load_reference", lambda *arguments: None)
+    monkeypatch.setattr(search, "score", score)
+    how = {"num_scales": 6, "num_images": 4, "folder": tmp_path / "search"}
+    with pytest.raises(KeyboardInterrupt):
+        search_time(model, PROTOCOL, **how)
+    found = search_time(model, PROTOCOL, **how)
+    assert [row["fid"] for row in found.rows] == [12.0, 10.0, 11.5, 11.0]
+    assert len(evaluated) == 1 + 4  # one batch of images; the third was sampled already
+
+
 def test_a_third_time_is_searched_below_the_second(tmp_path, monkeypatch):
     """The inner points of the grid below it, with images of three steps."""
     model = load_model(save_tiny(tmp_path / "tiny-cd.safetensors"))

@@ -306,7 +306,7 @@ def test_the_optimizer_takes_the_rate_of_its_step() -> None:
         ("cd", {}, {"method": "ct"}, "no EDM denoiser"),
         ("cd", {}, {"dataset": "cifar10-train"}, "trained on cifar10-train, the recipe is for"),
         ("cd", {"solver": "hein"}, {}, "unknown solver 'hein': did you mean 'heun'?"),
-        ("edm", {"network": "demo"}, None, "takes 32 x 32"),
+        ("edm", {"network": "patch-unet"}, None, "takes 32 x 32"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(

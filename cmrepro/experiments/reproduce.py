@@ -84,9 +84,13 @@ def with_second_time(name: str, protocol: Protocol, suite: Suite, out: Path, dev
     choice = searched.converted == info.converted and searched.two_step_selection
     if choice and choice.num_images == count:
         return copy
-    search = search_time(load_model(path, device), protocol, num_images=count, device=device)
+    model = load_model(path, device)
+    key = (model.checkpoint.sha256, protocol.name, protocol.version, count)
+    folder = out / SAMPLE_SETS / f"search_{path.stem}_{_digest(key)}"
+    search = search_time(model, protocol, num_images=count, device=device, folder=folder)
     if rank_and_world_size()[0] == 0:
         convert(path, copy, two_step_time=search.time, two_step_selection=search.selection)
+        shutil.rmtree(folder, ignore_errors=True)
     broadcast(None)  # the others wait for the file
     return copy
 
@@ -122,8 +126,8 @@ def reproduce(
         label, sha256 = model.path.stem, model.checkpoint.sha256
         keys = [(label, sha256, s, seed, count, reference.sha256) for s in settings.stages]
         missing = [stage for stage, key in enumerate(keys, 1) if key not in known]
-        digest = hashlib.sha256(to_json((sha256, settings)).encode()).hexdigest()[:8]
-        folder = out / SAMPLE_SETS / f"{label}_n{count}_seed{seed}_{digest}"
+        sample_set = f"{label}_n{count}_seed{seed}_{_digest((sha256, settings))}"
+        folder = out / SAMPLE_SETS / sample_set
         if missing:
             start, continued = time.perf_counter(), folder.exists()
             text = f"{label} seed {seed}"
@@ -147,6 +151,11 @@ def reproduce(
         if is_first and not keep_samples:
             shutil.rmtree(folder, ignore_errors=True)
     return records
+
+
+def _digest(key: object) -> str:
+    """8 digits that tell folders apart."""
+    return hashlib.sha256(to_json(key).encode()).hexdigest()[:8]
 
 
 def _key(record: RunRecord) -> tuple[Any, ...]:

@@ -31,8 +31,8 @@ def evaluate(
 
     `references` are names or files, one a protocol; by default the protocol's for the data set
     that the model was trained on (a named one may be of other data; the record says so).
-    `num_images` are by default as many as each protocol needs. `intervals` adds 95 % intervals
-    and FID against the number of images. `durations_s` are seconds of earlier stages.
+    `num_images` are by default as many as each protocol needs. `intervals` adds 95 %
+    intervals. `durations_s` are seconds of earlier stages.
     """
     start = time.perf_counter()
     if len(references) not in (0, len(protocols)):

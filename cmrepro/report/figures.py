@@ -141,15 +141,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def distance_figure(logs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure | None:
-    """Distance of f(x_t, t) to the end of the teacher's trajectory against t; None without any.
+    """Distance of f(x_t, t) to the end of the teacher's trajectory; None without any.
 
-    Averaged weights are drawn solid, online weights dotted, initial ones dashed.
+    Left against t: averaged weights are drawn solid, online weights dotted, initial ones dashed.
+    Right that of the averaged weights at the largest t, against images seen.
     """
     found = {name: [e for e in log if "ema_distances" in e] for name, log in logs.items()}
     shown = {name: entries for name, entries in found.items() if entries}
     if not shown:
         return None
-    ax = (figure := Figure(figsize=(6, 4), layout="constrained")).add_subplot()
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    by_time, by_images = figure.subplots(1, 2, sharey=True)
     for (name, entries), colour in zip(shown.items(), itertools.cycle(COLOURS), strict=False):
         lines: tuple[tuple[dict[str, float], dict[str, Any]], ...] = (
             (entries[0]["ema_distances"], {"ls": "--", "lw": 0.8}),
@@ -157,10 +159,12 @@ def distance_figure(logs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure | No
             (entries[-1]["ema_distances"], {"label": name}),
         )
         for distances, style in lines:
-            ax.plot([*map(float, distances)], [*distances.values()], color=colour, **style)
-    ax.set(xscale="log", yscale="log", xlabel="t")
-    ax.set_title("mean square distance to the end of the teacher's trajectory")
-    ax.legend()
+            by_time.plot([*map(float, distances)], [*distances.values()], color=colour, **style)
+        at_largest = [next(iter(entry["ema_distances"].values())) for entry in entries]
+        by_images.plot([entry["images"] for entry in entries], at_largest, color=colour)
+    by_time.set(xscale="log", yscale="log", xlabel="t", ylabel="mean square distance")
+    by_images.set(xlabel="images_seen, at the largest t")
+    by_time.legend()
     return figure
 
 

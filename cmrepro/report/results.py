@@ -27,7 +27,7 @@ from cmrepro.settings import Metric
 
 AS_PUBLISHED = "as published"  # methods that this suite does not have
 RECIPE_COLUMNS = (
-    *("method", "distance", "solver", "num_scales", "s0", "s1", "target_ema", "mu0"),
+    *("method", "distance", "weighting", "solver", "num_scales", "s0", "s1", "target_ema", "mu0"),
     *("batch_size", "learning_rate"),
 )
 TRAINING_COLUMNS = ("total_steps", "images_seen", "dataset", "weights")
