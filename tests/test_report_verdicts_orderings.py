@@ -127,7 +127,10 @@ def test_an_ablation_is_matched_by_the_recipe_in_the_record():
         ({"s1": 20}, "s1 10 for the better, 20 for the worse"),
         ({"changes": {TRAINING + "teacher_sha256": "b" * 64}}, "teacher_sha256 aaaaaaaaaa for"),
         ({"changes": {"sampler.precision": "bf16"}}, "precision fp32 for the better, bf16 for"),
-        ({"changes": {"checkpoint.network": "other"}}, "network demo for the better, other for"),
+        (
+            {"changes": {"checkpoint.network": "other"}},
+            "network patch-unet for the better, other for",
+        ),
     ],
 )
 def test_an_ablation_differs_in_nothing_else(changed, text):

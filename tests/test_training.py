@@ -61,12 +61,12 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-# CD with a target of its own; with the demo's mu = 0 the target is the online network.
+# CD with a target of its own, and with mu = 0, where the target is the online network.
 # The gradients of a training in fp16 are scaled, and a resumed run must continue with the scale.
 RUNS = [
     ("edm", {}),
     ("cd", {}),
-    ("cd", {"target_ema": 0.5}),
+    ("cd", {"target_ema": 0.0}),
     ("ct", {}),
     ("edm", {"mixed_precision": True}),
     ("pd", {}),
@@ -226,7 +226,7 @@ def test_progressive_distillation_halves_the_steps(
 
 def test_without_a_decay_the_target_is_the_online_network(teacher: pathlib.Path) -> None:
     model = load_model(teacher)
-    training = Training(tiny_recipe("cd"), 0, model)
+    training = Training(tiny_recipe("cd", target_ema=0.0), 0, model)
     assert training.target is training.online
     assert training.online.parameterization == "boundary"
     assert_equal(flat(training.online), flat(model))  # starts from the teacher's weights

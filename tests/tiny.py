@@ -48,7 +48,11 @@ def tiny_recipe(method: str, **changes: Any) -> Recipe:
         "inverse_sqrt_after": None,
         "linear_decay_share": None,
     }
-    consistency = {} if method in ("edm", "pd") else {"distance": "pseudo-huber", "s1": 10}
+    consistency = (
+        {}
+        if method in ("edm", "pd")
+        else {"distance": "pseudo-huber", "weighting": None, "s1": 10}
+    )
     return load_recipe(f"demo-cifar10-{method}").replace(**(tiny | consistency | changes))
 
 

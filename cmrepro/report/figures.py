@@ -164,6 +164,7 @@ def distance_figure(logs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure | No
         by_images.plot([entry["images"] for entry in entries], at_largest, color=colour)
     by_time.set(xscale="log", yscale="log", xlabel="t", ylabel="mean square distance")
     by_images.set(xlabel="images_seen, at the largest t")
+    by_images.locator_params(axis="x", nbins=4)
     by_time.legend()
     return figure
 
