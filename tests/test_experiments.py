@@ -64,6 +64,28 @@ def test_the_main_job_twice(run, tmp_path, monkeypatch):
     assert grids == ["tiny-cd_nfe1.png", "tiny-cd_nfe2.png"]
 
 
+def test_a_model_that_was_trained_longer_is_searched_again(tmp_path, monkeypatch):
+    selection = Selection(rule="least fid", num_images=12)
+    found = iter([TimeSearch([], time, selection) for time in (0.8, 0.4)])
+    monkeypatch.setattr(experiment, "search_time", lambda *others, **options: next(found))
+    training = {
+        "method": "cd",
+        "scale": "demo",
+        "stands_for": "cifar10-cd",
+        "dataset": "synthetic",
+    }
+    path, times = tmp_path / "tiny-cd.safetensors", []
+    suite = Suite(protocol="embedded", num_images=12, seeds=1, checkpoints={str(path): 2})
+    for images_seen in (4, 4, 8):
+        trained = training | {"images_seen": images_seen}
+        save_tiny(path, two_step_time=None, training=trained)
+        copy = experiment.with_second_time(
+            str(path), load_protocol("embedded"), suite, tmp_path / "out", "cpu"
+        )
+        times.append(read_info(copy).two_step_time)
+    assert times == [0.8, 0.8, 0.4]
+
+
 def job(suite: Suite, out: pathlib.Path, kill_at: int) -> None:
     """The main job in a process that is killed at the k-th call of the sampled or scoring network.
 

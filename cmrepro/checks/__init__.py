@@ -1,1 +1,1 @@
-"""What is installed, and causes of a wrong score in a file."""
+"""Checks of an installation, and of files for causes of a wrong score."""

@@ -37,7 +37,6 @@ class TrainingPlan(Struct, frozen=True, kw_only=True):
     # Other values of recipe fields; "none" for no value
     changes: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None  # a training before it, or a checkpoint's name
-    seed: NotNegative = 0
     steps: NotNegative = 0  # of sampling, each of them scored; 0 for none
 
 
@@ -81,8 +80,9 @@ def with_second_time(name: str, protocol: Protocol, suite: Suite, out: Path, dev
     if info.parameterization == "edm" or info.two_step_time or suite.checkpoints[name] < 2:
         return path
     searched = read_info(copy) if copy.is_file() else info
-    choice = searched.converted == info.converted and searched.two_step_selection
-    if choice and choice.num_images == count:
+    same_weights = (searched.converted, searched.training) == (info.converted, info.training)
+    choice = searched.two_step_selection
+    if same_weights and choice and choice.num_images == count:
         return copy
     model = load_model(path, device)
     key = (model.checkpoint.sha256, protocol.name, protocol.version, count)

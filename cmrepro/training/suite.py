@@ -44,7 +44,7 @@ def train_suite(
                 teacher = str(out / TRAININGS / teacher / f"{teacher}.safetensors")
             model = load_model(teacher, device) if teacher and needs_teacher(recipe) else None
             images = training_images(data or recipe.dataset, IMAGE_SIZES[recipe.network])
-            training = Training(recipe, plan.seed, model, device)
+            training = Training(recipe, 0, model, device)
             train(training, images, folder, name=name, resume=True, provenance=provenance())
         if rank_and_world_size()[0] == 0:
             logs = out / "results/training"

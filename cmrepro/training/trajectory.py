@@ -14,6 +14,7 @@ from cmrepro.consistency.losses import Labels
 from cmrepro.consistency.parameterization import PreconditionedModel
 from cmrepro.consistency.schedules import karras_times
 from cmrepro.consistency.solvers import heun_step
+from cmrepro.noise import class_labels
 from cmrepro.settings import Recipe
 
 NUM_TRAJECTORIES = 64
@@ -25,7 +26,7 @@ class Trajectories(NamedTuple):
 
     times: Tensor  # (N,), decreasing
     points: Tensor  # (N, B, C, H, W), the ends last
-    labels: Labels  # (B,), one class after another, or None
+    labels: Labels  # (B,), or None
 
 
 @torch.no_grad()
@@ -40,7 +41,8 @@ def teacher_trajectories(
     points, times = [recipe.sigma_max * noise.to(device)], times.to(device)
     labels = None
     if teacher.num_classes:
-        labels = torch.arange(NUM_TRAJECTORIES, device=device) % teacher.num_classes
+        classes = class_labels(seed, range(NUM_TRAJECTORIES), teacher.num_classes)
+        labels = torch.from_numpy(classes).to(device)
     for t, s in pairwise(times.unsqueeze(1).expand(-1, NUM_TRAJECTORIES)):
         points.append(heun_step(lambda x_t, t: teacher(x_t, t, labels), points[-1], t, s))
     return Trajectories(times, torch.stack(points), labels)
