@@ -171,14 +171,15 @@ def test_suites():
 SMALL = {"network": "tiny", "batch_size": 4, "total_steps": 3, "linear_decay_share": None}
 
 
-@pytest.mark.parametrize("profile", ["family", "ablations", "paper-ablations"])
+@pytest.mark.parametrize("profile", ["family", "ablations", "ablation-rates", "paper-ablations"])
 def test_suites_train_what_they_name(profile, tmp_path, monkeypatch):
     """Each recipe for 3 tiny steps, from its teacher; again, only what was not finished."""
-    plans, runs = load_suite("cifar10", profile).trainings, []
+    suite, runs = load_suite("cifar10", profile), []
+    plans = suite.trainings
     original = trainings.train
 
     def counted(training, images, folder, **options):
-        runs.append(options["name"])
+        runs.append((options["name"], training.seed))
         return original(training, images, folder, sample_every=0, **options)
 
     edm = save_tiny(tmp_path / "edm.safetensors", parameterization="edm", recipe=None)
@@ -190,11 +191,13 @@ def test_suites_train_what_they_name(profile, tmp_path, monkeypatch):
     monkeypatch.setattr(trajectory, "NUM_TRAJECTORIES", 2)
     for name in ("lpips", "efficientnet"):  # without their networks
         monkeypatch.setitem(DISTANCES, name, lambda: pseudo_huber)
-    found = train_suite(plans, tmp_path, "synthetic", SMALL)
-    assert runs == [*plans] and [*found.values()] == [p.steps for p in plans.values() if p.steps]
+    found = train_suite(suite, tmp_path, "synthetic", SMALL)
+    expected = [(name, seed) for name, plan in plans.items() for seed in plan.seeds]
+    assert runs == expected
+    assert [*found.values()] == [plans[n].steps for n, _ in expected if plans[n].steps]
     heads = {path.stem: read_info(path) for path in tmp_path.glob("training/*/*.safetensors")}
     for name, plan in plans.items():
-        recipe, changes = heads[name].recipe, plan.changes | SMALL
+        recipe, changes = heads[name].recipe, suite.changes | plan.changes | SMALL
         assert all(getattr(recipe, k) == (None if v == "none" else v) for k, v in changes.items())
         teacher = plan.teacher if plan.teacher in plans else plan.teacher and "edm"
         assert heads[name].training.teacher == teacher
@@ -202,4 +205,4 @@ def test_suites_train_what_they_name(profile, tmp_path, monkeypatch):
     last = [*plans][-1]
     (tmp_path / "training" / last / f"{last}.safetensors").unlink()
     runs.clear()
-    assert train_suite(plans, tmp_path, "synthetic", SMALL) == found and runs == [last]
+    assert train_suite(suite, tmp_path, "synthetic", SMALL) == found and runs == expected[-1:]

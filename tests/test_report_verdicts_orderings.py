@@ -105,9 +105,61 @@ def test_of_many_worse_sides_none_is_denied_by_chance():
     assert denied / cases <= 0.05 + 0.046  # three standard errors of 200
 
 
-# Which records stand for a setting
+# Seeds of training and of sampling
 
 TRAINING = "checkpoint.training."
+
+
+def trained_with(method, values, nfe=1):
+    """Records of a demo model by training seed, with values of each by sampling seed."""
+    return [
+        record
+        for seed, of_seed in enumerate(values)
+        for record in demo(
+            method,
+            [float(value) for value in of_seed],
+            nfe,
+            changes={f"{TRAINING}seed": seed}
+            | {"checkpoint.sha256": sha256_of(f"{method} {seed}")},
+        )
+    ]
+
+
+def test_an_interval_over_trainings_is_not_one_over_sampling_seeds():
+    # The spread over trainings is ten times that over sampling seeds.
+    cd = np.array([[100.0, 101, 102], [120, 121, 122], [140, 141, 142]])
+    ct = cd + np.array([[25], [12], [40]]) + np.arange(3)
+    verdict = ordering_verdict(CD_CT, [*trained_with("cd", cd), *trained_with("ct", ct)])
+    low, high = stats.ttest_rel(ct.mean(1), cd.mean(1)).confidence_interval(0.95)
+    gain = verdict.estimate
+    assert (gain.low, gain.high, gain.n) == pytest.approx((low, high, 3))
+    assert (
+        verdict.answer == "inconclusive" and "(95 % interval, 3 training seeds)" in verdict.reason
+    )
+    [row, _] = demo_rows([*trained_with("cd", cd), *trained_with("ct", ct)])
+    assert row["FD"].startswith("121.0 ± ") and row["seeds"] == 9 and row["trainings"] == 3
+
+
+def test_one_training_beside_several_is_compared_with_their_first():
+    cd, ct = trained_with("cd", [[100, 101, 102], [90, 90, 90]]), demo("ct", [110, 110, 114])
+    verdict = ordering_verdict(CD_CT, [*cd, *ct])
+    assert verdict.estimate.mean == pytest.approx(31 / 3)
+    assert verdict.reason.endswith("(95 % interval, 3 sampling seeds)")
+    # The one of several on both sides decides, whatever the number of seeds.
+    more = [
+        *demo("cd", [50] * 9, suffix="-long", total_steps=99),
+        *trained_with("ct", [[95], [98]]),
+    ]
+    verdict = ordering_verdict(CD_CT, [*cd, *more])
+    assert verdict.reason.startswith("FD 95 against 96.5")
+
+
+def test_two_files_of_one_training_are_two_models():
+    half = demo("cd", [101, 102, 103], changes={"checkpoint.sha256": sha256_of("half precision")})
+    assert [row["seeds"] for row in demo_rows(demo("cd", [100, 101, 102]) + half)] == [3, 3]
+
+
+# Which records stand for a setting
 
 
 def test_an_ablation_is_matched_by_the_recipe_in_the_record():

@@ -76,7 +76,7 @@ def reproduce(
             needs = verdict_needs(suite.protocol, suite.num_images, suite.seeds)
             click.echo(f"device: {device}; {needs}", err=True)
         set_ = options.parse_settings(settings)
-        trained = train_suite(suite.trainings, out, data, set_, device)
+        trained = train_suite(suite, out, data, set_, device)
         suite = suite.replace(checkpoints=suite.checkpoints | trained)
         records = run(suite, out, device, overwrite, keep)
         if rank > 0:

@@ -37,6 +37,7 @@ class TrainingPlan(Struct, frozen=True, kw_only=True):
     # Other values of recipe fields; "none" for no value
     changes: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None  # a training before it, or a checkpoint's name
+    seeds: tuple[NotNegative, ...] = (0,)  # of initial weights, order, flips, noise and times
     steps: NotNegative = 0  # of sampling, each of them scored; 0 for none
 
 
@@ -45,9 +46,11 @@ class Suite(Struct, frozen=True, kw_only=True):
 
     protocol: str  # name of the protocol
     num_images: Positive  # images a seed and model
-    seeds: Positive  # number of seeds: 0, 1, …
+    seeds: Positive  # number of seeds of sampling: 0, 1, …
     # Steps by name or path, each of them scored
     checkpoints: dict[str, Positive] = field(default_factory=dict)
+    # Other values of recipe fields, of all trainings; a plan's own come after them
+    changes: dict[str, Any] = field(default_factory=dict)
     # Trainings by name, before the others
     trainings: dict[str, TrainingPlan] = field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from typing import Any
 from cmrepro.paper import AbsoluteClaim, Setting, claims, stand_ins, training_datasets
 from cmrepro.records import RunRecord, TrainingRun
 from cmrepro.schema import Struct, to_builtins
+from cmrepro.settings import Metric
 from cmrepro.training.recipes import load_recipe, recipe_names
 
 Facts = dict[str, Any]
@@ -297,9 +298,41 @@ def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def group(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Groups of records with the same metrics that differ in their seed, which orders them."""
-    found = defaultdict(list)
-    for record in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.seed or 0)):
+    """Groups of records with the same metrics that differ in their seeds, which order them.
+
+    These are the seeds of sampling and of training; other files of one training stay apart.
+    """
+    found, files = defaultdict(list), defaultdict[object, list[str | None]](list)
+    order = sorted(records, key=lambda r: (r.model, r.nfe or 0, training_seed(r), r.seed or 0))
+    for record in order:
         shared = {k: v for k, v in record.identity.items() if k != "seed"}
+        checkpoint, training = record.checkpoint, trained(record)
+        if checkpoint and checkpoint.recipe and training:
+            of_any_seed = training.replace(seed=None, duration_s=None, provenance=None)
+            of_seed = files[repr((checkpoint.recipe, training.replace(provenance=None)))]
+            if checkpoint.sha256 not in of_seed:
+                of_seed.append(checkpoint.sha256)
+            index = of_seed.index(checkpoint.sha256)
+            shared["checkpoint"] = (checkpoint.recipe, of_any_seed, index)
         found[repr((shared, sorted(record.scores)))].append(record)
     return sorted(found.values(), key=lambda g: (g[0].model, g[0].nfe or 0, repr(g[0].identity)))
+
+
+def training_seed(record: RunRecord) -> int:
+    """Seed of the training behind a record; 0 where it is not known."""
+    return ((training := trained(record)) and training.seed) or 0
+
+
+def num_trainings(members: Iterable[RunRecord]) -> int:
+    """Number of training seeds behind the records of a group."""
+    return len({*map(training_seed, members)})
+
+
+def seed_means(members: Sequence[RunRecord], metric: Metric) -> list[float]:
+    """Scores of a group by seed: each training's mean where there are several, or else all."""
+    if num_trainings(members) < 2:
+        return [record.scores[metric] for record in members]
+    by_training = defaultdict(list)
+    for record in members:
+        by_training[training_seed(record)].append(record.scores[metric])
+    return [math.fsum(scores) / len(scores) for scores in by_training.values()]

@@ -16,6 +16,8 @@ from cmrepro.report.comparability import (
     is_ablation,
     is_demo,
     is_own,
+    num_trainings,
+    seed_means,
     times_in_words,
     trained,
 )
@@ -55,10 +57,13 @@ def model_at(model: str, nfe: int) -> str:
 
 
 def summary(members: Sequence[RunRecord], metric: Metric) -> Summary:
-    """Mean of a score over seeds with its interval; that of the sample set for one record."""
+    """Mean of a score over seeds with its interval; that of the sample set for one record.
+
+    The seeds are those of training where a group has several.
+    """
     if len(members) == 1:
         return Summary(members[0].scores[metric], half_interval(members[0], metric), 1)
-    return summarise([record.scores[metric] for record in members])
+    return summarise(seed_means(members, metric))
 
 
 def ranked(records: Sequence[RunRecord]) -> list[tuple[Summary, RunRecord]]:
@@ -86,9 +91,10 @@ def interval_ends(members: Sequence[RunRecord]) -> dict[str, float]:
 
 
 def counted(members: Sequence[RunRecord]) -> dict[str, str]:
-    """Number of records and of images of each, and their protocol."""
-    first = members[0]
-    return {"n": f"{len(members)} x {first.num_images:,}", "protocol": protocol_of(first)}
+    """Number of records, by training where there are several, and of images, and the protocol."""
+    first, trainings = members[0], num_trainings(members)
+    seeds = f"{trainings} x {len(members) // trainings}" if trainings > 1 else len(members)
+    return {"n": f"{seeds} x {first.num_images:,}", "protocol": protocol_of(first)}
 
 
 def results_rows(
@@ -101,6 +107,7 @@ def results_rows(
         first, settings = members[0], _settings(members[0], groups)
         row = {"model": first.model, "nfe": first.nfe, "protocol": protocol_of(first)}
         row |= {"num_images": first.num_images, "seeds": len(members)}
+        row |= {"trainings": n} if (n := num_trainings(members)) > 1 else {}
         rows.append(row | ({"settings": settings} if settings else {}) | {**cells(members)})
     return rows
 

@@ -15,7 +15,7 @@ from cmrepro import paper
 from cmrepro.paper import AbsoluteClaim, Claim, Ordering, Setting, claims, stand_ins
 from cmrepro.records import NOISE, RunRecord
 from cmrepro.report import comparability, statistics
-from cmrepro.report.comparability import NAMES, Agreement, facts
+from cmrepro.report.comparability import NAMES, Agreement, facts, seed_means, training_seed
 from cmrepro.report.statistics import Summary, half_width, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.schema import Struct
@@ -29,8 +29,9 @@ UNTRAINED_SHARE = 0.1  # of noise's FD: a model that is no further from it did n
 class Side(Struct, frozen=True):
     """One model with one sampler under one protocol."""
 
-    first: RunRecord  # the record of the first seed; the others agree but in seed and scores
-    records: dict[int, RunRecord]  # record by seed, of the seeds that count
+    first: RunRecord  # the record of the first seed; the others agree but in seeds and scores
+    # By training (0, 1, …, ordered by seed) and sampling seed, of the seeds that count
+    records: dict[tuple[int, int], RunRecord]
     remark: str  # note on those that do not, "" where all do
 
 
@@ -42,14 +43,19 @@ def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
     """
     found = []
     for members in comparability.group(r for r in records if r.nfe == nfe and metric in r.scores):
-        by_seed = {record.seed: record for record in members if record.seed is not None}
+        trainings = sorted({*map(training_seed, members)})
+        by_seed = {
+            (trainings.index(training_seed(record)), record.seed): record
+            for record in members
+            if record.seed is not None
+        }
         checkpoint, chosen_on = members[0].checkpoint, set[int]()
         if checkpoint:
             times = checkpoint.two_step_selection if nfe > 1 else None
             chosen_on = {*checkpoint.selection.seeds, *(times.seeds if times else ())}
-        left_out = ", ".join(str(seed) for seed in sorted(chosen_on & by_seed.keys()))
+        left_out = ", ".join(map(str, sorted(chosen_on & {seed for _, seed in by_seed})))
         remark = f"without seed {left_out}, on which checkpoint or time was chosen"
-        counted = {seed: r for seed, r in by_seed.items() if seed not in chosen_on}
+        counted = {seeds: r for seeds, r in by_seed.items() if seeds[1] not in chosen_on}
         if by_seed:
             found.append(Side(members[0], counted, remark if left_out else ""))
     return found
@@ -150,7 +156,7 @@ def _not_comparable(agreement: Agreement, subject: str) -> Verdict:
 
 def _decide_score(claim: AbsoluteClaim, side: Side, notes: Sequence[str]) -> Verdict:
     """Verdict on a printed score by comparable records."""
-    values = [record.scores[claim.setting.metric] for record in side.records.values()]
+    values = seed_means([*side.records.values()], claim.setting.metric)
     notes = (*filter(None, [side.remark]), *notes)
     against = f"{claim.printed} with margin {claim.margin:.2g}"
     if not values:
@@ -174,6 +180,7 @@ class _Pair(NamedTuple):
     """The better side and one worse side."""
 
     worse: Setting
+    seeds: str  # what the n seeds are of: "training" where both sides have several, or "sampling"
     scores: NDArray[np.float64]  # (2, n) of the better and of the worse side, by common seed
     gains: NDArray[np.float64]  # (n,) by which the better side is better
     agreement: Agreement
@@ -208,17 +215,21 @@ def _by_candidates(
     """Verdict where every setting has records; the choice among them never depends on scores.
 
     The better side is the first for which every setting has a worse one that agrees with it: those
-    of more images first, then of more seeds, then of models named like their recipes.
+    of several trainings on both sides first, then of more images, of more seeds and of models
+    named like their recipes.
     """
 
     def pair_with(better: Side, worse: Setting, others: list[Side]) -> _Pair:
         pairs = [_pair((claim.better, worse), (better, side), records) for side in others]
-        return min(pairs, key=lambda pair: bool(pair.agreement.different))
+        return min(pairs, key=rank)
+
+    def rank(pair: _Pair) -> tuple[bool, bool]:
+        return bool(pair.agreement.different), pair.seeds != "training"
 
     better_sides, *worse_sides = [sorted(x, key=_preference, reverse=True) for x in candidates]
     settings = [*zip(claim.worse, worse_sides, strict=True)]
     tried = [[pair_with(better, *setting) for setting in settings] for better in better_sides]
-    pairs = min(tried, key=lambda pairs: any(pair.agreement.different for pair in pairs))
+    pairs = min(tried, key=lambda pairs: max(map(rank, pairs)))
     changes = [value for side in (claim.better, *claim.worse) for _, value in side.changes]
     replaced = [stand_ins()[v] for v in dict.fromkeys(changes) if demo and v in stand_ins()]
     stand_in = ", ".join(f"{x.by} for {x.name}" for x in replaced)
@@ -243,26 +254,28 @@ def _preference(side: Side) -> tuple[int, int, bool]:
 def _pair(
     settings: tuple[Setting, Setting], pair: tuple[Side, Side], records: Sequence[RunRecord]
 ) -> _Pair:
-    """Two sides with their differences by common seed."""
+    """Two sides with their differences by common seed of training, or else of sampling."""
     (a, b), metric = pair, settings[0].metric
     found, notes = comparability.pair_agreement(a.first, b.first, NAMES), []
     for setting, side, name in zip(settings, pair, NAMES, strict=True):
         found |= comparability.against_setting(setting, side.first, name)
     common = sorted(a.records.keys() & b.records.keys())
-    noise = [{side.records[seed].hashes.noise for side in pair} for seed in common]
+    members = [[side.records[seeds] for seeds in common] for side in pair]
+    noise = [{record.hashes.noise for record in of} for of in zip(*members, strict=True)]
     if any(None in of_seed or len(of_seed) > 1 for of_seed in noise):
         notes.append(
             "paired by seed; the two sides draw different noise, or different amounts of it"
         )
     notes += [f"{s.remark} {name}" for s, name in zip(pair, NAMES, strict=True) if s.remark]
-    scores, gains = _gains(metric, pair, common)
+    scores, gains = _gains(metric, members)
     shared = [m for m in LABELS if m in a.first.scores.keys() & b.first.scores.keys()]
-    opposite = [m for m in shared if (_gains(m, pair, common)[1] * gains.sum() < 0).all()]
-    if len(common) > 1 and opposite:
+    opposite = [m for m in shared if (_gains(m, members)[1] * gains.sum() < 0).all()]
+    if len(gains) > 1 and opposite:
         notes.append(f"the other way with every seed: {', '.join(LABELS[m] for m in opposite)}")
     found |= Agreement({}, {}, tuple(notes))
     failures = map(_failure, ("better", "worse"), pair, (records, records))
-    return _Pair(settings[1], scores, gains, found, next(filter(None, failures), ""))
+    seeds = "training" if len({training for training, _ in common}) > 1 else "sampling"
+    return _Pair(settings[1], seeds, scores, gains, found, next(filter(None, failures), ""))
 
 
 def _failure(role: str, side: Side, records: Sequence[RunRecord]) -> str:
@@ -277,10 +290,10 @@ def _failure(role: str, side: Side, records: Sequence[RunRecord]) -> str:
 
 
 def _gains(
-    metric: Metric, pair: tuple[Side, Side], seeds: list[int]
+    metric: Metric, members: list[list[RunRecord]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(2, n) scores by side and seed, and (n,) gains of the first side over the second."""
-    scores = np.array([[s.records[seed].scores[metric] for seed in seeds] for s in pair])
+    scores = np.array([seed_means(of_side, metric) for of_side in members])
     return scores, (scores[0] - scores[1]) * (-1 if metric in paper.LOWER_IS_BETTER else 1)
 
 
@@ -298,7 +311,8 @@ def _decide(claim: Ordering, pairs: list[_Pair], demo: bool) -> Verdict:
     text = (
         f"{LABELS[claim.better.metric]} {better:.4g} against {worse:.4g}"
         f"{f' of {closest.worse}' if len(claim.worse) > 1 else ''}, "
-        f"{'better' if gain.mean >= 0 else 'worse'} by {size} (95 % interval, {gain.n} seeds)"
+        f"{'better' if gain.mean >= 0 else 'worse'} by {size} "
+        f"(95 % interval, {gain.n} {closest.seeds} seeds)"
     )
     notes = tuple(dict.fromkeys(note for pair in pairs for note in pair.agreement.notes))
     if denied:

@@ -9,7 +9,7 @@ from cmrepro.checkpoints.io import read_info
 from cmrepro.checkpoints.load import load_model
 from cmrepro.data import training_images
 from cmrepro.distributed import rank_and_world_size
-from cmrepro.experiments.reproduce import TrainingPlan
+from cmrepro.experiments.reproduce import Suite
 from cmrepro.files import make_folder
 from cmrepro.networks.presets import IMAGE_SIZES
 from cmrepro.provenance import provenance
@@ -22,7 +22,7 @@ TRAININGS = Path("training")  # below --out
 
 
 def train_suite(
-    plans: Mapping[str, TrainingPlan],
+    suite: Suite,
     out: Path,
     data: str | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -30,26 +30,29 @@ def train_suite(
 ) -> dict[str, int]:
     """Train into out/training/NAME what is not there; steps of sampling by checkpoint.
 
-    `data` are the training images, by default those of each recipe. `changes` are fields of all
-    recipes, for trials in another size.
+    Seeds after a plan's first go to NAME-seedN. `data` are the training images, by default those
+    of each recipe. `changes` are fields of all recipes, for trials in another size.
     """
     checkpoints: dict[str, int] = {}
-    for name, plan in plans.items():
-        folder, teacher = out / TRAININGS / name, plan.teacher
+    for name, plan, seed in [(n, p, seed) for n, p in suite.trainings.items() for seed in p.seeds]:
+        run, teacher = name if seed == plan.seeds[0] else f"{name}-seed{seed}", plan.teacher
+        folder = out / TRAININGS / run
         path = folder / f"{name}.safetensors"
-        values = {k: None if v == "none" else v for k, v in plan.changes.items()}
-        recipe = load_recipe(plan.recipe).replace(**values | {**(changes or {})})
+        values = suite.changes | plan.changes | {**(changes or {})}
+        recipe = load_recipe(plan.recipe).replace(
+            **{k: None if v == "none" else v for k, v in values.items()}
+        )
         if not is_trained(path, recipe):
-            if teacher and teacher in plans:
+            if teacher and teacher in suite.trainings:
                 teacher = str(out / TRAININGS / teacher / f"{teacher}.safetensors")
             model = load_model(teacher, device) if teacher and needs_teacher(recipe) else None
             images = training_images(data or recipe.dataset, IMAGE_SIZES[recipe.network])
-            training = Training(recipe, 0, model, device)
+            training = Training(recipe, seed, model, device)
             train(training, images, folder, name=name, resume=True, provenance=provenance())
         if rank_and_world_size()[0] == 0:
             logs = out / "results/training"
             make_folder(logs)
-            shutil.copyfile(folder / "log.jsonl", logs / f"{name}.jsonl")
+            shutil.copyfile(folder / "log.jsonl", logs / f"{run}.jsonl")
         if plan.steps:
             checkpoints[str(path)] = plan.steps
     return checkpoints
