@@ -159,8 +159,9 @@ def _runs(records: Sequence[RunRecord]) -> dict[str, str]:
     found["packages"] = {f"{name} {v}" for s in sources for name, v in s.packages.items()}
     found["command"] = {f"`{' '.join(s.command.split()[:2])} …`" for s in sources}
     key = "sampling_all_steps"
-    sampling = {(r.model, r.seed): r.durations_s[key] for r in records if key in r.durations_s}
+    timed = [record for record in records if key in record.durations_s]  # sampled in one go
+    sampling = {(r.checkpoint and r.checkpoint.sha256, r.seed): r.durations_s[key] for r in timed}
     scoring = sum(r.durations_s.get("scoring", 0) for r in records)
     seconds = {"sampling": sum(sampling.values()), "scoring": scoring}
     texts = {name: ", ".join(sorted(values)) for name, values in found.items()}
-    return texts | {name: f"{duration:.0f} s" for name, duration in seconds.items()}
+    return texts | {name: f"{time:.0f} s" for name, time in seconds.items() if time}
