@@ -19,6 +19,7 @@ from report_folder import made_up_records, make_results
 from scipy import stats
 
 from cmrepro.data.grids import write_grid
+from cmrepro.paper.theorems import statements
 from cmrepro.records import write_record
 from cmrepro.report import figures
 from cmrepro.report.render import check_report, write_report
@@ -50,6 +51,7 @@ def test_a_written_report_agrees_with_its_records(out: Path) -> None:
     assert "30 orderings: 1 holds at demo scale, 29 not measured." in report
     assert report.index("\n| CD: 2 steps are better than 1") < report.index("![The first images")
     cells = re.findall(r"(?<=\| )[^|\n]+(?= \|)", report)
+    cells += [statement.statement for statement in statements()]
     assert len(cells) > 20 and max(map(len, map(str.strip, cells))) < 60
     images = re.findall(r"!\[.*?\]\((.*?)\)", report)
     assert images and all((out / image).is_file() for image in images)
@@ -109,9 +111,10 @@ def test_bad_input_is_one_line(run, tmp_path: Path) -> None:
     assert (code, err.count("\n")) == (2, 1) and "no records in" in err
     make_results(tmp_path)
     log = tmp_path / "results/training/demo-cifar10-cd.jsonl"
-    log.write_text("no JSON\n" + log.read_text())
-    code, _, err = run("report", "--out", tmp_path)
-    assert (code, err.count("\n")) == (2, 1) and str(log) in err
+    for line in ("no JSON", '{"images": 64, "train_loss": 1}', "[64]"):
+        log.write_text(f"{line}\n" + log.read_text())
+        code, _, err = run("report", "--out", tmp_path)
+        assert (code, err.count("\n")) == (2, 1) and str(log) in err
 
 
 def test_real_images_stand_beside_the_samples(run, written: Path) -> None:

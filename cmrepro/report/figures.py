@@ -132,12 +132,18 @@ def training_logs(out: Path) -> dict[str, Path]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a training log."""
+    """Whole lines of a training log, which have at least `images` and `loss`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # not a torn one
-    except ValueError as error:
-        raise ValueError(f"{path} is not a log of training ({error})") from error
+        found = [json.loads(line) for line in lines if line.endswith("\n")]  # not a torn one
+        for entry in found:
+            float(entry["images"]), float(entry["loss"])
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a log of training ({error}); each line needs images and loss, as in "
+            '{"images": 64, "loss": 0.5}'
+        ) from error
 
 
 def distance_figure(logs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure | None:

@@ -20,6 +20,7 @@ from cmrepro.report.comparability import (
     seed_means,
     times_in_words,
     trained,
+    training_seed,
 )
 from cmrepro.report.compare import half_interval
 from cmrepro.report.statistics import Summary, summarise
@@ -207,6 +208,7 @@ def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a record, those of one group beside each other."""
     return [
         {"record": r.id, "model": r.model, "nfe": r.nfe, "seed": r.seed}
+        | ({"training_seed": training_seed(r)} if num_trainings(members) > 1 else {})
         | {LABELS[m]: f"{r.scores[m]:.5g}" for m in LABELS if m in r.scores}
         | {"num_images": f"{r.num_images:,}", "protocol": protocol_of(r)}
         for members in group(records)
