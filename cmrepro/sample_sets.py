@@ -50,7 +50,7 @@ class Stages:
             # Not through the map: on shared folders it writes whole pages, also those of others.
             with open(self.paths[k], "r+b") as file:
                 file.seek((first - len(self._digests)) * batch[0].nbytes, os.SEEK_END)
-                file.write(batch.tobytes())
+                file.write(np.ascontiguousarray(batch).data)
 
     def checksums(self) -> list[list[str]]:
         """Checksums of the noise up to each stage and of its images, as by `items_sha256`."""

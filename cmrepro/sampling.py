@@ -44,7 +44,7 @@ BYTES_PER_PIXEL = 8500  # of the largest released network in float32: 56 GB for 
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-TO_UINT8 = {"round": torch.round, "truncate": torch.floor}
+TO_UINT8 = {"round": torch.round_, "truncate": torch.floor_}
 
 
 def sampler_settings(
@@ -92,7 +92,7 @@ def sampler_settings(
 
 def to_uint8(x: Tensor, rule: Rounding) -> Tensor:
     """Images (B, 3, H, W), clipped to [-1, 1], as uint8 (B, H, W, 3) by a rule of `TO_UINT8`."""
-    pixels = TO_UINT8[rule](x * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
+    pixels = TO_UINT8[rule]((x * 127.5).add_(127.5)).clamp_(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous()
 
 
