@@ -213,6 +213,18 @@ class RunRecord(SampleProvenance, frozen=True, kw_only=True):
         return f"<table><caption>{html.escape(self.id)}</caption>{''.join(rows)}</table>"
 
     @property
+    def training_seed(self) -> int:
+        """Seed of the training behind the images; 0 where it is not known."""
+        training = self.checkpoint.training if self.checkpoint else None
+        return training.seed or 0 if training else 0
+
+    @property
+    def grid_name(self) -> str:
+        """File name of the grid of its first images."""
+        seed = f"-seed{self.training_seed}" if self.training_seed else ""
+        return f"{self.model}{seed}_nfe{self.nfe}.png"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that makes the scores, as flat keys: equal for two runs of one experiment."""
         sampler = self.sampler and schema.to_builtins(self.sampler)

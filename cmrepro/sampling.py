@@ -44,6 +44,7 @@ BYTES_PER_PIXEL = 8500  # of the largest released network in float32: 56 GB for 
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+# In place, on the scaled copy of the images
 TO_UINT8 = {"round": torch.round_, "truncate": torch.floor_}
 
 

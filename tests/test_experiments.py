@@ -30,7 +30,7 @@ from cmrepro.search import TimeSearch
 from cmrepro.settings import Selection
 from cmrepro.training import suite as trainings
 from cmrepro.training import trajectory
-from cmrepro.training.suite import train_suite
+from cmrepro.training.suite import is_trained, run_name, train_suite
 
 pytestmark = pytest.mark.usefixtures("presets")
 
@@ -192,17 +192,21 @@ def test_suites_train_what_they_name(profile, tmp_path, monkeypatch):
     for name in ("lpips", "efficientnet"):  # without their networks
         monkeypatch.setitem(DISTANCES, name, lambda: pseudo_huber)
     found = train_suite(suite, tmp_path, "synthetic", SMALL)
-    expected = [(name, seed) for name, plan in plans.items() for seed in plan.seeds]
+    expected = [(name, seed) for name, plan in plans.items() for seed in plan.training_seeds]
     assert runs == expected
     assert [*found.values()] == [plans[n].steps for n, _ in expected if plans[n].steps]
-    heads = {path.stem: read_info(path) for path in tmp_path.glob("training/*/*.safetensors")}
-    for name, plan in plans.items():
-        recipe, changes = heads[name].recipe, suite.changes | plan.changes | SMALL
+    for name, seed in expected:
+        plan, run = plans[name], run_name(name, seed)
+        head = read_info(tmp_path / "training" / run / f"{name}.safetensors")
+        recipe, changes = head.recipe, suite.changes | plan.changes | SMALL
         assert all(getattr(recipe, k) == (None if v == "none" else v) for k, v in changes.items())
         teacher = plan.teacher if plan.teacher in plans else plan.teacher and "edm"
-        assert heads[name].training.teacher == teacher
-        assert (tmp_path / f"results/training/{name}.jsonl").stat().st_size
-    last = [*plans][-1]
-    (tmp_path / "training" / last / f"{last}.safetensors").unlink()
+        assert (head.training.teacher, head.training.seed) == (teacher, seed)
+        assert (tmp_path / f"results/training/{run}.jsonl").stat().st_size
+    last, seed = expected[-1]
+    path = tmp_path / "training" / run_name(last, seed) / f"{last}.safetensors"
+    path.unlink()
     runs.clear()
     assert train_suite(suite, tmp_path, "synthetic", SMALL) == found and runs == expected[-1:]
+    assert is_trained(path, read_info(path).recipe, seed)
+    assert not is_trained(path, read_info(path).recipe, seed + 1)

@@ -9,7 +9,7 @@ from records_of import altered, demo_record, sha256_of
 from scipy import stats
 
 from cmrepro.paper import claim
-from cmrepro.report.results import claims_rows, demo_rows
+from cmrepro.report.results import claims_rows, demo_rows, record_rows
 from cmrepro.report.verdicts import ordering_verdict
 
 PLACE = "song2023/ordering/{}/cifar10"
@@ -110,16 +110,18 @@ def test_of_many_worse_sides_none_is_denied_by_chance():
 TRAINING = "checkpoint.training."
 
 
-def trained_with(method, values, nfe=1):
-    """Records of a demo model by training seed, with values of each by sampling seed."""
+def trained_with(method, values, nfe=1, suffix="", **changes):
+    """Records of a demo model by training seed: its scores by sampling seed."""
     return [
         record
-        for seed, of_seed in enumerate(values)
+        for seed, scores in values.items()
         for record in demo(
             method,
-            [float(value) for value in of_seed],
+            [float(score) for score in scores],
             nfe,
-            changes={f"{TRAINING}seed": seed}
+            suffix=suffix,
+            changes=changes
+            | {f"{TRAINING}seed": seed, f"{TRAINING}duration_s": 100.0 + seed}
             | {"checkpoint.sha256": sha256_of(f"{method} {seed}")},
         )
     ]
@@ -129,34 +131,61 @@ def test_an_interval_over_trainings_is_not_one_over_sampling_seeds():
     # The spread over trainings is ten times that over sampling seeds.
     cd = np.array([[100.0, 101, 102], [120, 121, 122], [140, 141, 142]])
     ct = cd + np.array([[25], [12], [40]]) + np.arange(3)
-    verdict = ordering_verdict(CD_CT, [*trained_with("cd", cd), *trained_with("ct", ct)])
+    records = [
+        *trained_with("cd", dict(enumerate(cd))),
+        *trained_with("ct", dict(enumerate(ct))),
+    ]
+    verdict = ordering_verdict(CD_CT, records)
     low, high = stats.ttest_rel(ct.mean(1), cd.mean(1)).confidence_interval(0.95)
     gain = verdict.estimate
     assert (gain.low, gain.high, gain.n) == pytest.approx((low, high, 3))
-    assert (
-        verdict.answer == "inconclusive" and "(95 % interval, 3 training seeds)" in verdict.reason
-    )
-    [row, _] = demo_rows([*trained_with("cd", cd), *trained_with("ct", ct)])
-    assert row["FD"].startswith("121.0 ± ") and row["seeds"] == 9 and row["trainings"] == 3
+    assert verdict.answer == "inconclusive"
+    assert "(95 % interval, 3 training seeds)" in verdict.reason
+    for order in (records, records[::-1]):
+        [row, _] = demo_rows(order)
+        assert row["FD"].startswith("121.0 ± ")
+        assert (row["seeds"], row["training_seeds"]) == (3, 3)
+    assert {row["training_seed"] for row in record_rows(records)} == {0, 1, 2}
 
 
-def test_one_training_beside_several_is_compared_with_their_first():
-    cd, ct = trained_with("cd", [[100, 101, 102], [90, 90, 90]]), demo("ct", [110, 110, 114])
-    verdict = ordering_verdict(CD_CT, [*cd, *ct])
-    assert verdict.estimate.mean == pytest.approx(31 / 3)
-    assert verdict.reason.endswith("(95 % interval, 3 sampling seeds)")
-    # The one of several on both sides decides, whatever the number of seeds.
-    more = [
-        *demo("cd", [50] * 9, suffix="-long", total_steps=99),
-        *trained_with("ct", [[95], [98]]),
-    ]
-    verdict = ordering_verdict(CD_CT, [*cd, *more])
-    assert verdict.reason.startswith("FD 95 against 96.5")
+def test_common_seeds_of_training_are_paired():
+    cd = {0: [100, 101], 1: [500, 501], 2: [102, 104]}
+    for ct, mean, seeds in (
+        ({0: [110, 112], 2: [110, 112]}, 9.25, "2 training seeds"),
+        ({2: [110, 112]}, 8, "2 sampling seeds"),
+        ({7: [110, 112]}, 10.5, "2 sampling seeds"),  # none is common: the first of each side
+    ):
+        verdict = ordering_verdict(CD_CT, [*trained_with("cd", cd), *trained_with("ct", ct)])
+        assert verdict.estimate.mean == pytest.approx(mean)
+        assert verdict.reason.endswith(f"(95 % interval, {seeds})")
+    # One model at 1 and 2 steps: of the training that has both.
+    two = trained_with("cd", {1: [400, 402]}, nfe=2)
+    assert ordering_verdict(STEPS, [*trained_with("cd", cd), *two]).estimate.mean == 99.5
 
 
-def test_two_files_of_one_training_are_two_models():
-    half = demo("cd", [101, 102, 103], changes={"checkpoint.sha256": sha256_of("half precision")})
-    assert [row["seeds"] for row in demo_rows(demo("cd", [100, 101, 102]) + half)] == [3, 3]
+def test_trainings_of_several_seeds_decide_only_between_themselves():
+    short = {0: [95, 95, 95], 1: [96, 96, 96], 2: [97, 97, 97]}
+    longer = {0: [98, 98, 98], 1: [99, 99, 99], 2: [99, 99, 99]}
+    short_cd = trained_with("cd", short, suffix="-short", **{f"{TRAINING}total_steps": 99})
+    long_cd = demo("cd", [50.0, 50, 50])
+    verdict = ordering_verdict(CD_CT, [*long_cd, *short_cd, *trained_with("ct", longer)])
+    assert verdict.reason.startswith("FD 96 against 98.67")
+    # Beside a single training they do not take the place of the model named like its recipe.
+    verdict = ordering_verdict(CD_CT, [*long_cd, *short_cd, *demo("ct", [60.0, 60, 60])])
+    assert verdict.reason.startswith("FD 50 against 60")
+
+
+@pytest.mark.parametrize("duration_s", [100.0, 200.0])
+def test_files_of_one_training_seed_are_models_of_their_own(duration_s):
+    again = {f"{TRAINING}duration_s": duration_s, "checkpoint.sha256": sha256_of("another file")}
+    twice = demo("cd", [101.0, 102, 103], changes=again | {f"{TRAINING}seed": 0})
+    records = [*trained_with("cd", {0: [100, 101, 102], 1: [99, 99, 99]}), *twice]
+    for order in (records, records[::-1]):
+        means = sorted(row["FD"].split(" ")[0] for row in demo_rows(order))
+        assert means == ["101.0", "102.0", "99.00"]
+    copy = [altered(record, {"model": "a-copy"}) for record in twice]
+    of_copy, of_both = demo_rows([*records[:6], *copy])
+    assert (of_copy["training_seeds"], of_both["training_seeds"]) == (1, 2)
 
 
 # Which records stand for a setting

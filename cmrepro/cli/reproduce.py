@@ -42,7 +42,8 @@ def reproduce(
     DATASET is cifar10; with --profile paper, which downloads the official checkpoints and needs an
     accelerator, also imagenet64, lsun-bedroom and lsun-cat. Numbers of images and seeds are the
     profile's by default. Profiles of cifar10 that train first: family (the demo's models from
-    nothing), ablations (Section 6.1 in the demo's size) and paper-ablations.
+    nothing), ablations (Section 6.1 in the demo's size), ablation-rates (their learning rates) and
+    paper-ablations.
 
     The paper's theorems are checked in numbers too. An interrupted job continues where it stopped
     when it is started again. Under `torchrun … -m cmrepro reproduce …` each process takes its

@@ -37,8 +37,14 @@ class TrainingPlan(Struct, frozen=True, kw_only=True):
     # Other values of recipe fields; "none" for no value
     changes: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None  # a training before it, or a checkpoint's name
-    seeds: tuple[NotNegative, ...] = (0,)  # of initial weights, order, flips, noise and times
+    # A model each; seeds of initial weights, order, flips, noise and times
+    training_seeds: tuple[NotNegative, ...] = (0,)
     steps: NotNegative = 0  # of sampling, each of them scored; 0 for none
+
+    def __post_init__(self) -> None:
+        if len(self.training_seeds) > 1 and self.steps > 1:
+            found = f"got steps = {self.steps} for several training_seeds"
+            raise ValueError(f"{found}; allowed is 1, as each model has a second time of its own")
 
 
 class Suite(Struct, frozen=True, kw_only=True):
@@ -49,7 +55,7 @@ class Suite(Struct, frozen=True, kw_only=True):
     seeds: Positive  # number of seeds of sampling: 0, 1, …
     # Steps by name or path, each of them scored
     checkpoints: dict[str, Positive] = field(default_factory=dict)
-    # Other values of recipe fields, of all trainings; a plan's own come after them
+    # Other values of recipe fields, of all trainings; a plan's changes override them
     changes: dict[str, Any] = field(default_factory=dict)
     # Trainings by name, before the others
     trainings: dict[str, TrainingPlan] = field(default_factory=dict)

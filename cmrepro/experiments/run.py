@@ -82,6 +82,6 @@ def write_results(
         write_record(record, folder, overwrite)
     if images is not None and record.nfe is not None and not record.seed:
         first = next(images.batches(GRID_ROWS * GRID_COLUMNS))
-        grid = out / f"results/samples/{record.model}_nfe{record.nfe}.png"
+        grid = out / "results/samples" / record.grid_name
         write_grid(grid, first, overwrite)
     return write_record(record, folder, overwrite)  # last: a record is the end of its run

@@ -298,41 +298,49 @@ def anchors(record: RunRecord, records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def group(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Groups of records with the same metrics that differ in their seeds, which order them.
+    """Groups of records that differ only in their seeds of sampling and training, in their order.
 
-    These are the seeds of sampling and of training; other files of one training stay apart.
+    Where a training seed has several files, such as those of two precisions, each stays apart.
     """
-    found, files = defaultdict(list), defaultdict[object, list[str | None]](list)
-    order = sorted(records, key=lambda r: (r.model, r.nfe or 0, training_seed(r), r.seed or 0))
-    for record in order:
+    records = sorted(records, key=lambda r: (r.model, r.nfe or 0, r.training_seed, r.seed or 0))
+    found, files = defaultdict(list), defaultdict[object, set[object]](set)
+    for record in records:
+        recipe, checkpoint = _of_any_seed(record), record.identity["checkpoint"]
+        files[recipe, record.training_seed].add(checkpoint)
+    for record in records:
         shared = {k: v for k, v in record.identity.items() if k != "seed"}
-        checkpoint, training = record.checkpoint, trained(record)
-        if checkpoint and checkpoint.recipe and training:
-            of_any_seed = training.replace(seed=None, duration_s=None, provenance=None)
-            of_seed = files[repr((checkpoint.recipe, training.replace(provenance=None)))]
-            if checkpoint.sha256 not in of_seed:
-                of_seed.append(checkpoint.sha256)
-            index = of_seed.index(checkpoint.sha256)
-            shared["checkpoint"] = (checkpoint.recipe, of_any_seed, index)
+        recipe = _of_any_seed(record)
+        if recipe and len(files[recipe, record.training_seed]) == 1:
+            shared["checkpoint"] = recipe
         found[repr((shared, sorted(record.scores)))].append(record)
     return sorted(found.values(), key=lambda g: (g[0].model, g[0].nfe or 0, repr(g[0].identity)))
 
 
-def training_seed(record: RunRecord) -> int:
-    """Seed of the training behind a record; 0 where it is not known."""
-    return ((training := trained(record)) and training.seed) or 0
+def _of_any_seed(record: RunRecord) -> str | None:
+    """All that trainings of one recipe share, whatever their seed; None where it is not known."""
+    checkpoint, training = record.checkpoint, trained(record)
+    if not (checkpoint and checkpoint.recipe and training):
+        return None
+    training = training.replace(seed=None, duration_s=None, provenance=None)
+    chosen_on = checkpoint.two_step_selection and checkpoint.two_step_selection.seeds
+    return repr((record.model, checkpoint.recipe, training, checkpoint.selection, chosen_on))
 
 
 def num_trainings(members: Iterable[RunRecord]) -> int:
-    """Number of training seeds behind the records of a group."""
-    return len({*map(training_seed, members)})
+    """Number of training seeds of a group."""
+    return len({record.training_seed for record in members})
 
 
 def seed_means(members: Sequence[RunRecord], metric: Metric) -> list[float]:
-    """Scores of a group by seed: each training's mean where there are several, or else all."""
+    """Mean score of each training of a group, or each score where there is one training."""
     if num_trainings(members) < 2:
         return [record.scores[metric] for record in members]
     by_training = defaultdict(list)
     for record in members:
-        by_training[training_seed(record)].append(record.scores[metric])
+        by_training[record.training_seed].append(record.scores[metric])
     return [math.fsum(scores) / len(scores) for scores in by_training.values()]
+
+
+def kind_of_seeds(members: Iterable[RunRecord]) -> str:
+    """What the seeds of `seed_means` are of: "training" or "sampling"."""
+    return "training" if num_trainings(members) > 1 else "sampling"

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import matplotlib
 import numpy as np
@@ -26,12 +26,20 @@ from cmrepro.report.comparability import anchors
 from cmrepro.report.results import model_at, protocol_of, ranked
 from cmrepro.report.tables import LABELS
 from cmrepro.report.theorems import theorem_figure
+from cmrepro.schema import convert
 
 # Colours that colour-blind readers tell apart (Okabe, Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8c6d00", "#56B4E9")
 STYLE: Any = {"svg.hashsalt": "cmrepro", "svg.fonttype": "none", "font.size": 8}
 STYLE |= {"axes.grid": True, "grid.alpha": 0.3, "axes.prop_cycle": cycler(color=COLOURS)}
 CURVE_POINTS = 300  # of a training curve; a longer log is thinned
+
+
+class LogEntry(TypedDict):
+    """Fields that each line of a training log has, among others."""
+
+    images: int
+    loss: float
 
 
 def figures(
@@ -73,7 +81,7 @@ def samples_figure(records: Sequence[RunRecord], grids: Path) -> Figure | None:
     for mean, first in ranked(records):
         if first.nfe:
             label = f"{model_at(first.model, first.nfe)}: {LABELS['fid']} {mean}"
-            strips[label] = grids / f"{first.model}_nfe{first.nfe}.png"
+            strips[label] = grids / first.grid_name
     strips = {label: path for label, path in strips.items() if path.is_file()}
     if not strips:
         return None
@@ -132,18 +140,14 @@ def training_logs(out: Path) -> dict[str, Path]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a training log, which have at least `images` and `loss`."""
+    """Whole lines of a training log."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         found = [json.loads(line) for line in lines if line.endswith("\n")]  # not a torn one
-        for entry in found:
-            float(entry["images"]), float(entry["loss"])
+        convert(list[LogEntry], found, "")
         return found
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a log of training ({error}); each line needs images and loss, as in "
-            '{"images": 64, "loss": 0.5}'
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a log of training ({error})") from error
 
 
 def distance_figure(logs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure | None:

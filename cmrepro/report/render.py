@@ -123,9 +123,10 @@ def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
     if theorems := theorem_rows(checks):
         tables["theorems"] = theorems
     samples = {"real images": str(REAL)} if (out / REAL).exists() else {}
-    for model, nfe in sorted({(r.model, r.nfe) for r in records if r.nfe is not None}):
-        if (out / (path := f"results/samples/{model}_nfe{nfe}.png")).exists():
-            samples[results.model_at(model, nfe)] = path
+    for r in sorted(records, key=lambda r: (r.model, r.nfe or 0, r.training_seed)):
+        if r.nfe is not None and (out / (path := f"results/samples/{r.grid_name}")).exists():
+            training = f", training seed {r.training_seed}" if r.training_seed else ""
+            samples[results.model_at(r.model, r.nfe) + training] = path
     return {
         "orderings": {k: results.verdict_table(v, "ordering") for k, v in decided.items()},
         "printed": results.verdict_table(decided.get("paper", {}), "absolute"),

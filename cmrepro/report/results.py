@@ -20,7 +20,6 @@ from cmrepro.report.comparability import (
     seed_means,
     times_in_words,
     trained,
-    training_seed,
 )
 from cmrepro.report.compare import half_interval
 from cmrepro.report.statistics import Summary, summarise
@@ -92,10 +91,10 @@ def interval_ends(members: Sequence[RunRecord]) -> dict[str, float]:
 
 
 def counted(members: Sequence[RunRecord]) -> dict[str, str]:
-    """Number of records, by training where there are several, and of images, and the protocol."""
+    """Number of records and of images of each, and their protocol."""
     first, trainings = members[0], num_trainings(members)
-    seeds = f"{trainings} x {len(members) // trainings}" if trainings > 1 else len(members)
-    return {"n": f"{seeds} x {first.num_images:,}", "protocol": protocol_of(first)}
+    of = f" of {trainings} trainings" if trainings > 1 else ""
+    return {"n": f"{len(members)} x {first.num_images:,}{of}", "protocol": protocol_of(first)}
 
 
 def results_rows(
@@ -103,12 +102,13 @@ def results_rows(
     cells: Callable[[Sequence[RunRecord]], Mapping[str, Any]] = means,
 ) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
-    rows = []
-    for members in (groups := group(records)):
+    rows, groups = [], group(records)
+    for members in groups:
         first, settings = members[0], _settings(members[0], groups)
         row = {"model": first.model, "nfe": first.nfe, "protocol": protocol_of(first)}
-        row |= {"num_images": first.num_images, "seeds": len(members)}
-        row |= {"trainings": n} if (n := num_trainings(members)) > 1 else {}
+        row |= {"num_images": first.num_images, "seeds": len({r.seed for r in members})}
+        if max(map(num_trainings, groups)) > 1:
+            row["training_seeds"] = num_trainings(members)
         rows.append(row | ({"settings": settings} if settings else {}) | {**cells(members)})
     return rows
 
@@ -206,28 +206,30 @@ def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a record, those of one group beside each other."""
+    groups = group(records)
+    several = max(map(num_trainings, groups)) > 1
     return [
         {"record": r.id, "model": r.model, "nfe": r.nfe, "seed": r.seed}
-        | ({"training_seed": training_seed(r)} if num_trainings(members) > 1 else {})
+        | ({"training_seed": r.training_seed} if several else {})
         | {LABELS[m]: f"{r.scores[m]:.5g}" for m in LABELS if m in r.scores}
         | {"num_images": f"{r.num_images:,}", "protocol": protocol_of(r)}
-        for members in group(records)
+        for members in groups
         for r in members
     ]
 
 
 def model_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a checkpoint trained here: its recipe and the cost of its training."""
-    rows: dict[str, dict[str, Any]] = {}
-    for record in sorted(records, key=lambda r: r.model):
+    rows: dict[object, dict[str, Any]] = {}
+    for record in sorted(records, key=lambda r: (r.model, r.training_seed)):
         training, recipe = trained(record), record.checkpoint and record.checkpoint.recipe
         if recipe and training and training.provenance:
-            row: dict[str, Any] = {"model": record.model}
+            row: dict[str, Any] = {"model": record.model, "training_seed": record.training_seed}
             row |= {name: getattr(recipe, name) for name in RECIPE_COLUMNS}
             row |= {name: getattr(training, name) for name in TRAINING_COLUMNS}
             row["hours"] = f"{(training.duration_s or 0) / 3600:.2f}"
             row |= {"machine": training.provenance.cpu, "threads": training.provenance.threads}
-            rows[record.model] = row
+            rows[record.identity["checkpoint"]] = row
     return list(rows.values())
 
 

@@ -15,7 +15,7 @@ from cmrepro import paper
 from cmrepro.paper import AbsoluteClaim, Claim, Ordering, Setting, claims, stand_ins
 from cmrepro.records import NOISE, RunRecord
 from cmrepro.report import comparability, statistics
-from cmrepro.report.comparability import NAMES, Agreement, facts, seed_means, training_seed
+from cmrepro.report.comparability import NAMES, Agreement, facts, kind_of_seeds, seed_means
 from cmrepro.report.statistics import Summary, half_width, summarise
 from cmrepro.report.tables import LABELS
 from cmrepro.schema import Struct
@@ -27,11 +27,10 @@ UNTRAINED_SHARE = 0.1  # of noise's FD: a model that is no further from it did n
 
 
 class Side(Struct, frozen=True):
-    """One model with one sampler under one protocol."""
+    """Trainings of one recipe with one sampler under one protocol."""
 
     first: RunRecord  # the record of the first seed; the others agree but in seeds and scores
-    # By training (0, 1, …, ordered by seed) and sampling seed, of the seeds that count
-    records: dict[tuple[int, int], RunRecord]
+    records: dict[tuple[int, int], RunRecord]  # by seeds of training and sampling that count
     remark: str  # note on those that do not, "" where all do
 
 
@@ -43,12 +42,7 @@ def sides(records: Sequence[RunRecord], nfe: int, metric: Metric) -> list[Side]:
     """
     found = []
     for members in comparability.group(r for r in records if r.nfe == nfe and metric in r.scores):
-        trainings = sorted({*map(training_seed, members)})
-        by_seed = {
-            (trainings.index(training_seed(record)), record.seed): record
-            for record in members
-            if record.seed is not None
-        }
+        by_seed = {(r.training_seed, r.seed): r for r in members if r.seed is not None}
         checkpoint, chosen_on = members[0].checkpoint, set[int]()
         if checkpoint:
             times = checkpoint.two_step_selection if nfe > 1 else None
@@ -156,7 +150,8 @@ def _not_comparable(agreement: Agreement, subject: str) -> Verdict:
 
 def _decide_score(claim: AbsoluteClaim, side: Side, notes: Sequence[str]) -> Verdict:
     """Verdict on a printed score by comparable records."""
-    values = seed_means([*side.records.values()], claim.setting.metric)
+    members = [*side.records.values()]
+    values = seed_means(members, claim.setting.metric)
     notes = (*filter(None, [side.remark]), *notes)
     against = f"{claim.printed} with margin {claim.margin:.2g}"
     if not values:
@@ -171,7 +166,8 @@ def _decide_score(claim: AbsoluteClaim, side: Side, notes: Sequence[str]) -> Ver
     percent = 95 if outside else 90  # of the interval that decides
     half = half_width(sd, mean.n, percent / 100)
     interval = f"{percent} % interval {mean.mean - half:.4g} to {mean.mean + half:.4g}"
-    reason = f"{mean.mean:.4g} over {mean.n} seeds, {interval}, against {against}"
+    seeds = f"{mean.n} {kind_of_seeds(members)} seeds"
+    reason = f"{mean.mean:.4g} over {seeds}, {interval}, against {against}"
     answer = "not reproduced" if outside else "reproduced" if inside else "inconclusive"
     return Verdict(answer, reason, mean, notes)
 
@@ -248,19 +244,18 @@ def _preference(side: Side) -> tuple[int, int, bool]:
     checkpoint = side.first.checkpoint
     recipe = checkpoint.recipe if checkpoint else None
     named = recipe is not None and recipe.name == side.first.model
-    return side.first.num_images, len(side.records), named
+    return side.first.num_images, len({seed for _, seed in side.records}), named
 
 
 def _pair(
     settings: tuple[Setting, Setting], pair: tuple[Side, Side], records: Sequence[RunRecord]
 ) -> _Pair:
     """Two sides with their differences by common seed of training, or else of sampling."""
-    (a, b), metric = pair, settings[0].metric
-    found, notes = comparability.pair_agreement(a.first, b.first, NAMES), []
-    for setting, side, name in zip(settings, pair, NAMES, strict=True):
-        found |= comparability.against_setting(setting, side.first, name)
-    common = sorted(a.records.keys() & b.records.keys())
-    members = [[side.records[seeds] for seeds in common] for side in pair]
+    metric, members = settings[0].metric, _common(*pair)
+    a, b = (of[0] if of else side.first for of, side in zip(members, pair, strict=True))
+    found, notes = comparability.pair_agreement(a, b, NAMES), []
+    for setting, record, name in zip(settings, (a, b), NAMES, strict=True):
+        found |= comparability.against_setting(setting, record, name)
     noise = [{record.hashes.noise for record in of} for of in zip(*members, strict=True)]
     if any(None in of_seed or len(of_seed) > 1 for of_seed in noise):
         notes.append(
@@ -268,21 +263,39 @@ def _pair(
         )
     notes += [f"{s.remark} {name}" for s, name in zip(pair, NAMES, strict=True) if s.remark]
     scores, gains = _gains(metric, members)
-    shared = [m for m in LABELS if m in a.first.scores.keys() & b.first.scores.keys()]
+    shared = [m for m in LABELS if m in a.scores.keys() & b.scores.keys()]
     opposite = [m for m in shared if (_gains(m, members)[1] * gains.sum() < 0).all()]
     if len(gains) > 1 and opposite:
         notes.append(f"the other way with every seed: {', '.join(LABELS[m] for m in opposite)}")
     found |= Agreement({}, {}, tuple(notes))
-    failures = map(_failure, ("better", "worse"), pair, (records, records))
-    seeds = "training" if len({training for training, _ in common}) > 1 else "sampling"
-    return _Pair(settings[1], seeds, scores, gains, found, next(filter(None, failures), ""))
+    failures = map(_failure, ("better", "worse"), members, (records, records))
+    failure = next(filter(None, failures), "")
+    return _Pair(settings[1], kind_of_seeds(members[0]), scores, gains, found, failure)
 
 
-def _failure(role: str, side: Side, records: Sequence[RunRecord]) -> str:
+def _common(a: Side, b: Side) -> tuple[list[RunRecord], list[RunRecord]]:
+    """Records of both sides with the same seeds of training and sampling, in their order.
+
+    Where no training seed is common, those of each side's first training, by sampling seed.
+    """
+    is_common = {t for t, _ in a.records} & {t for t, _ in b.records}
+
+    def by_seeds(side: Side) -> dict[tuple[int, int], RunRecord]:
+        if is_common or not side.records:
+            return side.records
+        first, _ = min(side.records)
+        return {(0, seed): r for (training, seed), r in side.records.items() if training == first}
+
+    better, worse = by_seeds(a), by_seeds(b)
+    common = sorted(better.keys() & worse.keys())
+    return [better[seeds] for seeds in common], [worse[seeds] for seeds in common]
+
+
+def _failure(role: str, members: list[RunRecord], records: Sequence[RunRecord]) -> str:
     """Remark on a side that is hardly better than noise scored like it; "" for others."""
-    noise = [r for r in comparability.anchors(side.first, records) if r.model == NOISE]
+    noise = [r for m in members[:1] for r in comparability.anchors(m, records) if r.model == NOISE]
     limits = [r.scores["fid"] for r in noise if "fid" in r.scores]
-    fids = [r.scores["fid"] for r in side.records.values() if "fid" in r.scores]
+    fids = [r.scores["fid"] for r in members if "fid" in r.scores]
     if not limits or not fids or np.mean(fids) <= (1 - UNTRAINED_SHARE) * limits[0]:
         return ""
     text = f"{LABELS['fid']} {np.mean(fids):.4g} where noise has {limits[0]:.4g}"
@@ -290,7 +303,7 @@ def _failure(role: str, side: Side, records: Sequence[RunRecord]) -> str:
 
 
 def _gains(
-    metric: Metric, members: list[list[RunRecord]]
+    metric: Metric, members: Sequence[list[RunRecord]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(2, n) scores by side and seed, and (n,) gains of the first side over the second."""
     scores = np.array([seed_means(of_side, metric) for of_side in members])

@@ -30,38 +30,50 @@ def train_suite(
 ) -> dict[str, int]:
     """Train into out/training/NAME what is not there; steps of sampling by checkpoint.
 
-    Seeds after a plan's first go to NAME-seedN. `data` are the training images, by default those
+    Training seeds other than 0 go to NAME-seedN. `data` are the training images, by default those
     of each recipe. `changes` are fields of all recipes, for trials in another size.
     """
     checkpoints: dict[str, int] = {}
-    for name, plan, seed in [(n, p, seed) for n, p in suite.trainings.items() for seed in p.seeds]:
-        run, teacher = name if seed == plan.seeds[0] else f"{name}-seed{seed}", plan.teacher
-        folder = out / TRAININGS / run
-        path = folder / f"{name}.safetensors"
-        values = suite.changes | plan.changes | {**(changes or {})}
+    for name, plan in suite.trainings.items():
+        values = suite.changes | plan.changes | dict(changes or {})
         recipe = load_recipe(plan.recipe).replace(
             **{k: None if v == "none" else v for k, v in values.items()}
         )
-        if not is_trained(path, recipe):
-            if teacher and teacher in suite.trainings:
-                teacher = str(out / TRAININGS / teacher / f"{teacher}.safetensors")
-            model = load_model(teacher, device) if teacher and needs_teacher(recipe) else None
-            images = training_images(data or recipe.dataset, IMAGE_SIZES[recipe.network])
-            training = Training(recipe, seed, model, device)
-            train(training, images, folder, name=name, resume=True, provenance=provenance())
-        if rank_and_world_size()[0] == 0:
-            logs = out / "results/training"
-            make_folder(logs)
-            shutil.copyfile(folder / "log.jsonl", logs / f"{run}.jsonl")
-        if plan.steps:
-            checkpoints[str(path)] = plan.steps
+        teacher = plan.teacher
+        if teacher in suite.trainings:
+            first = suite.trainings[teacher].training_seeds[0]
+            teacher = str(out / TRAININGS / run_name(teacher, first) / f"{teacher}.safetensors")
+        for seed in plan.training_seeds:
+            run = run_name(name, seed)
+            folder = out / TRAININGS / run
+            path = folder / f"{name}.safetensors"
+            if not is_trained(path, recipe, seed):
+                model = load_model(teacher, device) if teacher and needs_teacher(recipe) else None
+                images = training_images(data or recipe.dataset, IMAGE_SIZES[recipe.network])
+                training = Training(recipe, seed, model, device)
+                train(training, images, folder, name=name, resume=True, provenance=provenance())
+            if rank_and_world_size()[0] == 0:
+                logs = out / "results/training"
+                make_folder(logs)
+                shutil.copyfile(folder / "log.jsonl", logs / f"{run}.jsonl")
+            if plan.steps:
+                checkpoints[str(path)] = plan.steps
     return checkpoints
 
 
-def is_trained(path: Path, recipe: Recipe) -> bool:
-    """True if a checkpoint is that of a recipe's last step."""
+def run_name(name: str, seed: int) -> str:
+    """Name of the folder and the log of a training."""
+    return f"{name}-seed{seed}" if seed else name
+
+
+def is_trained(path: Path, recipe: Recipe, seed: int) -> bool:
+    """True if a checkpoint is that of a recipe's last step with a training seed."""
     if not path.is_file():
         return False
     info = read_info(path)
-    steps = info.training.total_steps if info.training else None
-    return info.recipe == recipe and steps == recipe.total_steps
+    expected = (recipe, recipe.total_steps, seed)
+    return info.training is not None and expected == (
+        info.recipe,
+        info.training.total_steps,
+        info.training.seed,
+    )
