@@ -198,22 +198,26 @@ def _sample_batches(
     writes = deque[Future[None]]()
     hidden, skipped = progress is None or rank_and_world_size()[0] > 0, len(firsts) - len(left)
     counts = {"total": len(firsts), "initial": skipped, "unit": "batch"}
-    with progress_bar(None, hidden, desc=progress, **counts) as bar:
-        for batch, (z, noise_digests) in zip(batches, noise, strict=True):
-            classes = None
-            if labels is not None:
-                classes = torch.from_numpy(np.resize(labels[batch.start : batch.stop], len(batch)))
-            while (passes := _passes(model, settings, z, classes, size)) is None:
-                found = f"out of memory with {size} images at once"
-                size //= 2
-                print(f"{found}; continuing with {size} (--batch-size)", file=sys.stderr)
-            images = [torch.cat(stage) for stage in zip(*passes, strict=True)]
-            writes.append(pool.submit(write, batch.start, images, noise_digests))
-            if len(writes) > 2:
-                writes.popleft().result()
-            bar.update()
-    for future in writes:
-        future.result()
+    try:
+        with progress_bar(None, hidden, desc=progress, **counts) as bar:
+            for batch, (z, noise_digests) in zip(batches, noise, strict=True):
+                classes = None
+                if labels is not None:
+                    classes = torch.from_numpy(
+                        np.resize(labels[batch.start : batch.stop], len(batch))
+                    )
+                while (passes := _passes(model, settings, z, classes, size)) is None:
+                    found = f"out of memory with {size} images at once"
+                    size //= 2
+                    print(f"{found}; continuing with {size} (--batch-size)", file=sys.stderr)
+                images = [torch.cat(stage) for stage in zip(*passes, strict=True)]
+                writes.append(pool.submit(write, batch.start, images, noise_digests))
+                if len(writes) > 2:
+                    writes.popleft().result()
+                bar.update()
+    finally:  # an interruption loses no images that were made
+        for future in writes:
+            future.result()
     return size
 
 
