@@ -71,7 +71,7 @@ class ImageDataset(ImageSource):
 
 
 class ImageFiles(ImageSource):
-    """Image files, decoded when they are needed, on all cores; see `open_images`."""
+    """Image files, decoded when they are needed, large ones on all cores; see `open_images`."""
 
     def __init__(self, name: str, files: Container, image_size: int | None) -> None:
         first = files.image_names[0]
@@ -82,12 +82,14 @@ class ImageFiles(ImageSource):
         shape = (len(files.image_names), image_size or height, image_size or width, 3)
         super().__init__(name, shape, files.labels)
         self.files, self.image_size = files, image_size
+        self.are_large = width * height >= 256**2  # threads slow the decoding of smaller ones
 
     def take(self, indices: Indices) -> Images:
         from cmrepro.distributed import thread_pool  # here: the report needs no torch
 
         names = [self.files.image_names[i] for i in indices]
-        return np.stack([*thread_pool()[0].map(self._pixels, names)])
+        decode = thread_pool()[0].map if self.are_large else map
+        return np.stack([*decode(self._pixels, names)])
 
     def _pixels(self, name: str) -> Images:
         image = read_image(name, self.files)
