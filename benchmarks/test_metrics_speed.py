@@ -115,7 +115,8 @@ def test_inception_score(benchmark, gate):
 
     value = benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
     assert value == pytest.approx(torch_fidelity(), rel=1e-6)
-    gate.ratio("IS over torch-fidelity", repeated(ours), repeated(torch_fidelity), at_most=1.4)
+    # No baseline: on one machine 1.0 to 1.16, from run to run.
+    gate.bound("IS over torch-fidelity", repeated(ours), repeated(torch_fidelity), at_most=1.4)
     gate.score("IS of random logits", value)
 
 
