@@ -302,14 +302,13 @@ def group(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
 
     Where a training seed has several files, such as those of two precisions, each stays apart.
     """
-    records = sorted(records, key=lambda r: (r.model, r.nfe or 0, r.training_seed, r.seed or 0))
+    order = sorted(records, key=lambda r: (r.model, r.nfe or 0, r.training_seed, r.seed or 0))
+    keyed = [(_of_any_seed(record), record, record.identity) for record in order]
     found, files = defaultdict(list), defaultdict[object, set[object]](set)
-    for record in records:
-        recipe, checkpoint = _of_any_seed(record), record.identity["checkpoint"]
-        files[recipe, record.training_seed].add(checkpoint)
-    for record in records:
-        shared = {k: v for k, v in record.identity.items() if k != "seed"}
-        recipe = _of_any_seed(record)
+    for recipe, record, identity in keyed:
+        files[recipe, record.training_seed].add(identity["checkpoint"])
+    for recipe, record, identity in keyed:
+        shared = {k: v for k, v in identity.items() if k != "seed"}
         if recipe and len(files[recipe, record.training_seed]) == 1:
             shared["checkpoint"] = recipe
         found[repr((shared, sorted(record.scores)))].append(record)
@@ -342,5 +341,5 @@ def seed_means(members: Sequence[RunRecord], metric: Metric) -> list[float]:
 
 
 def kind_of_seeds(members: Iterable[RunRecord]) -> str:
-    """What the seeds of `seed_means` are of: "training" or "sampling"."""
+    """Kind of the seeds of `seed_means`: "training" or "sampling"."""
     return "training" if num_trainings(members) > 1 else "sampling"

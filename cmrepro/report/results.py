@@ -103,11 +103,12 @@ def results_rows(
 ) -> list[dict[str, Any]]:
     """One row a group of seeds; `settings` tells apart what the other columns do not."""
     rows, groups = [], group(records)
+    several = any(num_trainings(members) > 1 for members in groups)
     for members in groups:
         first, settings = members[0], _settings(members[0], groups)
         row = {"model": first.model, "nfe": first.nfe, "protocol": protocol_of(first)}
         row |= {"num_images": first.num_images, "seeds": len({r.seed for r in members})}
-        if max(map(num_trainings, groups)) > 1:
+        if several:
             row["training_seeds"] = num_trainings(members)
         rows.append(row | ({"settings": settings} if settings else {}) | {**cells(members)})
     return rows
@@ -207,7 +208,7 @@ def claims_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
 def record_rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """One row a record, those of one group beside each other."""
     groups = group(records)
-    several = max(map(num_trainings, groups)) > 1
+    several = any(num_trainings(members) > 1 for members in groups)
     return [
         {"record": r.id, "model": r.model, "nfe": r.nfe, "seed": r.seed}
         | ({"training_seed": r.training_seed} if several else {})

@@ -71,9 +71,5 @@ def is_trained(path: Path, recipe: Recipe, seed: int) -> bool:
     if not path.is_file():
         return False
     info = read_info(path)
-    expected = (recipe, recipe.total_steps, seed)
-    return info.training is not None and expected == (
-        info.recipe,
-        info.training.total_steps,
-        info.training.seed,
-    )
+    run = info.training and (info.recipe, info.training.total_steps, info.training.seed)
+    return run == (recipe, recipe.total_steps, seed)
