@@ -37,7 +37,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     dataset: str  # name of the training images
     network: str  # name of a network preset
     initialisation: Initialisation  # "random", or "teacher" for the teacher's weights
-    optimizer: Literal["radam"]
+    optimizer: Literal["radam", "muon"]
     learning_rate: Annotated[float, Meta(gt=0)]  # of the first step; constant without the next two
     inverse_sqrt_after: Positive | None = None  # images after which it falls as 1 / sqrt(images)
     linear_decay_share: Annotated[float, Meta(gt=0, le=1)] | None = None  # last, to rate 0

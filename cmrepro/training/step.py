@@ -18,7 +18,9 @@ from cmrepro.schema import lookup
 from cmrepro.settings import Recipe
 from cmrepro.training.data import MAX_SEED, Batch, dropout_seed
 from cmrepro.training.methods import METHODS, Models, learning_rate_at, scales_and_mu
+from cmrepro.training.muon import Muon
 
+OPTIMIZERS = {"radam": torch.optim.RAdam, "muon": Muon}
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -81,7 +83,8 @@ class Training:
         self._weights: list[Tensor] = [*self.online.parameters()]
         self._ema_weights: list[Tensor] = [*self.ema.parameters()]
         self._target_weights: list[Tensor] = [*self.target.parameters()]
-        self.optimizer = torch.optim.RAdam(self._weights, lr=recipe.learning_rate, foreach=True)
+        optimizer = OPTIMIZERS[recipe.optimizer]
+        self.optimizer = optimizer(self._weights, lr=recipe.learning_rate, foreach=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._parallel = DistributedDataParallel(self.online) if self.world_size > 1 else None
         self._models = Models(
