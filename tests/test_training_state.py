@@ -80,7 +80,7 @@ def test_a_damaged_newest_state_is_refused_and_the_one_before_is_used_without_it
 @pytest.mark.parametrize(
     ("method", "changes", "settings", "message"),
     [
-        ("edm", {"learning_rate": 1e-4}, {}, "learning_rate is 0.002, not 0.0001"),
+        ("edm", {"learning_rate": 1e-4}, {}, "learning_rate is 0.008, not 0.0001"),
         ("edm", {}, {"seed": 1}, "seed is 0, not 1"),
         ("edm", {}, {"data": synthetic(10, 8, seed=1)}, "dataset_sha256 is "),
         ("ct", {}, {}, "name is 'demo-cifar10-edm', not 'demo-cifar10-ct'"),
