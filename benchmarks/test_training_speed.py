@@ -36,7 +36,7 @@ def test_step_over_bare_passes(benchmark, gate, method):
     training = training_of(method)
     batches = batches_of(training)
     online = copy.deepcopy(training.online.network)
-    optimizer = torch.optim.RAdam(online.parameters(), lr=1e-4, foreach=True)
+    optimizer = type(training.optimizer)(online.parameters(), lr=1e-4, foreach=True)
     x = torch.randn(BATCH_SIZE, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     c_noise = torch.zeros(BATCH_SIZE)
 

@@ -1,7 +1,7 @@
 """Muon: momentum made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-The demo's models are trained with it, which takes a quarter of the images that RAdam, the paper's
-optimizer, takes to the same denoising loss.
+The demo's recipes have it: it takes a quarter of the images that RAdam, the paper's optimizer,
+takes to the same denoising loss.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,9 @@ class Muon(torch.optim.RAdam):
     """Muon for weights of two or more axes, (out, in, ...) as (out, in * ...); RAdam for the rest.
 
     An update has the root mean square 0.2 lr, as one of Adam has (Liu et al. 2025,
-    arXiv 2502.16982, Eq. 4), so both take the same learning rate.
+    arXiv 2502.16982, Eq. 4), so both take the same learning rate. Along directions in which a
+    gradient vanishes, its rounding decides the update, so that equal runs on other machines, or on
+    another number of processes, part sooner than by RAdam.
     """
 
     @torch.no_grad()

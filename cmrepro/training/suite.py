@@ -1,5 +1,6 @@
 """Trainings of a suite, one after another; started again, they continue where they stopped."""
 
+import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ def train_suite(
     of each recipe. `changes` are fields of all recipes, for trials in another size.
     """
     checkpoints: dict[str, int] = {}
+    images_of = functools.cache(training_images)  # read once for all trainings
     for name, plan in suite.trainings.items():
         values = suite.changes | plan.changes | dict(changes or {})
         recipe = load_recipe(plan.recipe).replace(
@@ -49,7 +51,7 @@ def train_suite(
             path = folder / f"{name}.safetensors"
             if not is_trained(path, recipe, seed):
                 model = load_model(teacher, device) if teacher and needs_teacher(recipe) else None
-                images = training_images(data or recipe.dataset, IMAGE_SIZES[recipe.network])
+                images = images_of(data or recipe.dataset, IMAGE_SIZES[recipe.network])
                 training = Training(recipe, seed, model, device)
                 train(training, images, folder, name=name, resume=True, provenance=provenance())
             if rank_and_world_size()[0] == 0:
