@@ -51,11 +51,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if requested and server.has_ranges:
             start = int(requested.removeprefix("bytes=").rstrip("-"))
         body = server.payload[start:]
-        self.send_response((206 if start else server.status) if body else 416)
-        self.send_header("Content-Length", str(len(body) + server.surplus))
-        self.end_headers()
+        announced = len(body)
         body, cut, server.cut = body[: server.cut], server.cut, None
-        server.sent.append((start, len(body)))
+        server.sent.append((start, len(body)))  # before a client can end at the headers
+        self.send_response((206 if start else server.status) if announced else 416)
+        self.send_header("Content-Length", str(announced + server.surplus))
+        self.end_headers()
         with contextlib.suppress(ConnectionError):  # a client that no longer waits
             self.wfile.write(body)
             if cut:

@@ -30,7 +30,7 @@ from cmrepro.settings import Metric
 AS_PUBLISHED = "as published"  # methods that this suite does not have
 RECIPE_COLUMNS = (
     *("method", "distance", "weighting", "solver", "num_scales", "s0", "s1", "target_ema", "mu0"),
-    *("batch_size", "learning_rate"),
+    *("batch_size", "optimizer", "learning_rate"),
 )
 TRAINING_COLUMNS = ("total_steps", "images_seen", "dataset", "weights")
 SHOWN = ("model", "nfe", "num_images", "protocol", "protocol version")
