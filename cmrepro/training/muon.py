@@ -1,6 +1,6 @@
 """Muon: momentum made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-The demo's teacher, CD and CT from the teacher's weights have it in the place of the paper's RAdam;
+The demo's recipes have it in the place of the paper's RAdam, but for CT from random weights;
 CHANGELOG.md has the trials.
 """
 
