@@ -224,7 +224,14 @@ def pair_agreement(
         if None not in recipes:
             fields += ["scale", "network", *SAMPLING[1:]]
         if recipes[0] != recipes[1] or recipes[0] is None:
-            noted = ["images_seen", "batch_size", "initialisation", "distance", "optimizer"]
+            noted = [
+                "images_seen",
+                "batch_size",
+                "initialisation",
+                "distance",
+                "weighting",
+                "optimizer",
+            ]
         else:
             changed = compare_facts(*known, ABLATED, names).different
             varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}
