@@ -100,8 +100,11 @@ def test_a_denoiser_made_again_is_the_same(run):
     ("changes", "message"),
     [
         (
-            {"checkpoint.sha256": sha256_of("retrained")},
-            f"is not the record's .* {sha256_of('retrained')[:10]}.*by: cmrepro train",
+            {
+                "checkpoint.sha256": sha256_of("retrained"),
+                "checkpoint.training.provenance.command": f"cmrepro train {CD}",
+            },
+            f"is not the record's .* {sha256_of('retrained')[:10]}.*by: cmrepro train {CD}",
         ),
         ({"protocol.version": 2}, "protocol embedded differs from that of .* in version;"),
         ({"checkpoint": None, "sampler": None}, "is of images from elsewhere; .* --samples"),

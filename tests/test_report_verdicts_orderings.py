@@ -293,6 +293,7 @@ def test_two_methods_may_be_trained_otherwise_and_the_verdict_says_so():
     verdict = ordering_verdict(CD_CT, demo("cd", [90, 91, 92]) + ct)
     assert verdict.answer == "holds at demo scale"
     assert "images_seen 320 for the better, 640 for the worse, distance l2" in verdict.notes[0]
+    assert "weighting 1 / c_out^2 for the better, none for the worse" in verdict.notes[0]
     assert "optimizer muon for the better, radam for the worse" in verdict.notes[0]
 
 

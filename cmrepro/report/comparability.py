@@ -29,6 +29,8 @@ ABLATED = ("distance", "weighting", "solver", "num_scales", "target_ema")
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
 FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
+# Fields in which two methods may differ, with a note.
+METHODS = ("images_seen", "batch_size", "initialisation", "distance", "weighting", "optimizer")
 IMAGES = ("dataset_sha256", "dataset_files_sha256")  # checksums of what was trained on
 # Recipe fields that can move a score; claims do not hold them.
 RECIPE = (
@@ -224,14 +226,7 @@ def pair_agreement(
         if None not in recipes:
             fields += ["scale", "network", *SAMPLING[1:]]
         if recipes[0] != recipes[1] or recipes[0] is None:
-            noted = [
-                "images_seen",
-                "batch_size",
-                "initialisation",
-                "distance",
-                "weighting",
-                "optimizer",
-            ]
+            noted = [*METHODS]
         else:
             changed = compare_facts(*known, ABLATED, names).different
             varied = {*changed, *(name for field in changed for name in FOLLOWING.get(field, ()))}

@@ -1,7 +1,7 @@
 """Muon: momentum made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-The demo's recipes have it in the place of the paper's RAdam, but for CT from random weights;
-CHANGELOG.md has the trials.
+It replaces the paper's RAdam in the demo's recipes, except in CT from random weights; CHANGELOG.md
+has the trials.
 """
 
 from collections.abc import Callable
