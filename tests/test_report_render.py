@@ -89,11 +89,14 @@ def test_figures_of_another_matplotlib_are_not_compared(written: Path) -> None:
 def test_missing_and_surplus_files_are_found(written: Path) -> None:
     (written / "results/tables/table1.csv").unlink()
     (written / "results/records" / f"{RECORD}.json").unlink()
+    (written / "results/training/demo-cifar10-cd.jsonl").unlink()
     problems = check_report(written)[0]
     assert "results/tables/table1.csv is missing" in problems
-    assert f"{PAGE} has no record" in problems
+    for name in (surplus := (PAGE, "results/figures/training_demo-cifar10-cd.svg")):
+        assert f"{name} has no record or training log" in problems
     write_report(written)
-    assert not (written / PAGE).exists() and check_report(written) == ([], "")
+    assert not any((written / name).exists() for name in surplus)
+    assert check_report(written) == ([], "")
 
 
 def test_the_same_bytes_in_another_process(out: Path) -> None:

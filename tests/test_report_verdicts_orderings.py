@@ -191,8 +191,10 @@ def test_files_of_one_training_seed_are_models_of_their_own(duration_s):
 # Which records stand for a setting
 
 
-def test_an_ablation_is_matched_by_the_recipe_in_the_record():
-    base, l1 = demo("cd", [90, 91, 92]), demo("cd", [100, 102, 101], suffix="-l1", distance="l1")
+@pytest.mark.parametrize("weighting", [None, "1 / c_out^2"])  # the paper's, the demo's
+def test_an_ablation_is_matched_by_the_recipe_in_the_record(weighting):
+    base = demo("cd", [90, 91, 92], weighting=weighting)
+    l1 = demo("cd", [100, 102, 101], suffix="-l1", distance="l1", weighting=weighting)
     verdict = ordering_verdict(L1, base + l1)
     assert verdict.answer == "holds at demo scale"
     assert "paired by seed;" not in str(verdict.notes)  # the recorded noise is the same
@@ -206,6 +208,7 @@ def test_an_ablation_is_matched_by_the_recipe_in_the_record():
     [
         ({"dropout": 0.3}, "dropout 0 for the better, 0.3 for the worse"),
         ({"s1": 20}, "s1 10 for the better, 20 for the worse"),
+        ({"weighting": None}, "weighting 1 / c_out^2 for the better, none for the worse"),
         ({"changes": {TRAINING + "teacher_sha256": "b" * 64}}, "teacher_sha256 aaaaaaaaaa for"),
         ({"changes": {"sampler.precision": "bf16"}}, "precision fp32 for the better, bf16 for"),
         (

@@ -23,9 +23,12 @@ Facts = dict[str, Any]
 SAMPLING = ("times", "to_uint8", "clip_denoised")
 SCORED = ("protocol", "reference", "num_images", "scale", "dataset", "network")
 SCORING = (*SCORED[:3], "reference_sha256")  # of a pair of records: claims state no checksum
-TRAINING = ("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection")
+TRAINING = (
+    *("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection"),
+    "weighting",
+)
 # Recipe fields that ablations change.
-ABLATED = ("distance", "weighting", "solver", "num_scales", "target_ema")
+ABLATED = ("distance", "solver", "num_scales", "target_ema")
 # Fields that a comparison may be about: two methods, or two values of an ablated field.
 MODEL = ("stands_for", *ABLATED)
 FIELDS = ("nfe", *SCORED, *TRAINING, *MODEL)
@@ -46,7 +49,7 @@ NEEDED = ("dataset", "network", "images_seen", "batch_size", "total_steps")
 OPTIONAL = {"precision", *IMAGES, *RECIPE, "teacher_sha256"}  # not noted where not known
 UNKNOWN = (None, "", "not stated", "as released")
 # A recipe field without a value is known too.
-EMPTY = dict.fromkeys((*ABLATED, *RECIPE), "none")
+EMPTY = dict.fromkeys(("weighting", *ABLATED, *RECIPE), "none")
 EMPTY |= dict.fromkeys(("num_scales", "target_ema"), "by a schedule")
 NAMES = ("for the better", "for the worse")  # the sides of an ordering, in words
 
@@ -126,6 +129,7 @@ def _claim_facts(claim: AbsoluteClaim) -> Facts:
         "scale": "paper",
         "stands_for": setting.recipe,
         "weights": f"EMA {claim.ema_rate:.6g}",
+        "weighting": None,  # lambda(t) = 1 in all experiments (Section 4)
         **(ablated_fields(setting.recipe, setting.changes) or {}),
     }
 
@@ -154,6 +158,7 @@ def _record_facts(record: RunRecord) -> Facts:
     if training:
         rate = training.ema_rate and f"EMA {training.ema_rate:.6g}"  # the digits of Table 3
         known["weights"] = rate if training.weights == "ema" else training.weights
+        known.setdefault("weighting", None)  # of an official file, which has no recipe
         if None not in (training.dataset_sha256, reference.images_sha256):
             # The images decide and not their name: those of the reference, or others of its name.
             if training.dataset_sha256 == reference.images_sha256:

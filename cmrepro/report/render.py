@@ -22,7 +22,7 @@ from cmrepro.schema import flat, read_json, to_builtins
 
 TABLE_FILES = {"csv": "csv", "md": "md", "tex": "latex"}
 SITE = Path("results/site")
-PAGES = f"records/*_{'[0-9a-f]' * 8}.html"  # of records; others there are foreign
+PAGES = f"{SITE}/records/*_{'[0-9a-f]' * 8}.html"  # of records; others there are foreign
 MARK = "Written by `cmrepro report`"
 # The package's checkpoints; their reader needs torch, which the report does without.
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "bundled"
@@ -35,7 +35,7 @@ def write_report(out: Path, overwrite: bool = False) -> list[Path]:
     for name, text in texts.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for name in surplus:  # pages of records that are gone
+    for name in surplus:  # of records and training logs that are gone
         (out / name).unlink()
     return [out / name for name in texts]
 
@@ -66,12 +66,12 @@ def check_report(out: Path) -> tuple[list[str], str]:
             other += 1
         else:
             problems.append(f"{name} differs from the records")
-    problems += [f"{name} has no record" for name in surplus]
+    problems += [f"{name} has no record or training log" for name in surplus]
     return problems, f"figures of another matplotlib are not compared: {other}" if other else ""
 
 
 def _texts(out: Path) -> tuple[dict[str, str], list[str]]:
-    """Every file of the report by its name relative to `out`, and the pages of no record."""
+    """Every file of the report by its name relative to `out`, and pages and figures left over."""
     records = read_records(out / FOLDER)
     content = _content(records, out)
     environment = jinja2.Environment(
@@ -103,8 +103,9 @@ def _texts(out: Path) -> tuple[dict[str, str], list[str]]:
             file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
             bundled=bundled.is_file() and sha256(bundled) == checksum,
         )
-    pages = [path.relative_to(out).as_posix() for path in (out / SITE).glob(PAGES)]
-    return texts, sorted(page for page in pages if page not in texts)
+    patterns = [PAGES, *(f"results/figures/{kind}_*.svg" for kind in content["figures"])]
+    found = [path.relative_to(out).as_posix() for of in patterns for path in out.glob(of)]
+    return texts, sorted(name for name in found if name not in texts)
 
 
 def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
