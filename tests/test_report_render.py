@@ -293,6 +293,24 @@ def test_distances_are_drawn_by_time_at_the_start_and_the_end() -> None:
     assert figures.distance_figure({"edm": [{"loss": 0.1}]}) is None
 
 
+def test_training_seeds_of_a_model_share_a_chart_and_ablations_have_no_distances(
+    tmp_path: Path,
+) -> None:
+    logs = tmp_path / "results/training"
+    logs.mkdir(parents=True)
+    for name in ("cd-l1", "cd", "cd-seed1"):
+        lines = [{"images": n, "loss": 1 / n, "ema_distances": {"80": 1 / n}} for n in (1, 2)]
+        lines[-1]["online_distances"] = {"80": 0.5}
+        (logs / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    changes = {"model": "cd-l1", "checkpoint.recipe.distance": "l1"}
+    l1 = altered(demo_record("cd", 1, 0, 9.0), changes)
+    drawn = figures.figures([l1], tmp_path / "results")
+    assert [*drawn["training"]] == ["training_cd", "training_cd-l1"]
+    seeds, one = (text.count('<g id="line2d_') for text in drawn["training"].values())
+    assert seeds == one + 1
+    assert ">cd<" in (of := drawn["distances"]["distances_by_time"]) and "cd-l1" not in of
+
+
 def test_the_picture_has_the_first_row_of_each_grid_best_first(out: Path) -> None:
     grids = out / "results" / "samples"
     figure = figures.samples_figure([*made_up_records(), demo_record("edm", 35, 0, 2.0)], grids)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from cmrepro.data.grids import REAL, TILE
 from cmrepro.records import RunRecord, TheoremCheck
-from cmrepro.report.comparability import anchors
+from cmrepro.report.comparability import anchors, is_ablation
 from cmrepro.report.results import model_at, protocol_of, ranked
 from cmrepro.report.tables import LABELS
 from cmrepro.report.theorems import theorem_figure
@@ -49,14 +49,19 @@ def figures(
     by_protocol: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         by_protocol[protocol_of(record)].append(record)
-    grids, paths = results / "samples", training_logs(results.parent)
-    logs = {name: entries for name, path in paths.items() if (entries := read_log(path))}
+    grids = results / "samples"
+    trainings: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)  # by seed of each model
+    for name, path in training_logs(results.parent).items():
+        if entries := read_log(path):
+            trainings[re.sub(r"-seed\d+$", "", name)].append(entries)
+    ablations = {record.model for record in records if is_ablation(record)}
+    firsts = {name: of[0] for name, of in trainings.items() if name not in ablations}
     with matplotlib.rc_context(STYLE):
         drawn: dict[str, dict[str, Figure | None]] = {
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
-            "training": {name: training_figure(name, of) for name, of in logs.items()},
-            "distances": {"by_time": distance_figure(logs)},
+            "training": {name: training_figure(name, of) for name, of in trainings.items()},
+            "distances": {"by_time": distance_figure(firsts)},
             "theorems": {
                 "errors": theorem_figure(checks) if any(c.errors for c in checks) else None
             },
@@ -130,12 +135,16 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
 
 
 def training_logs(out: Path) -> dict[str, Path]:
-    """Logs by model: results/training/MODEL.jsonl, and log.jsonl where `train` wrote to `out`."""
-    logs = {path.stem: path for path in sorted((out / "results/training").glob("*.jsonl"))}
+    """Logs by training: those in results/training, and log.jsonl where `train` wrote to `out`.
+
+    The files are MODEL.jsonl, and MODEL-seedN.jsonl of other training seeds than 0.
+    """
+    found = sorted((out / "results/training").glob("*.jsonl"), key=lambda path: path.stem)
+    logs = {path.stem: path for path in found}
     if (path := out / "log.jsonl").is_file():
         with open(path, encoding="utf-8", errors="replace") as file:
-            if found := re.match(r'\{"model": "([^"]+)", "step": .*\}\n', file.readline()):
-                logs[found[1]] = path
+            if first := re.match(r'\{"model": "([^"]+)", "step": .*\}\n', file.readline()):
+                logs[first[1]] = path
     return logs
 
 
@@ -179,19 +188,19 @@ def distance_figure(logs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure | No
     return figure
 
 
-def training_figure(name: str, entries: Sequence[dict[str, Any]]) -> Figure:
-    """Loss, and N where it follows a schedule, against images seen."""
-    entries = entries[:: math.ceil(len(entries) / CURVE_POINTS)]
-    keys = ("images", "loss", "num_scales")
-    columns: list[list[Any]] = [[entry.get(key) for entry in entries] for key in keys]
-    xs, ys, ns = columns
+def training_figure(name: str, trainings: Sequence[Sequence[dict[str, Any]]]) -> Figure:
+    """Loss of each training seed, and N where it follows a schedule, against images seen."""
     ax = (figure := Figure(figsize=(6, 3), layout="constrained")).add_subplot()
-    ax.plot(xs, ys)
+    thinned = [of[:: math.ceil(len(of) / CURVE_POINTS)] for of in trainings]
+    for entries in thinned:
+        ax.plot([e["images"] for e in entries], [e["loss"] for e in entries])
     ax.set(title=name, xlabel="images_seen", ylabel="loss")
-    ax.set_yscale("log" if min(ys) > 0 else "linear")
+    ax.set_yscale("log" if all(e["loss"] > 0 for of in thinned for e in of) else "linear")
+    ns = [entry.get("num_scales") for entry in thinned[0]]
     if len({*ns}) > 1:
         schedule = ax.twinx()
         schedule.grid(False)
+        xs = [entry["images"] for entry in thinned[0]]
         schedule.step(xs, ns, where="post", color="k", lw=0.8, ls=":")
         schedule.set_ylabel("N (dotted)")
     return figure
