@@ -196,7 +196,7 @@ def training_figure(name: str, trainings: Sequence[Sequence[dict[str, Any]]]) ->
         ax.plot([e["images"] for e in entries], [e["loss"] for e in entries])
     ax.set(title=name, xlabel="images_seen", ylabel="loss")
     ax.set_yscale("log" if all(e["loss"] > 0 for of in thinned for e in of) else "linear")
-    ns = [entry.get("num_scales") for entry in thinned[0]]
+    ns: list[Any] = [entry.get("num_scales") for entry in thinned[0]]
     if len({*ns}) > 1:
         schedule = ax.twinx()
         schedule.grid(False)
