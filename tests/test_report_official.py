@@ -50,6 +50,8 @@ def test_the_suites_decide_every_printed_score_and_all_orderings_of_released_mod
     fields = [re.findall(r"(\w+) = ", reason)[:2] for reason in reasons]
     others = [["solver", "num_scales"], ["num_scales"] * 2, ["num_scales", "target_ema"]]
     assert fields == [["num_scales"]] * 8 + others
+    # lambda(t) of an official file is known: 1, as in the paper.
+    assert not [v.notes for v in decided.values() if "weighting" in str(v.notes)]
     [note] = [note for note in decided["song2023/table1/ct/nfe2/fid"].notes if "740" in note]
     assert note.startswith("total_steps 800,000 in the paper, 740,000 here (deviation ct-cifar10-")
 

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from paper_records import paper_record
 from PIL import Image
 from records_of import altered, demo_record, sha256_of
@@ -90,12 +91,13 @@ def test_missing_and_surplus_files_are_found(written: Path) -> None:
     (written / "results/tables/table1.csv").unlink()
     (written / "results/records" / f"{RECORD}.json").unlink()
     (written / "results/training/demo-cifar10-cd.jsonl").unlink()
+    Figure().savefig(foreign := written / "results/figures/training_mine.svg")
     problems = check_report(written)[0]
     assert "results/tables/table1.csv is missing" in problems
     for name in (surplus := (PAGE, "results/figures/training_demo-cifar10-cd.svg")):
         assert f"{name} has no record or training log" in problems
     write_report(written)
-    assert not any((written / name).exists() for name in surplus)
+    assert not any((written / name).exists() for name in surplus) and foreign.exists()
     assert check_report(written) == ([], "")
 
 

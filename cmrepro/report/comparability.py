@@ -24,8 +24,8 @@ SAMPLING = ("times", "to_uint8", "clip_denoised")
 SCORED = ("protocol", "reference", "num_images", "scale", "dataset", "network")
 SCORING = (*SCORED[:3], "reference_sha256")  # of a pair of records: claims state no checksum
 TRAINING = (
-    *("images_seen", "batch_size", "total_steps", "initialisation", "weights", "selection"),
-    "weighting",
+    *("images_seen", "batch_size", "total_steps", "initialisation", "weighting"),
+    *("weights", "selection"),
 )
 # Recipe fields that ablations change.
 ABLATED = ("distance", "solver", "num_scales", "target_ema")

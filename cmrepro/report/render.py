@@ -2,6 +2,7 @@
 
 import functools
 import html
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,9 +104,16 @@ def _texts(out: Path) -> tuple[dict[str, str], list[str]]:
             file_sha256=sha256(out / FOLDER / f"{record.id}.json"),
             bundled=bundled.is_file() and sha256(bundled) == checksum,
         )
-    patterns = [PAGES, *(f"results/figures/{kind}_*.svg" for kind in content["figures"])]
-    found = [path.relative_to(out).as_posix() for of in patterns for path in out.glob(of)]
-    return texts, sorted(name for name in found if name not in texts)
+    figures_of = (out.glob(f"results/figures/{kind}_*.svg") for kind in content["figures"])
+    found = [*out.glob(PAGES), *filter(_is_own_figure, itertools.chain(*figures_of))]
+    written = {out / name for name in texts}
+    return texts, sorted(p.relative_to(out).as_posix() for p in found if p not in written)
+
+
+def _is_own_figure(path: Path) -> bool:
+    """True for an SVG of matplotlib without a date; those that others draw have one."""
+    text = path.read_text("utf-8", "replace")
+    return "Matplotlib v" in text and "<dc:date>" not in text
 
 
 def _content(records: list[RunRecord], out: Path) -> dict[str, Any]:
