@@ -15,12 +15,12 @@ import pytest
 from matplotlib.figure import Figure
 from paper_records import paper_record
 from PIL import Image
-from records_of import altered, demo_record, sha256_of
+from records_of import altered, demo_checkpoint, demo_record, sha256_of
 from report_folder import made_up_records, make_results
 from scipy import stats
 
 from cmrepro.data.grids import write_grid
-from cmrepro.records import write_record
+from cmrepro.records import RunRecord, write_record
 from cmrepro.report import figures
 from cmrepro.report.render import check_report, write_report
 from cmrepro.report.results import AS_PUBLISHED, demo_rows, paper_rows, results_rows
@@ -277,6 +277,29 @@ def test_a_score_figure_has_means_intervals_anchors_and_the_teacher() -> None:
     assert edm.lines[0].get_xydata().tolist() == [[35, 50]]
     np.testing.assert_allclose(cd.lines[2][0].get_segments()[0][:, 1], interval)
     assert [text.get_text() for text in ax.texts] == ["real 6", "noise 200"]
+
+
+def test_trends_join_models_that_differ_in_n_or_in_images_seen_alone() -> None:
+    def trained(fid: float, num_scales: int | None, steps: int = 10, **other: Any) -> RunRecord:
+        made = demo_checkpoint("cd")
+        schedule = {} if num_scales is None else dict.fromkeys(("s0", "s1", "mu0"))
+        made["recipe"] |= {"num_scales": num_scales, "total_steps": steps} | schedule | other
+        made["training"] |= {"images_seen": 32 * steps, "total_steps": steps}
+        made["sha256"] = sha256_of(repr(made["recipe"]))
+        return demo_record("cd", 1, 0, fid, checkpoint=made)
+
+    by_n = [trained(fid, n) for fid, n in ((30.0, 9), (10.0, 18), (20.0, 36))]
+    by_images = [trained(fid, 18, steps, ema_rate=0.9) for fid, steps in ((40.0, 5), (5.0, 40))]
+    others = [trained(1.0, None), trained(2.0, 60, solver="euler"), trained(3.0, 80, steps=20)]
+    records = [*by_n, *by_images, *others]
+    left, right = figures.trends_figure(records).axes
+    [[line, *_]], [[images, *_]] = left.containers, right.containers
+    assert line.get_xydata().tolist() == [[9, 30], [18, 10], [36, 20]]
+    assert images.get_xydata().tolist() == [[160, 40], [320, 10], [1280, 5]]
+    labels = [ax.get_legend().get_texts()[0].get_text() for ax in (left, right)]
+    shared = "demo-cifar10-cd, 1 evaluation\nl2, lambda = 1 / c_out^2"
+    assert labels == [f"{shared}, images_seen 320", f"{shared}, num_scales 18"]
+    assert figures.trends_figure([*by_n[:2], *others]) is None
 
 
 def test_distances_are_drawn_by_time_at_the_start_and_the_end() -> None:

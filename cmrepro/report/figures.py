@@ -22,17 +22,20 @@ from PIL import Image
 
 from cmrepro.data.grids import REAL, TILE
 from cmrepro.records import RunRecord, TheoremCheck
-from cmrepro.report.comparability import anchors, is_ablation
-from cmrepro.report.results import model_at, protocol_of, ranked
+from cmrepro.report.comparability import anchors, facts, group, is_ablation
+from cmrepro.report.results import model_at, protocol_of, ranked, summary
 from cmrepro.report.tables import LABELS
 from cmrepro.report.theorems import theorem_figure
-from cmrepro.schema import convert
+from cmrepro.schema import convert, to_builtins
 
 # Colours that colour-blind readers tell apart (Okabe, Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8c6d00", "#56B4E9")
 STYLE: Any = {"svg.hashsalt": "cmrepro", "svg.fonttype": "none", "font.size": 8}
 STYLE |= {"axes.grid": True, "grid.alpha": 0.3, "axes.prop_cycle": cycler(color=COLOURS)}
 CURVE_POINTS = 300  # of a training curve; a longer log is thinned
+# Fields that FD is drawn against, with the recipe fields that vary along a line.
+TRENDS = {"num_scales": ("num_scales",), "images_seen": ("total_steps", "ema_rate")}
+TREND_POINTS = 3  # of a line, at least
 
 
 class LogEntry(TypedDict):
@@ -60,6 +63,7 @@ def figures(
         drawn: dict[str, dict[str, Figure | None]] = {
             "samples": {name: samples_figure(of, grids) for name, of in by_protocol.items()},
             "score": {name: score_figure(of) for name, of in by_protocol.items()},
+            "trends": {name: trends_figure(of) for name, of in by_protocol.items()},
             "training": {name: training_figure(name, of) for name, of in trainings.items()},
             "distances": {"by_time": distance_figure(firsts)},
             "theorems": {
@@ -132,6 +136,48 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
     ax.set_title(f"{LABELS['fid']} (lower is better)")
     ax.legend()
     return figure
+
+
+def trends_figure(records: Sequence[RunRecord]) -> Figure | None:
+    """FD against N, and against images seen, of models that else agree; None without any.
+
+    With ablations: the first is Figure 3b and c of the paper at the end of the training.
+    """
+    panels = {field: _trends(records, field) for field in TRENDS}
+    shown = {field: lines for field, lines in panels.items() if lines}
+    if not shown:
+        return None
+    figure = Figure(figsize=(3.5 * len(shown), 3), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, (field, lines) in zip(axes, shown.items(), strict=True):
+        for (label, points), marker in zip(lines, itertools.cycle("osD^v"), strict=False):
+            values, means, bars = zip(*sorted(points), strict=True)
+            ax.errorbar(values, means, bars, marker=marker, capsize=2, label=label)
+        ticks = sorted({value for _, points in lines for value, *_ in points})
+        ax.set(xscale="log", xlabel=field, ylabel=LABELS["fid"])
+        ax.set_xticks(ticks, [f"{value:,}" for value in ticks], rotation=45)
+        ax.minorticks_off()
+        ax.legend(fontsize=6, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    return figure
+
+
+def _trends(
+    records: Sequence[RunRecord], field: str
+) -> list[tuple[str, list[tuple[int, float, float]]]]:
+    """Label of each line and its points: value of the field, mean and half the interval."""
+    lines: dict[tuple[str, str], list[tuple[int, float, float]]] = defaultdict(list)
+    (other,) = TRENDS.keys() - {field}
+    for members in group(r for r in records if r.nfe and "fid" in r.scores):
+        first, known, mean = members[0], facts(members[0]), summary(members, "fid")
+        recipe = first.checkpoint and first.checkpoint.recipe
+        if first.nfe and recipe and isinstance(value := known.get(field), int):
+            fixed = {k: v for k, v in to_builtins(recipe).items() if k not in TRENDS[field]}
+            shared = f"{known[other]:,}" if isinstance(known[other], int) else known[other]
+            label = f"{model_at(recipe.name, first.nfe)}\n{recipe.distance}, "
+            label += f"lambda = {recipe.weighting or 1}, {other} {shared}"
+            same = label, repr((fixed, known.get("teacher_sha256"), first.num_images))
+            lines[same].append((value, mean.mean, mean.half_width))
+    return [(label, of) for (label, _), of in lines.items() if len(of) >= TREND_POINTS]
 
 
 def training_logs(out: Path) -> dict[str, Path]:
