@@ -139,11 +139,12 @@ def score_figure(records: Sequence[RunRecord]) -> Figure | None:
 
 
 def trends_figure(records: Sequence[RunRecord]) -> Figure | None:
-    """FD against N, and against images seen, of models that else agree; None without any.
+    """FD against N, and against images seen, of models that otherwise agree; None without any.
 
     With ablations: the first is Figure 3b and c of the paper at the end of the training.
     """
-    panels = {field: _trends(records, field) for field in TRENDS}
+    groups = group(r for r in records if r.nfe and "fid" in r.scores)
+    panels = {field: _trends(groups, field) for field in TRENDS}
     shown = {field: lines for field, lines in panels.items() if lines}
     if not shown:
         return None
@@ -162,12 +163,12 @@ def trends_figure(records: Sequence[RunRecord]) -> Figure | None:
 
 
 def _trends(
-    records: Sequence[RunRecord], field: str
+    groups: Sequence[Sequence[RunRecord]], field: str
 ) -> list[tuple[str, list[tuple[int, float, float]]]]:
     """Label of each line and its points: value of the field, mean and half the interval."""
     lines: dict[tuple[str, str], list[tuple[int, float, float]]] = defaultdict(list)
     (other,) = TRENDS.keys() - {field}
-    for members in group(r for r in records if r.nfe and "fid" in r.scores):
+    for members in groups:
         first, known, mean = members[0], facts(members[0]), summary(members, "fid")
         recipe = first.checkpoint and first.checkpoint.recipe
         if first.nfe and recipe and isinstance(value := known.get(field), int):
